@@ -1,0 +1,129 @@
+"""The pool's configuration: one frozen value, validated once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Final
+
+from smartpool.errors import ConfigurationError, InvalidSizeError
+from smartpool.units import parse_size
+
+__all__ = ["POLICIES", "SmartPoolConfig"]
+
+POLICIES: Final = ("balanced", "tight", "fast")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmartPoolConfig:
+    """How a pool behaves.
+
+    Parameters
+    ----------
+    enable_interval_coloring
+        Track lifetimes as weighted intervals and count the gaps between live blocks in the metric.
+    enable_advanced_pooling
+        Keep freed memory for reuse in tiers. Off, every request goes to the driver: for debugging.
+    fragmentation_threshold
+        Weighted fragmentation, in [0, 1], above which the optimiser acts.
+    optimization_interval
+        Seconds between two passes of the background optimiser.
+    target_fragmentation_reduction
+        Reduction against the caching baseline, in [0, 1], that `statistics.target_achieved` asks for.
+    enable_predictive_allocation
+        Learn from the history of requests and prepare memory ahead of demand.
+    enable_auto_defragmentation
+        Run the background optimiser.
+    memory_pressure_threshold
+        Share of the device (or of `max_bytes`) in use, in (0, 1], above which idle memory is given
+        back without waiting for the interval.
+    policy
+        ``"balanced"``, ``"tight"`` (least memory) or ``"fast"`` (least driver time).
+    max_bytes
+        Hard cap on reserved bytes a device: an integer, a size such as ``"24GiB"``, a share of the
+        device as a float in (0, 1), or None for no cap but the device.
+    record
+        Record every request and free from the start, for traces and the measured reduction.
+
+    Raises
+    ------
+    ConfigurationError
+        When a field is wrong; its `field` attribute and the message name it.
+
+    Examples
+    --------
+    >>> SmartPoolConfig(fragmentation_threshold=1.5)
+    Traceback (most recent call last):
+    smartpool.errors.ConfigurationError: fragmentation_threshold: expected a number in [0, 1], got 1.5
+    """
+
+    enable_interval_coloring: bool = True
+    enable_advanced_pooling: bool = True
+    fragmentation_threshold: float = 0.3
+    optimization_interval: float = 30.0
+    target_fragmentation_reduction: float = 0.133
+    enable_predictive_allocation: bool = True
+    enable_auto_defragmentation: bool = True
+    memory_pressure_threshold: float = 0.85
+    policy: str = "balanced"
+    max_bytes: int | float | str | None = None
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ConfigurationError(field.name, f"expected True or False, got {value!r}")
+        for name in ("fragmentation_threshold", "target_fragmentation_reduction"):
+            _check_number(name, getattr(self, name), low=0.0, high=1.0)
+        _check_number("optimization_interval", self.optimization_interval, low=0.0, above=True)
+        _check_number(
+            "memory_pressure_threshold", self.memory_pressure_threshold, low=0.0, high=1.0, above=True
+        )
+        if self.policy not in POLICIES:
+            raise ConfigurationError("policy", f"expected one of {POLICIES}, got {self.policy!r}")
+        self._check_max_bytes()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> SmartPoolConfig:
+        """Return the configuration that a mapping of field names gives; unknown names are an error."""
+        known = {field.name for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigurationError(
+                    str(name), f"expected one of {', '.join(sorted(known))}; there is no such field"
+                )
+        return cls(**values)  # type: ignore[arg-type]
+
+    def cap(self, device_bytes: int) -> int:
+        """Return the hard cap in bytes on a device that holds `device_bytes`."""
+        limit = self.max_bytes
+        if limit is None:
+            return device_bytes
+        if isinstance(limit, float):
+            return min(device_bytes, int(limit * device_bytes))
+        return min(device_bytes, parse_size(limit))
+
+    def _check_max_bytes(self) -> None:
+        limit = self.max_bytes
+        if limit is None:
+            return
+        if isinstance(limit, float):
+            _check_number("max_bytes", limit, low=0.0, high=1.0, above=True)
+            return
+        try:
+            parsed = parse_size(limit)
+        except InvalidSizeError as error:
+            raise ConfigurationError("max_bytes", str(error)) from None
+        if isinstance(limit, bool) or parsed == 0:
+            raise ConfigurationError("max_bytes", f"expected a size above 0, got {limit!r}")
+
+
+def _check_number(
+    name: str, value: object, *, low: float, high: float = math.inf, above: bool = False
+) -> None:
+    bracket = f"{'(' if above else '['}{low:g}, {high:g}{']' if high < math.inf else ')'}"
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (low < value if above else low <= value) or value > high:  # type: ignore[operator]
+        raise ConfigurationError(name, f"expected a number in {bracket}, got {value!r}")

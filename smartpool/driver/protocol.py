@@ -1,0 +1,162 @@
+"""The driver protocol: the thing that owns memory, as the pool sees it.
+
+Three implementations (`cuda:N`, `cpu`, `model:SIZE`) pass one contract test suite
+(`tests/driver/test_contract.py`). Addresses, sizes, streams, events and chunk handles are plain
+integers, because the hot paths above compare and store millions of them; each means something
+only to the driver that gave it.
+
+The calls follow the CUDA driver's virtual-memory interface, because it is the strictest of the
+three: a chunk is mapped whole or not at all; access is enabled after every map; sizes and
+addresses are multiples of `granularity`; the range that is unmapped covers whole mappings (holes
+between them are allowed). What CUDA would refuse, the other drivers refuse too, so that a test on
+a laptop means something.
+
+Failure. A call either does what it says or raises and changes nothing. `unmap` and
+`enable_access` over several mappings are one call and one outcome. `DriverOutOfMemoryError` is
+raised by `allocate` and `create_chunk` alone; a wrong argument, and every failure that the
+device reports, is a `DriverError` with the call, its arguments and the driver's code. After a
+*sticky* failure (CUDA: the context is lost) every later call fails with the same code.
+
+Ordering. `fill` and `copy` are asynchronous with respect to the host and in order within a
+stream. Everything else that touches memory (`free`, `unmap`, `release_chunk`) acts at once: the
+caller must know by events that the device is done with it. `free` may block until it is.
+
+Threads. Every method may be called from any thread, without other set-up: a driver makes its
+context current on the calling thread itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+__all__ = ["Driver", "MemoryInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """Physical memory of a device in bytes: what is free now, and all there is."""
+
+    free: int
+    total: int
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """One device's memory, streams and events.
+
+    Attributes
+    ----------
+    name
+        The canonical device name: ``"cuda:0"``, ``"cpu"``, ``"model:80GiB"``.
+    dl_device
+        DLPack's device: ``(device type, device number)``; ``(1, 0)`` for `cpu`, ``(2, N)`` for
+        ``cuda:N``. `model` has no memory to read and says ``(12, 0)`` (kDLExtDev): its buffers
+        cannot be exported.
+    granularity
+        Bytes; chunk sizes, mapping addresses and reservations are multiples of it. 0 where the
+        platform has no virtual memory calls: those then raise `UnsupportedError`.
+    default_stream
+        The stream that None stands for: 0 on every driver (CUDA's legacy default stream).
+    """
+
+    name: str
+    dl_device: tuple[int, int]
+    granularity: int
+    default_stream: int
+
+    # --- raw memory ---
+
+    def memory_info(self) -> MemoryInfo:
+        """Return free and total physical bytes."""
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` > 0 fresh bytes, aligned to 512 at least.
+
+        Raises `DriverOutOfMemoryError` when the device cannot hold them.
+        """
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` returned. May block until the device is idle."""
+
+    # --- virtual memory ---
+
+    def reserve(self, size: int) -> int:
+        """Return the base of a fresh range of `size` addresses with no memory behind them."""
+
+    def unreserve(self, address: int, size: int) -> None:
+        """Give back a whole reservation; nothing may be mapped in it."""
+
+    def create_chunk(self, size: int) -> int:
+        """Return a handle of `size` bytes of physical memory, mapped nowhere."""
+
+    def release_chunk(self, chunk: int) -> None:
+        """Give the chunk's memory back. It must not be mapped anywhere."""
+
+    def map_chunk(self, address: int, chunk: int) -> None:
+        """Map the whole chunk at `address`, inside one reservation, where nothing is mapped.
+
+        A chunk may be mapped at several addresses at once; they show the same bytes. Touching the
+        memory before `enable_access` is an error of the program (a fault on real devices).
+        """
+
+    def enable_access(self, address: int, size: int) -> None:
+        """Let this device read and write [address, address + size), which must be mapped all over."""
+
+    def unmap(self, address: int, size: int) -> None:
+        """Unmap all chunks mapped in [address, address + size). None may stick out of the range."""
+
+    # --- streams and events ---
+
+    def stream(self, obj: object) -> int:
+        """Return the stream handle that `obj` stands for.
+
+        None is the default stream, an integer is a handle, anything with ``__cuda_stream__`` (on
+        CUDA) is asked. Raises `StreamError` for everything else, and for streams of others.
+        """
+
+    def create_stream(self) -> int:
+        """Return a new stream that does not synchronise with the default stream."""
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroy a stream from `create_stream`; its pending work still completes."""
+
+    def synchronize(self, stream: int | None = None) -> None:
+        """Block until all work of `stream` (None: of the whole device) is done."""
+
+    def create_event(self) -> int:
+        """Return a new event. Until it is recorded it counts as done."""
+
+    def destroy_event(self, event: int) -> None:
+        """Destroy an event; waits already queued on it are unaffected."""
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Make `event` stand for all work queued on `stream` up to now, replacing an earlier record."""
+
+    def event_done(self, event: int) -> bool:
+        """Return whether the work that the event stands for is done. Never blocks."""
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Make later work on `stream` wait, on the device, for what the event stands for now."""
+
+    def synchronize_event(self, event: int) -> None:
+        """Block the host until the event is done."""
+
+    # --- data ---
+
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        """Queue on `stream`: set `size` bytes to `value` (0-255)."""
+
+    def copy(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes that do not overlap, within this device."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return `size` bytes as the host sees them, after all queued work is done. For tests."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address` after all queued work is done. For tests."""
+
+    # --- life ---
+
+    def close(self) -> None:
+        """Release what the driver itself holds. What callers hold stays theirs; idempotent."""

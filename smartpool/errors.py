@@ -1,0 +1,178 @@
+"""Every error that SmartPool raises: one root, one class a cause.
+
+A message says what was expected, what came, and what to do next. A call that raises leaves the
+pool as it was, unless the class says otherwise. Where Python has a class for the kind of mistake
+(`ValueError`, `MemoryError`, ...), ours derives from it too, so that code which does not know
+SmartPool still catches the right thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = [
+    "ConfigurationError",
+    "DLPackError",
+    "DeviceNotFoundError",
+    "DoubleFreeError",
+    "DriverError",
+    "DriverNotInstalledError",
+    "DriverOutOfMemoryError",
+    "InvalidRequestError",
+    "InvalidSizeError",
+    "InvariantError",
+    "OutOfMemoryError",
+    "PlanningError",
+    "PoolClosedError",
+    "RequestTooLargeError",
+    "SmartPoolError",
+    "StreamError",
+    "TraceError",
+    "TraceFormatError",
+    "TraceInconsistentError",
+    "UnknownPointerError",
+    "UnsafePickleError",
+    "UnsupportedError",
+]
+
+
+class SmartPoolError(Exception):
+    """The root of all errors that SmartPool raises on purpose."""
+
+
+# ------------------------------------------------------------------ what the caller asked for
+
+
+class InvalidRequestError(SmartPoolError, ValueError):
+    """A request has a field of the wrong type or value: shape, dtype, alignment, priority, hint."""
+
+
+class InvalidSizeError(InvalidRequestError):
+    """A size is negative, not an integer, or not readable. Not raised for sizes that are too large."""
+
+
+class ConfigurationError(SmartPoolError, ValueError):
+    """A configuration value is wrong. The message begins with the name of the field.
+
+    Attributes
+    ----------
+    field
+        The name of the field that is wrong.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class StreamError(SmartPoolError, ValueError):
+    """An object is not a stream of this device, or a stream was already destroyed."""
+
+
+class UnsupportedError(SmartPoolError, NotImplementedError):
+    """The device or platform cannot do what was asked. Nothing was done in its place."""
+
+
+# ------------------------------------------------------------------ memory
+
+
+class OutOfMemoryError(SmartPoolError, MemoryError):
+    """The device or the pool's limit cannot hold the request beside what is live.
+
+    Raised only after idle memory was reused, given back and asked for again. The pool is as it
+    was; live blocks are intact. See `RequestTooLargeError` for requests that can never succeed.
+    """
+
+
+class RequestTooLargeError(OutOfMemoryError):
+    """One request is larger than the whole device, or than the pool's limit: waiting cannot help."""
+
+
+class DoubleFreeError(SmartPoolError, ValueError):
+    """A pointer or allocation that was freed already is freed again. Nothing was changed."""
+
+
+class UnknownPointerError(SmartPoolError, ValueError):
+    """A pointer or allocation id never came from this pool, or points into the middle of a block."""
+
+
+class PoolClosedError(SmartPoolError, RuntimeError):
+    """The pool was closed. Frees of memory that is still live are accepted all the same."""
+
+
+class InvariantError(SmartPoolError, AssertionError):
+    """A `check()` found an invariant broken: a bug in SmartPool. The message dumps the state."""
+
+
+# ------------------------------------------------------------------ devices and drivers
+
+
+class DeviceNotFoundError(SmartPoolError, LookupError):
+    """No such device: the name is not understood, or its number is out of range."""
+
+
+class DriverNotInstalledError(SmartPoolError, RuntimeError):
+    """The device's driver or the Python package that talks to it is not installed on this machine."""
+
+
+class DriverError(SmartPoolError, RuntimeError):
+    """A driver call failed.
+
+    Attributes
+    ----------
+    call
+        The name of the call, by the driver protocol (``"map_chunk"``).
+    code
+        The driver's own name for the failure (``"CUDA_ERROR_INVALID_VALUE"``, ``"ENOMEM"``).
+    arguments
+        The arguments of the call by name.
+    """
+
+    def __init__(
+        self, call: str, code: str, arguments: Mapping[str, object] | None = None, *, advice: str = ""
+    ) -> None:
+        self.call = call
+        self.code = code
+        self.arguments = dict(arguments or {})
+        shown = ", ".join(f"{name}={_show(value)}" for name, value in self.arguments.items())
+        super().__init__(f"{call}({shown}) failed: {code}" + (f"; {advice}" if advice else ""))
+
+
+class DriverOutOfMemoryError(DriverError, MemoryError):
+    """The device has no physical memory left for a driver call.
+
+    The pool catches it, frees what it can, tries again, and raises `OutOfMemoryError` in the end.
+    Only users of the bare driver see this class.
+    """
+
+
+# ------------------------------------------------------------------ exchange, traces, plans
+
+
+class DLPackError(SmartPoolError, BufferError):
+    """A buffer cannot be exported as the consumer asked (device, copy, version or stream)."""
+
+
+class TraceError(SmartPoolError, ValueError):
+    """A trace or log cannot be used. The message names the file, and the row where there is one."""
+
+
+class TraceFormatError(TraceError):
+    """A file is truncated, damaged, or not of the format that was expected."""
+
+
+class TraceInconsistentError(TraceError):
+    """A readable trace contradicts itself: it frees what is not live, or reuses a live id."""
+
+
+class UnsafePickleError(TraceFormatError):
+    """A pickle holds more than plain containers, strings and numbers. Nothing of it was run."""
+
+
+class PlanningError(SmartPoolError, ValueError):
+    """Intervals cannot be planned: one is malformed, or fixed offsets collide. Names the interval."""
+
+
+def _show(value: object) -> str:
+    """Addresses and sizes read better in hexadecimal once they are large."""
+    return hex(value) if isinstance(value, int) and value >= 1 << 20 else repr(value)
