@@ -86,14 +86,14 @@ def checked_size(size: SupportsIndex) -> int:
     NumPy integers and everything else with ``__index__`` are accepted; `bool` and `float` are not.
     """
     try:
-        if isinstance(size, bool):
-            raise TypeError
         nbytes = operator.index(size)
     except TypeError:
+        nbytes = None
+    if nbytes is None or isinstance(size, bool):
         raise InvalidSizeError(
             f"expected a size in bytes as an integer, got {size!r} of type {type(size).__name__}; "
             "convert it with int(), or read text with smartpool.parse_size()"
-        ) from None
+        )
     if nbytes < 0:
         raise InvalidSizeError(f"expected a size of at least 0 bytes, got {nbytes}")
     return nbytes

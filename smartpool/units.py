@@ -54,7 +54,7 @@ def parse_size(text: str | int) -> int:
     number, unit = match.groups()
     factor = _FACTORS[(unit or "").lower()]
     whole, _, fraction = number.partition(".")
-    numerator, denominator = int(whole + fraction) * factor, 10 ** len(fraction)
+    numerator, denominator = int(whole + fraction) * factor, int(10 ** len(fraction))
     if numerator % denominator:
         raise InvalidSizeError(
             f"expected a whole number of bytes, got {text!r} = {numerator / denominator} bytes; "

@@ -1,0 +1,1 @@
+"""The thing that owns memory: the protocol, and the cpu, model and cuda devices."""

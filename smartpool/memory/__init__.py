@@ -1,0 +1,1 @@
+"""Blocks, gaps and arenas: bookkeeping of address ranges. Pure integers."""

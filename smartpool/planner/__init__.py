@@ -1,0 +1,1 @@
+"""Intervals become offsets: weighted interval-graph colouring. Pure integers."""

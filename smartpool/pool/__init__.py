@@ -1,0 +1,1 @@
+"""Tiers, streams, defragmentation, prediction and statistics of one device."""

@@ -1,0 +1,1 @@
+"""The kit that tests allocators: strategies, state machine, faults."""

@@ -1,0 +1,1 @@
+"""Recorded allocations: format, recording, importers, replay, baselines."""
