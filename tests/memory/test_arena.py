@@ -1,0 +1,158 @@
+"""The arena against a naive model: one byte of bookkeeping for each 512 of memory."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from smartpool.errors import InvariantError
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, join_uses
+
+UNITS = 96
+
+
+class ArenaMachine(RuleBasedStateMachine):
+    """The model is a string of cells: None where not lent, 0 where free, a block's number where live."""
+
+    def __init__(self):
+        super().__init__()
+        self.arena = Arena()
+        self.cells = [None] * UNITS
+        self.blocks = {}
+        self.seams = set()
+        self.uses = {}
+
+    def runs(self):
+        """Maximal free runs of the model, cut at seams."""
+        runs, start = [], None
+        for cell in range(UNITS + 1):
+            free = cell < UNITS and self.cells[cell] == 0
+            if start is not None and (not free or cell in self.seams):
+                runs.append((start, cell - start))
+                start = None
+            if free and start is None:
+                start = cell
+        return runs
+
+    @rule(start=st.integers(0, UNITS - 1), length=st.integers(1, 24), barrier=st.booleans())
+    def extend(self, start, length, barrier):
+        length = min(length, UNITS - start)
+        if any(cell is not None for cell in self.cells[start : start + length]):
+            return
+        self.arena.extend(start * ALIGNMENT, length * ALIGNMENT, barrier=barrier)
+        self.cells[start : start + length] = [0] * length
+        if barrier:
+            self.seams |= {start, start + length}
+
+    @rule(length=st.integers(1, 12), shift=st.integers(0, 3))
+    def allocate(self, length, shift):
+        alignment = 1 << shift
+        start = self.arena.allocate(length * ALIGNMENT, alignment * ALIGNMENT)
+        fits = [(size, run) for run, size in self.runs() if run + (-run % alignment) + length <= run + size]
+        if start is None:
+            assert not fits
+            return
+        cell = start // ALIGNMENT
+        assert start % (alignment * ALIGNMENT) == 0
+        assert self.cells[cell : cell + length] == [0] * length
+        if alignment == 1:
+            assert cell == min(fits)[1]  # best fit, lowest among equals
+        self.cells[cell : cell + length] = [cell + 1] * length
+        for unit in range(cell, cell + length):  # who takes a gap waits for its uses
+            self.uses.pop(unit, None)
+        self.blocks[cell] = length
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data(), stream=st.none() | st.integers(0, 2), position=st.integers(0, 9))
+    def free(self, data, stream, position):
+        cell = data.draw(st.sampled_from(sorted(self.blocks)))
+        length = self.blocks.pop(cell)
+        uses = None if stream is None else {stream: position}
+        assert self.arena.free(cell * ALIGNMENT, uses) == length * ALIGNMENT
+        self.cells[cell : cell + length] = [0] * length
+        if uses:
+            for unit in range(cell, cell + length):
+                self.uses[unit] = join_uses(self.uses.get(unit), uses)
+
+    @rule(cell=st.integers(0, UNITS - 1))
+    def free_what_is_no_block(self, cell):
+        if cell not in self.blocks:
+            with pytest.raises(KeyError):
+                self.arena.free(cell * ALIGNMENT)
+
+    @rule(data=st.data())
+    def retract(self, data):
+        runs = [run for run in self.runs() if not self.seams & set(range(run[0], sum(run) + 1))]
+        if not runs:
+            return
+        run, size = data.draw(st.sampled_from(runs))
+        start = data.draw(st.integers(run, run + size - 1))
+        length = data.draw(st.integers(1, run + size - start))
+        gap = self.arena.gap_at(run * ALIGNMENT)
+        self.arena.retract(gap, start * ALIGNMENT, length * ALIGNMENT)
+        self.cells[start : start + length] = [None] * length
+        for unit in range(start, start + length):
+            self.uses.pop(unit, None)
+
+    @invariant()
+    def agrees(self):
+        self.arena.check()
+        assert [(gap.start // ALIGNMENT, gap.size // ALIGNMENT) for gap in self.arena.gaps()] == self.runs()
+        lent = sum(cell is not None for cell in self.cells)
+        assert self.arena.extent_bytes == lent * ALIGNMENT
+        assert self.arena.live_bytes == sum(self.blocks.values()) * ALIGNMENT
+
+    @invariant()
+    def no_use_is_lost(self):
+        """Whoever may still touch a free unit is named by the gap that holds it."""
+        for gap in self.arena.gaps():
+            named = self.arena.uses_of(gap) or {}
+            for unit in range(gap.start // ALIGNMENT, gap.end // ALIGNMENT):
+                for stream, position in (self.uses.get(unit) or {}).items():
+                    assert named.get(stream, -1) >= position
+
+
+TestArena = ArenaMachine.TestCase
+TestArena.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.randoms())
+def test_everything_freed_is_one_gap_again(sizes, random):
+    arena = Arena()
+    arena.extend(0, sum(sizes) * ALIGNMENT)
+    starts = [arena.allocate(size * ALIGNMENT) for size in sizes]
+    assert None not in starts
+    random.shuffle(starts)
+    for start in starts:
+        arena.free(start)
+    assert arena.gaps() == [Range(0, sum(sizes) * ALIGNMENT)]
+
+
+def test_mark_reaches_every_gap():
+    arena = Arena()
+    arena.extend(0, 8192)
+    block = arena.allocate(512)
+    arena.free(block, {1: 4})
+    arena.mark({0: 7})
+    assert arena.uses_of(arena.largest_gap) == {0: 7, 1: 4}
+
+
+def test_retract_of_live_memory_is_refused():
+    arena = Arena()
+    arena.extend(0, 4096)
+    arena.allocate(1024)
+    with pytest.raises(InvariantError):
+        arena.retract(Range(0, 4096), 0, 4096)
+    arena.check()
+
+
+@pytest.mark.parametrize("damage", ["live_bytes", "extent_bytes"])
+def test_check_finds_wrong_totals(damage):
+    arena = Arena()
+    arena.extend(0, 4096)
+    arena.allocate(1024)
+    setattr(arena, damage, 5)
+    with pytest.raises(InvariantError):
+        arena.check()
