@@ -27,6 +27,7 @@ context current on the calling thread itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -58,12 +59,18 @@ class Driver(Protocol):
         platform has no virtual memory calls: those then raise `UnsupportedError`.
     default_stream
         The stream that None stands for: 0 on every driver (CUDA's legacy default stream).
+    calls
+        How often each call of this protocol was made, failed calls included.
+    seconds
+        What the calls cost: modelled on `model`, measured elsewhere.
     """
 
     name: str
     dl_device: tuple[int, int]
     granularity: int
     default_stream: int
+    calls: Counter[str]
+    seconds: float
 
     # --- raw memory ---
 

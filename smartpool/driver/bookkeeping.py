@@ -1,0 +1,261 @@
+"""Who holds what: raw memory, reservations, chunks and mappings, in pure integers.
+
+The rules of the protocol stand here once, for all three drivers. Every method validates first and
+raises `DriverError` before it changes anything; what it then changes, one other method undoes, so
+a driver does "book, then act, and on failure un-book". Invariants, proved by `check()`:
+
+* raw ranges, and reservations, are disjoint; every mapping lies inside one reservation;
+* mappings are disjoint, and each covers its whole chunk;
+* `chunk.maps` == the number of mappings of the chunk;
+* `Footprint.held` == rounded raw bytes + chunk bytes <= capacity.
+
+The book has no lock: its driver has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smartpool.driver.ranges import RangeMap
+from smartpool.errors import DriverError, InvariantError
+
+__all__ = ["AddressBook", "Chunk", "Mapping"]
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """Physical memory: its size, and at how many addresses it is mapped now."""
+
+    size: int
+    maps: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Mapping:
+    """A chunk mapped whole at `address`; `accessible` once access was enabled after the map."""
+
+    address: int
+    size: int
+    handle: int
+    accessible: bool = False
+
+
+class AddressBook:
+    """The state of one device's addresses.
+
+    Parameters
+    ----------
+    granularity
+        Bytes; sizes and addresses of reservations, chunks and mappings are multiples of it.
+    """
+
+    __slots__ = ("_mappings", "_raw", "_reservations", "chunks", "granularity")
+
+    def __init__(self, granularity: int) -> None:
+        self.granularity = granularity
+        self.chunks: dict[int, Chunk] = {}
+        self._raw: RangeMap[None] = RangeMap()
+        self._reservations: RangeMap[None] = RangeMap()
+        self._mappings: RangeMap[Mapping] = RangeMap()
+
+    # --- raw memory ---
+
+    def add_raw(self, address: int, size: int) -> None:
+        """Record what `allocate` returned. Undone by `remove_raw`."""
+        self._raw.add(address, address + size, None)
+
+    def remove_raw(self, address: int) -> int:
+        """Forget raw memory and return its size. Undone by `add_raw`."""
+        entry = self._raw.exact(address)
+        if entry is None:
+            raise refusal("free", "pass an address that allocate returned, once", address=address)
+        self._raw.remove(address)
+        return entry[0] - address
+
+    # --- reservations and chunks ---
+
+    def check_size(self, call: str, size: int) -> None:
+        """Refuse a size of raw memory that is not positive."""
+        if size <= 0:
+            raise refusal(call, "expected a size of at least 1 byte", size=size)
+
+    def check_granular(self, call: str, size: int) -> None:
+        """Refuse a size that is not a positive multiple of the granularity."""
+        if size <= 0 or size % self.granularity:
+            raise refusal(call, f"expected a positive multiple of {self.granularity} bytes", size=size)
+
+    def add_reservation(self, address: int, size: int) -> None:
+        """Record what `reserve` returned. Undone by `remove_reservation`."""
+        self._reservations.add(address, address + size, None)
+
+    def remove_reservation(self, address: int, size: int) -> None:
+        """Forget a whole, empty reservation. Undone by `add_reservation`."""
+        entry = self._reservations.exact(address)
+        if entry is None or entry[0] != address + size:
+            advice = "pass the address and size of one whole reservation, once"
+            raise refusal("unreserve", advice, address=address, size=size)
+        if self._mappings.overlaps(address, address + size):
+            raise refusal(
+                "unreserve", "unmap everything in the reservation first", address=address, size=size
+            )
+        self._reservations.remove(address)
+
+    def add_chunk(self, handle: int, size: int) -> None:
+        """Record a chunk. Undone by `remove_chunk`."""
+        self.chunks[handle] = Chunk(size)
+
+    def remove_chunk(self, handle: int) -> int:
+        """Forget a chunk that is mapped nowhere and return its size. Undone by `add_chunk`."""
+        chunk = self._chunk("release_chunk", handle)
+        if chunk.maps:
+            advice = f"it is still mapped at {chunk.maps} address(es): unmap it first"
+            raise refusal("release_chunk", advice, chunk=handle)
+        del self.chunks[handle]
+        return chunk.size
+
+    # --- mappings ---
+
+    def map(self, address: int, handle: int) -> Mapping:
+        """Record a mapping of the whole chunk at `address`. Undone by `unmap` or `drop`."""
+        chunk = self._chunk("map_chunk", handle, address=address)
+        end = address + chunk.size
+        if address % self.granularity:
+            advice = f"expected an address that is a multiple of {self.granularity}"
+            raise refusal("map_chunk", advice, address=address, chunk=handle)
+        reservation = self._reservations.at(address)
+        if reservation is None or end > reservation[1]:
+            advice = f"[address, address + {chunk.size}) does not lie inside one reservation"
+            raise refusal("map_chunk", advice, address=address, chunk=handle)
+        if self._mappings.overlaps(address, end):
+            raise refusal(
+                "map_chunk", "something is mapped there: unmap it first", address=address, chunk=handle
+            )
+        mapping = Mapping(address, chunk.size, handle)
+        self._mappings.add(address, end, mapping)
+        chunk.maps += 1
+        return mapping
+
+    def unmap(self, address: int, size: int) -> list[Mapping]:
+        """Forget the mappings in the range and return them in order. Undone by `restore`."""
+        mappings = self._window("unmap", address, size)
+        for mapping in mappings:
+            self.drop(mapping)
+        return mappings
+
+    def drop(self, mapping: Mapping) -> None:
+        """Forget one mapping."""
+        self._mappings.remove(mapping.address)
+        self.chunks[mapping.handle].maps -= 1
+
+    def restore(self, mappings: list[Mapping]) -> None:
+        """Undo `unmap`: put back what it returned, access included."""
+        for mapping in mappings:
+            self._mappings.add(mapping.address, mapping.address + mapping.size, mapping)
+            self.chunks[mapping.handle].maps += 1
+
+    def enable_access(self, address: int, size: int) -> list[Mapping]:
+        """Return the mappings in the range, which fill it; the driver marks them once that worked."""
+        mappings = self._window("enable_access", address, size)
+        expected = address
+        for mapping in mappings:
+            if mapping.address != expected:
+                break
+            expected += mapping.size
+        if expected != address + size:
+            advice = f"nothing is mapped at {expected:#x}: map the whole range first"
+            raise refusal("enable_access", advice, address=address, size=size)
+        return mappings
+
+    # --- touching memory ---
+
+    def check_touch(self, call: str, address: int, size: int) -> None:
+        """Refuse a range that is neither inside one raw allocation nor mapped and accessible all over."""
+        if size <= 0:
+            raise refusal(call, "expected a size of at least 1 byte", address=address, size=size)
+        if not self.touchable(address, size):
+            advice = "the range is not raw memory, nor mapped with access enabled after the map"
+            raise refusal(call, advice, address=address, size=size)
+
+    def touchable(self, address: int, size: int) -> bool:
+        """Return whether the device may read and write all of [address, address + size)."""
+        end = address + size
+        raw = self._raw.at(address)
+        if raw is not None:
+            return end <= raw[1]
+        reached = address
+        for start, stop, mapping in self._mappings.overlapping(address, end):
+            if start > reached or not mapping.accessible:
+                return False
+            reached = stop
+        return reached >= end
+
+    # --- the whole ---
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held: no raw memory, no reservation, no chunk."""
+        return not (len(self._raw) or len(self._reservations) or self.chunks)
+
+    def describe(self) -> dict[str, int]:
+        """Return how many of each are held, and the bytes of chunks and raw memory."""
+        return {
+            "raw": len(self._raw),
+            "raw_bytes": sum(end - start for start, end, _ in self._raw),
+            "reservations": len(self._reservations),
+            "chunks": len(self.chunks),
+            "chunk_bytes": sum(chunk.size for chunk in self.chunks.values()),
+            "mappings": len(self._mappings),
+        }
+
+    def mappings(self) -> list[Mapping]:
+        """Return all mappings in order of address."""
+        return [mapping for _, _, mapping in self._mappings]
+
+    def check(self) -> None:
+        """Raise `InvariantError` unless every invariant of this module's docstring holds."""
+        for ranges in (self._raw, self._reservations, self._mappings):
+            ranges.check()
+        maps = dict.fromkeys(self.chunks, 0)
+        for start, end, mapping in self._mappings:
+            reservation = self._reservations.at(start)
+            if reservation is None or end > reservation[1]:
+                raise InvariantError(f"{mapping} lies in no reservation")
+            chunk = self.chunks.get(mapping.handle)
+            if chunk is None or chunk.size != mapping.size or mapping.address != start:
+                raise InvariantError(f"{mapping} does not show the whole of {chunk}")
+            maps[mapping.handle] += 1
+        for handle, chunk in self.chunks.items():
+            if chunk.maps != maps[handle]:
+                raise InvariantError(f"chunk {handle:#x} counts {chunk.maps} mappings, has {maps[handle]}")
+
+    def _chunk(self, call: str, handle: int, **arguments: object) -> Chunk:
+        chunk = self.chunks.get(handle)
+        if chunk is None:
+            raise refusal(
+                call,
+                "no such chunk: pass a handle from create_chunk, not released",
+                **arguments,
+                chunk=handle,
+            )
+        return chunk
+
+    def _window(self, call: str, address: int, size: int) -> list[Mapping]:
+        """Return the mappings in a range that is granular, in one reservation, and cuts no mapping."""
+        end = address + size
+        if size <= 0 or size % self.granularity or address % self.granularity:
+            advice = f"expected an address and a positive size that are multiples of {self.granularity}"
+            raise refusal(call, advice, address=address, size=size)
+        reservation = self._reservations.at(address)
+        if reservation is None or end > reservation[1]:
+            raise refusal(call, "the range does not lie inside one reservation", address=address, size=size)
+        found = self._mappings.overlapping(address, end)
+        if found and (found[0][0] < address or found[-1][1] > end):
+            start, stop, _ = found[0] if found[0][0] < address else found[-1]
+            advice = f"the mapping [{start:#x}, {stop:#x}) sticks out: pass a range of whole mappings"
+            raise refusal(call, advice, address=address, size=size)
+        return [mapping for _, _, mapping in found]
+
+
+def refusal(call: str, advice: str, **arguments: object) -> DriverError:
+    """Return the error for arguments that break the protocol's rules."""
+    return DriverError(call, "INVALID_VALUE", arguments, advice=advice)

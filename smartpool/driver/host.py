@@ -1,0 +1,449 @@
+"""What `cpu` and `model` share: the whole protocol, above a dozen hooks that do the physical part.
+
+Each call: count it, let a scripted fault fail it, validate and book it, act, and un-book it when
+acting failed. One lock is held all the while; blocking calls let go of it as they wait.
+
+Work on a stream is checked twice, as on a real device: when it is queued (a wrong argument is
+refused and nothing is queued) and when it is done. If the memory was unmapped or freed in
+between, the device is lost with ``ILLEGAL_ADDRESS``: the pool above failed to wait for an event.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+
+from smartpool.driver.bookkeeping import AddressBook, Mapping, refusal
+from smartpool.driver.faults import Faults
+from smartpool.driver.footprint import Footprint
+from smartpool.driver.protocol import MemoryInfo
+from smartpool.driver.queues import FIRST_HANDLE, Queues
+from smartpool.errors import (
+    DriverError,
+    DriverOutOfMemoryError,
+    InvariantError,
+    StreamError,
+    UnsupportedError,
+)
+
+__all__ = ["HostDriver"]
+
+
+class HostDriver(ABC):
+    """A driver whose device is this process.
+
+    Attributes
+    ----------
+    calls
+        How often each call of the protocol was made, failed calls included.
+    seconds
+        What the calls cost: modelled (`model`) or measured (`cpu`).
+    faults
+        Scripted failures.
+    """
+
+    def __init__(self, name: str, dl_device: tuple[int, int], granularity: int, footprint: Footprint) -> None:
+        self.name = name
+        self.dl_device = dl_device
+        self.granularity = granularity
+        self.default_stream = 0
+        self.calls: Counter[str] = Counter()
+        self.seconds = 0.0
+        self.faults = Faults()
+        self._lock = threading.Lock()
+        self._book = AddressBook(granularity)
+        self._queues = Queues(self._lock)
+        self._footprint = footprint
+        self._next_chunk = FIRST_HANDLE
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {self._footprint.held} bytes held>"
+
+    # --- raw memory ---
+
+    def memory_info(self) -> MemoryInfo:
+        """Return free and total physical bytes."""
+        with self._lock:
+            self.calls["memory_info"] += 1
+            if self.faults.alert:
+                self.faults.check("memory_info")
+            return self._memory_info()
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` fresh bytes."""
+        with self._lock:
+            self.calls["allocate"] += 1
+            if self.faults.alert:
+                self.faults.check("allocate", size=size)
+            self._book.check_size("allocate", size)
+            self._refuse_when_closed("allocate", size=size)
+            if not self._footprint.fits_raw(size):
+                raise self._out_of_memory("allocate", size)
+            address = self._allocate(size)
+            self._footprint.add_raw(size)
+            self._book.add_raw(address, size)
+            return address
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` returned."""
+        with self._lock:
+            self.calls["free"] += 1
+            if self.faults.alert:
+                self.faults.check("free", address=address)
+            size = self._book.remove_raw(address)
+            try:
+                self._free(address, size)
+            except BaseException:
+                self._book.add_raw(address, size)
+                raise
+            self._footprint.remove_raw(size)
+            self._finish_closing()
+
+    # --- virtual memory ---
+
+    def reserve(self, size: int) -> int:
+        """Return the base of a fresh range of addresses with no memory behind them."""
+        with self._lock:
+            self._begin_virtual("reserve")
+            if self.faults.alert:
+                self.faults.check("reserve", size=size)
+            self._book.check_granular("reserve", size)
+            self._refuse_when_closed("reserve", size=size)
+            address = self._reserve(size)
+            self._book.add_reservation(address, size)
+            return address
+
+    def unreserve(self, address: int, size: int) -> None:
+        """Give back a whole reservation in which nothing is mapped."""
+        with self._lock:
+            self._begin_virtual("unreserve")
+            if self.faults.alert:
+                self.faults.check("unreserve", address=address, size=size)
+            self._book.remove_reservation(address, size)
+            try:
+                self._unreserve(address, size)
+            except BaseException:
+                self._book.add_reservation(address, size)
+                raise
+            self._finish_closing()
+
+    def create_chunk(self, size: int) -> int:
+        """Return a handle of physical memory, mapped nowhere."""
+        with self._lock:
+            self._begin_virtual("create_chunk")
+            if self.faults.alert:
+                self.faults.check("create_chunk", size=size)
+            self._book.check_granular("create_chunk", size)
+            self._refuse_when_closed("create_chunk", size=size)
+            if not self._footprint.fits_chunk(size):
+                raise self._out_of_memory("create_chunk", size)
+            handle = self._next_chunk
+            self._create_chunk(handle, size)
+            self._next_chunk = handle + 1
+            self._footprint.chunk_bytes += size
+            self._book.add_chunk(handle, size)
+            return handle
+
+    def release_chunk(self, chunk: int) -> None:
+        """Give the memory of a chunk that is mapped nowhere back."""
+        with self._lock:
+            self._begin_virtual("release_chunk")
+            if self.faults.alert:
+                self.faults.check("release_chunk", chunk=chunk)
+            size = self._book.remove_chunk(chunk)
+            try:
+                self._release_chunk(chunk, size)
+            except BaseException:
+                self._book.add_chunk(chunk, size)
+                raise
+            self._footprint.chunk_bytes -= size
+            self._finish_closing()
+
+    def map_chunk(self, address: int, chunk: int) -> None:
+        """Map the whole chunk at `address`."""
+        with self._lock:
+            self._begin_virtual("map_chunk")
+            if self.faults.alert:
+                self.faults.check("map_chunk", address=address, chunk=chunk)
+            mapping = self._book.map(address, chunk)
+            try:
+                self._map(mapping)
+            except BaseException:
+                self._book.drop(mapping)
+                raise
+
+    def enable_access(self, address: int, size: int) -> None:
+        """Let this device read and write the range, which must be mapped all over."""
+        with self._lock:
+            self._begin_virtual("enable_access")
+            if self.faults.alert:
+                self.faults.check("enable_access", address=address, size=size)
+            mappings = self._book.enable_access(address, size)
+            self._enable_access(address, size, mappings)
+            for mapping in mappings:
+                mapping.accessible = True
+
+    def unmap(self, address: int, size: int) -> None:
+        """Unmap all chunks mapped in the range."""
+        with self._lock:
+            self._begin_virtual("unmap")
+            if self.faults.alert:
+                self.faults.check("unmap", address=address, size=size)
+            mappings = self._book.unmap(address, size)
+            try:
+                self._unmap(address, size, mappings)
+            except BaseException:
+                self._book.restore(mappings)
+                raise
+
+    # --- streams ---
+
+    def stream(self, obj: object) -> int:
+        """Return the stream handle that `obj` stands for: None, or a handle of this driver."""
+        if obj is None:
+            return self.default_stream
+        if isinstance(obj, int) and not isinstance(obj, bool) and self._queues.knows_stream(obj):
+            return obj
+        raise StreamError(
+            f"expected None, 0 or a stream from this driver's create_stream, got {obj!r}: "
+            f"it is destroyed, or not a stream of {self.name}"
+        )
+
+    def create_stream(self) -> int:
+        """Return a new stream."""
+        with self._lock:
+            self._begin("create_stream")
+            self._refuse_when_closed("create_stream")
+            return self._queues.create_stream()
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroy a stream; its pending work still completes."""
+        with self._lock:
+            self._begin("destroy_stream", stream=stream)
+            self._queues.destroy_stream(stream)
+
+    def synchronize(self, stream: int | None = None) -> None:
+        """Block until all work of `stream` (None: of the device) is done."""
+        with self._lock:
+            self._begin("synchronize", stream=stream)
+            self._queues.wait_idle(stream)
+            if self.faults.lost is not None:
+                self.faults.check("synchronize", stream=stream)
+
+    def pause(self, stream: int | None = None) -> None:
+        """Hold `stream` (None: the default one): what is queued from now on stays pending."""
+        with self._lock:
+            self._queues.pause(stream or 0)
+
+    def resume(self, stream: int | None = None) -> None:
+        """Do the pending work of `stream`, destroyed or not (None: the default one), and hold it no more."""
+        with self._lock:
+            self._queues.resume(stream or 0)
+
+    def pending(self, stream: int | None = None) -> int:
+        """Return how many pieces of work are pending on `stream` (None: the default one)."""
+        with self._lock:
+            return self._queues.pending(stream or 0)
+
+    # --- events ---
+
+    def create_event(self) -> int:
+        """Return a new event, which counts as done until it is recorded."""
+        with self._lock:
+            self._begin("create_event")
+            self._refuse_when_closed("create_event")
+            return self._queues.create_event()
+
+    def destroy_event(self, event: int) -> None:
+        """Destroy an event; waits queued on it are unaffected."""
+        with self._lock:
+            self._begin("destroy_event", event=event)
+            self._queues.destroy_event(event)
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Make `event` stand for all work queued on `stream` up to now."""
+        with self._lock:
+            self._begin("record_event", event=event, stream=stream)
+            self._queues.record(event, stream)
+
+    def event_done(self, event: int) -> bool:
+        """Return whether the work that the event stands for is done."""
+        with self._lock:
+            self._begin("event_done", event=event)
+            return self._queues.is_done(event)
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Make later work on `stream` wait for what the event stands for now."""
+        with self._lock:
+            self._begin("wait_event", stream=stream, event=event)
+            self._queues.wait(stream, event)
+
+    def synchronize_event(self, event: int) -> None:
+        """Block until the event is done."""
+        with self._lock:
+            self._begin("synchronize_event", event=event)
+            self._queues.wait_done(event)
+            if self.faults.lost is not None:
+                self.faults.check("synchronize_event", event=event)
+
+    # --- data ---
+
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        """Queue on `stream`: set `size` bytes to `value`."""
+        with self._lock:
+            self._begin("fill", address=address, value=value, size=size, stream=stream)
+            if not 0 <= value <= 255:
+                raise refusal("fill", "expected a value in 0..255", address=address, value=value)
+            self._book.check_touch("fill", address, size)
+            if self._queues.is_idle(stream):
+                self._fill(address, value, size)
+            else:
+                work = self._checked("fill", lambda: self._fill(address, value, size), (address,), size)
+                self._queues.submit(stream, work)
+
+    def copy(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes that do not overlap."""
+        with self._lock:
+            self._begin("copy", destination=destination, source=source, size=size, stream=stream)
+            self._book.check_touch("copy", destination, size)
+            self._book.check_touch("copy", source, size)
+            if abs(destination - source) < size:
+                raise refusal("copy", "the ranges overlap", destination=destination, source=source, size=size)
+            if self._queues.is_idle(stream):
+                self._copy(destination, source, size)
+            else:
+                work = self._checked(
+                    "copy", lambda: self._copy(destination, source, size), (destination, source), size
+                )
+                self._queues.submit(stream, work)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return `size` bytes after all queued work is done."""
+        with self._lock:
+            self._begin("read", address=address, size=size)
+            self._book.check_touch("read", address, size)
+            self._queues.wait_idle(None)
+            self._book.check_touch("read", address, size)
+            return self._read(address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address` after all queued work is done."""
+        with self._lock:
+            self._begin("write", address=address, size=len(data))
+            self._book.check_touch("write", address, len(data))
+            self._queues.wait_idle(None)
+            self._book.check_touch("write", address, len(data))
+            self._write(address, data)
+
+    # --- life ---
+
+    def close(self) -> None:
+        """Take no new memory, streams or events; what callers hold stays theirs. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._finish_closing()
+
+    def held(self) -> dict[str, int]:
+        """Return how much of everything callers hold now. All zeros: nothing leaked."""
+        with self._lock:
+            return self._book.describe()
+
+    def check(self) -> None:
+        """Raise `InvariantError` unless books, footprint and queues are sound."""
+        with self._lock:
+            self._book.check()
+            self._queues.check()
+            held = self._book.describe()
+            if held["chunk_bytes"] != self._footprint.chunk_bytes:
+                raise InvariantError(f"the book has {held}, the footprint {self._footprint}")
+            if (held["raw"] == 0) != (self._footprint.small_bytes + self._footprint.large_bytes == 0):
+                raise InvariantError(f"the book has {held}, the footprint {self._footprint}")
+            if self._footprint.held > self._footprint.capacity:
+                raise InvariantError(f"more is held than there is: {self._footprint}")
+
+    # --- what a device does ---
+
+    @abstractmethod
+    def _memory_info(self) -> MemoryInfo: ...
+    @abstractmethod
+    def _allocate(self, size: int) -> int: ...
+    @abstractmethod
+    def _free(self, address: int, size: int) -> None: ...
+    @abstractmethod
+    def _reserve(self, size: int) -> int: ...
+    @abstractmethod
+    def _unreserve(self, address: int, size: int) -> None: ...
+    @abstractmethod
+    def _create_chunk(self, handle: int, size: int) -> None: ...
+    @abstractmethod
+    def _release_chunk(self, handle: int, size: int) -> None: ...
+    @abstractmethod
+    def _map(self, mapping: Mapping) -> None: ...
+    @abstractmethod
+    def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None: ...
+    @abstractmethod
+    def _unmap(self, address: int, size: int, mappings: list[Mapping]) -> None: ...
+    @abstractmethod
+    def _fill(self, address: int, value: int, size: int) -> None: ...
+    @abstractmethod
+    def _copy(self, destination: int, source: int, size: int) -> None: ...
+    @abstractmethod
+    def _read(self, address: int, size: int) -> bytes: ...
+    @abstractmethod
+    def _write(self, address: int, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _spend(self, call: str) -> None:
+        """Account for a call that does nothing physical."""
+
+    @abstractmethod
+    def _last_given_back(self) -> None:
+        """Release what the driver holds: it is closed, and callers hold nothing any more. Repeatable."""
+
+    # --- helpers ---
+
+    def _begin(self, call: str, **arguments: object) -> None:
+        self.calls[call] += 1
+        if self.faults.alert:
+            self.faults.check(call, **arguments)
+        self._spend(call)
+
+    def _begin_virtual(self, call: str) -> None:
+        self.calls[call] += 1
+        if not self.granularity:
+            raise UnsupportedError(
+                f"{call}: {self.name} has no virtual memory on this platform; use raw allocations, "
+                "or the model device"
+            )
+
+    def _refuse_when_closed(self, call: str, **arguments: object) -> None:
+        if self._closed:
+            raise DriverError(call, "CLOSED", arguments, advice="the driver was closed: open another one")
+
+    def _out_of_memory(self, call: str, size: int) -> DriverOutOfMemoryError:
+        free = self._footprint.capacity - self._footprint.held
+        advice = f"{free} of {self._footprint.capacity} bytes are free"
+        return DriverOutOfMemoryError(call, "OUT_OF_MEMORY", {"size": size}, advice=advice)
+
+    def _checked(
+        self, call: str, work: Callable[[], None], addresses: tuple[int, ...], size: int
+    ) -> Callable[[], None]:
+        """Return work that loses the device when its memory has gone by the time it is done."""
+
+        def run() -> None:
+            if self.faults.lost is not None:
+                return
+            if all(self._book.touchable(address, size) for address in addresses):
+                work()
+            else:
+                shown = ", ".join(hex(address) for address in addresses)
+                self.faults.lose(f"ILLEGAL_ADDRESS (in a queued {call} of {size} bytes at {shown})")
+
+        return run
+
+    def _finish_closing(self) -> None:
+        if self._closed and self._book.is_empty:
+            self._last_given_back()

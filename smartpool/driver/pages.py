@@ -1,0 +1,138 @@
+"""Pages of host memory by the system's own calls: reserve, map a file's pages, protect, unmap.
+
+Only what `mmap` in the standard library does not offer: mappings at fixed addresses. Linux only;
+elsewhere `AVAILABLE` is False.
+
+Nothing here knows the rules of the driver protocol; a call that the system refuses becomes a
+`DriverError` with the name of its ``errno``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from smartpool.errors import DriverError, DriverOutOfMemoryError
+
+__all__ = ["AVAILABLE", "ChunkFile", "map_pages", "protect", "reserve", "unmap_pages", "unreserve"]
+
+AVAILABLE: Final = sys.platform == "linux" and hasattr(os, "memfd_create")
+
+_PROT_NONE: Final = 0
+_MAP_FIXED: Final = 0x10
+_MAP_NORESERVE: Final = 0x4000
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+_ANYWHERE: Final = None
+
+_TOO_MANY: Final = (
+    "the process has as many mappings as vm.max_map_count allows: use larger chunks, or raise it"
+)
+
+
+def _bind(name: str, result: object, *arguments: object) -> Callable[..., int]:
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    function.restype, function.argtypes = result, arguments
+    return function  # type: ignore[no-any-return]
+
+
+if AVAILABLE:
+    _pointer, _size, _int, _long = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_long
+    _mmap = _bind("mmap", _pointer, _pointer, _size, _int, _int, _int, _long)
+    _munmap = _bind("munmap", _int, _pointer, _size)
+    _mprotect = _bind("mprotect", _int, _pointer, _size, _int)
+    _fallocate = _bind("fallocate", _int, _int, _int, _long, _long)
+
+
+def reserve(size: int, alignment: int) -> int:
+    """Return the base of `size` fresh addresses, aligned, that fault when touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    address = _mmap(_ANYWHERE, size + alignment, _PROT_NONE, flags, -1, 0)
+    if address == _MAP_FAILED:
+        raise _failure("reserve", size=size)
+    base = -(-address // alignment) * alignment
+    if base > address:
+        _munmap(address, base - address)
+    _munmap(base + size, address + alignment - base)
+    return base
+
+
+def unreserve(address: int, size: int) -> None:
+    """Give a reservation back to the system."""
+    if _munmap(address, size):
+        raise _failure("unreserve", address=address, size=size)
+
+
+def map_pages(address: int, size: int, file: int, offset: int) -> None:
+    """Put the file's pages at `address`, over what is there, without access."""
+    if _mmap(address, size, _PROT_NONE, mmap.MAP_SHARED | _MAP_FIXED, file, offset) == _MAP_FAILED:
+        raise _failure("map_chunk", address=address, size=size)
+
+
+def protect(address: int, size: int) -> None:
+    """Allow reading and writing in the range."""
+    if _mprotect(address, size, mmap.PROT_READ | mmap.PROT_WRITE):
+        raise _failure("enable_access", address=address, size=size)
+
+
+def unmap_pages(address: int, size: int) -> None:
+    """Put bare reserved addresses back over the range, in one step."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+    if _mmap(address, size, _PROT_NONE, flags, -1, 0) == _MAP_FAILED:
+        raise _failure("unmap", address=address, size=size)
+
+
+class ChunkFile:
+    """One sparse file in memory whose ranges are the chunks.
+
+    Offsets are never handed out twice (a file may be 8 EiB long, and holes cost nothing), so a
+    stale mapping can never show another chunk's bytes. One file serves all chunks: a file each
+    would meet the limit on open files, commonly 1024, at 2 GiB of 2 MiB chunks.
+    """
+
+    __slots__ = ("_closed", "_end", "_length", "file")
+
+    def __init__(self) -> None:
+        self.file = os.memfd_create("smartpool", os.MFD_CLOEXEC)
+        self._end = 0
+        self._length = 0
+        self._closed = False
+
+    def take(self, size: int) -> int:
+        """Return the offset of `size` fresh bytes, which read as zeros."""
+        end = self._end + size
+        if end > self._length:
+            length = end + (1 << 40)  # growing costs a call: grow rarely, by holes
+            try:
+                os.ftruncate(self.file, length)
+            except OSError as error:
+                raise _failure("create_chunk", error.errno, size=size) from error
+            self._length = length
+        offset, self._end = self._end, end
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        """Return the memory behind a range to the system."""
+        if _fallocate(self.file, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size):
+            raise _failure("release_chunk", offset=offset, size=size)
+
+    def close(self) -> None:
+        """Close the file; pages that are mapped stay. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.file)
+
+
+def _failure(call: str, code: int | None = None, **arguments: object) -> DriverError:
+    number = ctypes.get_errno() if code is None else code
+    name = errno.errorcode.get(number, str(number))
+    if call == "create_chunk" and number in (errno.ENOMEM, errno.ENOSPC, errno.EFBIG):
+        return DriverOutOfMemoryError(call, name, arguments, advice=os.strerror(number))
+    advice = _TOO_MANY if number == errno.ENOMEM else os.strerror(number)
+    return DriverError(call, name, arguments, advice=advice)

@@ -1,0 +1,66 @@
+"""From a device's name to its driver."""
+
+from __future__ import annotations
+
+from smartpool.driver.cpu import CpuDriver
+from smartpool.driver.model import ModelDriver
+from smartpool.driver.protocol import Driver
+from smartpool.errors import DeviceNotFoundError, InvalidSizeError
+from smartpool.units import parse_size
+
+__all__ = ["open_driver"]
+
+_NAMES = "use 'cpu', 'model', 'model:SIZE' such as 'model:80GiB', 'cuda', or 'cuda:N' such as 'cuda:0'"
+
+
+def open_driver(name: str) -> Driver:
+    """Open the device `name` and return its driver.
+
+    Parameters
+    ----------
+    name
+        ``"cpu"`` (or ``"cpu:0"``), ``"model"`` (141 GiB, an H200) or ``"model:SIZE"``, ``"cuda"``
+        (device 0) or ``"cuda:N"``.
+
+    Returns
+    -------
+    Driver
+        A new driver. It is the caller's to close.
+
+    Raises
+    ------
+    DeviceNotFoundError
+        When the name is not understood, or there is no such device.
+    DriverNotInstalledError
+        When CUDA is asked for and its driver or Python package is missing.
+
+    Examples
+    --------
+    >>> open_driver("model:1.5TiB").name
+    'model:1536GiB'
+    >>> open_driver("gpu")
+    Traceback (most recent call last):
+    smartpool.errors.DeviceNotFoundError: no device 'gpu'; use 'cpu', 'model', ...
+    """
+    kind, colon, detail = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind == "cpu" and detail in ("", "0") and name != "cpu:":
+        return CpuDriver()
+    if kind == "model" and not colon:
+        return ModelDriver()
+    if kind == "model":
+        return _open_model(name, detail)
+    if kind == "cuda" and (not colon or (detail.isascii() and detail.isdigit())):
+        from smartpool.driver.cuda import CudaDriver  # noqa: PLC0415 - a laptop never pays for it
+
+        return CudaDriver(int(detail or "0"))
+    raise DeviceNotFoundError(f"no device {name!r}; {_NAMES}")
+
+
+def _open_model(name: str, detail: str) -> Driver:
+    try:
+        capacity = parse_size(detail)
+        if capacity:
+            return ModelDriver(capacity)
+    except InvalidSizeError as error:
+        raise DeviceNotFoundError(f"no device {name!r}: {error}; {_NAMES}") from error
+    raise DeviceNotFoundError(f"no device {name!r}: it would have no memory; {_NAMES}")
