@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from smartpool.trace.bundled import bundled, bundled_names
+from smartpool.trace.importers import CupyMemoryHook, from_rmm_log, from_torch_snapshot, read_any
+from smartpool.trace.recorder import Recorder
 from smartpool.trace.trace import ALLOCATE, FREE, Lifetimes, Trace
 
-__all__ = ["ALLOCATE", "FREE", "Lifetimes", "Trace", "bundled", "bundled_names"]
+__all__ = [
+    "ALLOCATE",
+    "FREE",
+    "CupyMemoryHook",
+    "Lifetimes",
+    "Recorder",
+    "Trace",
+    "bundled",
+    "bundled_names",
+    "from_rmm_log",
+    "from_torch_snapshot",
+    "read_any",
+]

@@ -1,0 +1,50 @@
+"""Reading any file that holds allocations, by what is in it and not by what it is called."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from smartpool.errors import TraceFormatError
+from smartpool.trace.importers.rmm_log import RMM_HEADER, from_rmm_log
+from smartpool.trace.importers.torch_snapshot import from_torch_snapshot
+from smartpool.trace.trace import Trace
+
+__all__ = ["read_any"]
+
+
+def read_any(
+    path: str | PathLike[str], *, device: int | None = None, drop_unknown_frees: bool = False
+) -> Trace:
+    """Return the trace in a file of any format that SmartPool knows.
+
+    Parameters
+    ----------
+    path
+        A trace (``.npz``), a PyTorch snapshot (pickle) or an RMM log (CSV).
+    device
+        Which device of a snapshot of several.
+    drop_unknown_frees
+        Whether an RMM log may free what it did not allocate.
+
+    Raises
+    ------
+    TraceFormatError
+        When the file is of none of these formats, or damaged.
+    TraceError
+        As the reader of the format says.
+    OSError
+        When the file cannot be opened.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(len(RMM_HEADER))
+    if head.startswith(b"PK"):
+        return Trace.load(path)
+    if head.startswith(b"\x80"):
+        return from_torch_snapshot(path, device=device)
+    if head == RMM_HEADER.encode():
+        return from_rmm_log(path, drop_unknown_frees=drop_unknown_frees)
+    raise TraceFormatError(
+        f"{path}: expected a SmartPool trace (.npz), a PyTorch memory snapshot (.pickle) or an RMM log "
+        f"(.csv beginning with {RMM_HEADER}), got a file that begins with {head[:16]!r}"
+    )
