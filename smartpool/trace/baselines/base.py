@@ -1,0 +1,226 @@
+"""What every model of a peer does: account for the memory that it takes from the driver."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+from smartpool.driver.protocol import Driver
+from smartpool.errors import InvariantError, OutOfMemoryError, UnknownPointerError
+from smartpool.trace.baselines.addresses import AddressOrder
+from smartpool.trace.baselines.blocks import Block, FreeBlocks, Segment, split
+from smartpool.units import format_size
+
+__all__ = ["Baseline", "CachingBaseline"]
+
+
+class Baseline(ABC):
+    """A model of another allocator's policy, on a driver of ours: a `smartpool.trace.replay.ReplayTarget`.
+
+    Parameters
+    ----------
+    driver
+        The memory. It should serve nobody else, because its count of calls is the baseline's.
+    """
+
+    name: str
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._reserved = 0
+        self._live: dict[int, Block] = {}
+        self._streams = {0: driver.default_stream}
+        self.peak_reserved_bytes = 0
+
+    @abstractmethod
+    def malloc(self, nbytes: int, stream: int) -> int:
+        """Return the address of `nbytes` bytes; `OutOfMemoryError` when there are none."""
+
+    @abstractmethod
+    def free(self, pointer: int, stream: int) -> None:
+        """Take back what `malloc` returned."""
+
+    @property
+    def device(self) -> str:
+        """The driver's name."""
+        return self._driver.name
+
+    @property
+    def driver_seconds(self) -> float:
+        """Time in the driver."""
+        return self._driver.seconds
+
+    @property
+    def driver_calls(self) -> Mapping[str, int]:
+        """Driver calls by name."""
+        return self._driver.calls
+
+    def reserved_bytes(self) -> int:
+        """Return the physical memory held now."""
+        return self._reserved
+
+    def _grew(self, nbytes: int) -> None:
+        """Account for memory taken from the driver, or given back to it when negative."""
+        self._reserved += nbytes
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self._reserved)
+
+    def _stream(self, number: int) -> int:
+        """Return the driver's stream for a number of the trace."""
+        handle = self._streams.get(number)
+        if handle is None:
+            handle = self._streams[number] = self._driver.create_stream()
+        return handle
+
+    def _taken(self, pointer: int) -> Block:
+        """Return the live block at `pointer`, which is live no longer."""
+        block = self._live.pop(pointer, None)
+        if block is None:
+            raise UnknownPointerError(f"{self.name}: expected a live pointer from malloc, got {pointer:#x}")
+        return block
+
+    def _out_of_memory(self, nbytes: int) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"{self.name} on {self.device}: expected room for {format_size(nbytes)} beside "
+            f"{format_size(self._reserved)} reserved, got none after giving back what it could"
+        )
+
+
+class CachingBaseline(Baseline):
+    """A peer that takes segments from the driver, splits them, coalesces on free, and keeps them.
+
+    Subclasses say how sizes are rounded, which list serves a request, how a block is chosen and split,
+    and how the pool grows.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        self._addresses = AddressOrder()
+        self._segments: dict[int, Segment] = {}  # by nominal start
+
+    def malloc(self, nbytes: int, stream: int) -> int:
+        """Return the address of `nbytes` bytes. O(log n) but for driver calls."""
+        size = self._rounded(nbytes)
+        home = self._home(size, stream)
+        block = self._choose(home, size)
+        if block is not None:
+            block.home.remove(block)
+        else:
+            block = self._grow(home, size)
+        if block.size > size and self._splits(block, size):
+            rest = split(block, size)
+            rest.home.add(rest)
+        pointer = block.address + block.segment.shift
+        self._live[pointer] = block
+        return pointer
+
+    def free(self, pointer: int, stream: int) -> None:
+        """Take back what `malloc` returned and coalesce it with its free neighbours. O(log n)."""
+        block = self._taken(pointer)
+        self._add_free(block, self._freed_to(block, stream))
+
+    def _add_free(self, block: Block, home: FreeBlocks) -> Block:
+        """Put a block that is in no list into `home`, as one with the neighbours that are there."""
+        block.home = home
+        following = block.following
+        if following is not None and following.free and following.home is home:
+            home.remove(following)
+            block.absorb_following()
+        previous = block.previous
+        if previous is not None and previous.free and previous.home is home:
+            home.remove(previous)
+            previous.absorb_following()
+            block = previous
+        home.add(block)
+        return block
+
+    @abstractmethod
+    def _rounded(self, nbytes: int) -> int:
+        """Return the size of the block that serves a request."""
+
+    @abstractmethod
+    def _home(self, size: int, stream: int) -> FreeBlocks:
+        """Return the list that serves blocks of `size` on a stream."""
+
+    @abstractmethod
+    def _grow(self, home: FreeBlocks, size: int) -> Block:
+        """Return a fresh block of at least `size`, in no list, or raise `OutOfMemoryError`."""
+
+    @abstractmethod
+    def _lists(self) -> Iterable[FreeBlocks]:
+        """Return every list of free blocks."""
+
+    def _choose(self, home: FreeBlocks, size: int) -> Block | None:
+        """Return the free block that serves `size`, still in its list, or None."""
+        return home.best(size)
+
+    def _splits(self, block: Block, size: int) -> bool:  # noqa: ARG002  for policies that look at both
+        """Return whether the rest of a block, which is larger than `size`, becomes a block of its own."""
+        return True
+
+    def _freed_to(self, block: Block, stream: int) -> FreeBlocks:  # noqa: ARG002  RMM goes by the stream
+        """Return the list to which a block goes that was last used on `stream`."""
+        return block.home
+
+    def _new_segment(self, size: int, home: FreeBlocks) -> Block:
+        """Return a block that is all of a fresh segment; `DriverOutOfMemoryError` changes nothing."""
+        pointer = self._driver.allocate(size)
+        segment = Segment(pointer, self._addresses.place(size), size)
+        self._segments[segment.start] = segment
+        self._grew(size)
+        return Block(segment.start, size, segment, home)
+
+    def _release(self, block: Block) -> None:
+        """Give a whole free segment back to the driver."""
+        segment = block.segment
+        block.home.remove(block)
+        del self._segments[segment.start]
+        self._addresses.release(segment.start, segment.size)
+        self._driver.free(segment.pointer)
+        self._grew(-segment.size)
+
+    def _release_whole_segments(self) -> None:
+        """Give every segment back in which nothing is live."""
+        for home in self._lists():
+            for block in [block for block in home if block.is_whole]:
+                self._release(block)
+
+    def _unmapped(self) -> Iterable[Block]:
+        """Return every block that is addresses without memory."""
+        return ()
+
+    def check(self) -> None:
+        """Prove the invariants: blocks tile their segments, and free ones are in exactly one list. O(n)."""
+        self._addresses.check()
+        for home in self._lists():
+            home.check()
+        free = [block for home in self._lists() for block in home]
+        mapped = {block.address: block for block in (*free, *self._live.values())}
+        blocks = mapped | {block.address: block for block in self._unmapped()}
+        for pointer, block in self._live.items():
+            if block.free or pointer != block.address + block.segment.shift:
+                raise InvariantError(f"{self.name}: live block at {pointer:#x} is marked wrongly")
+        for segment in self._segments.values():
+            _check_tiling(self.name, segment, blocks.get(segment.start))
+        held = sum(block.size for block in mapped.values())
+        extent = sum(segment.size for segment in self._segments.values())
+        known = sum(block.size for block in blocks.values())
+        if held != self._reserved or extent != known or held > self.peak_reserved_bytes:
+            raise InvariantError(f"{self.name}: {held=} {self._reserved=} {extent=} {known=}")
+
+
+def _check_tiling(name: str, segment: Segment, block: Block | None) -> None:
+    """Walk the blocks of a segment from its first."""
+    at, previous = segment.start, None
+    while block is not None:
+        if block.address != at or block.previous is not previous or block.size <= 0:
+            raise InvariantError(f"{name}: blocks of the segment at {segment.start:#x} do not tile it")
+        if previous is not None and previous.home is block.home and _alike(previous, block):
+            raise InvariantError(f"{name}: two blocks at {at:#x} should be one")
+        at += block.size
+        previous, block = block, block.following
+    if at != segment.start + segment.size:
+        raise InvariantError(f"{name}: blocks of the segment at {segment.start:#x} end at {at:#x}")
+
+
+def _alike(block: Block, following: Block) -> bool:
+    return (block.free and following.free) or not (block.mapped or following.mapped)
