@@ -1,0 +1,90 @@
+"""Which chunks are mapped where: the physical side of an arena, in pure integers.
+
+Invariants, proved by `check()`::
+
+    no two mapped chunks overlap
+    mapped_bytes == sum of the sizes of the mapped chunks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from smartpool.errors import InvariantError
+from smartpool.memory.ordered import OrderedIntegers
+
+__all__ = ["ChunkMap", "MappedChunk"]
+
+
+@dataclass(frozen=True, slots=True)
+class MappedChunk:
+    """A chunk mapped at [start, start + size); `handle` is the driver's."""
+
+    start: int
+    size: int
+    handle: int
+
+    @property
+    def end(self) -> int:
+        """The first address behind the mapping."""
+        return self.start + self.size
+
+
+class ChunkMap:
+    """The mapped chunks of one arena, ordered by address.
+
+    Examples
+    --------
+    >>> chunks = ChunkMap()
+    >>> for start in (0, 4, 8):
+    ...     chunks.add(MappedChunk(start, 4, handle=start))
+    >>> [chunk.start for chunk in chunks.inside(2, 12)]
+    [4, 8]
+    """
+
+    __slots__ = ("_at", "_starts", "mapped_bytes")
+
+    def __init__(self) -> None:
+        self._at: dict[int, MappedChunk] = {}
+        self._starts = OrderedIntegers()
+        self.mapped_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __iter__(self) -> Iterator[MappedChunk]:
+        return (self._at[start] for start in self._starts)
+
+    def add(self, chunk: MappedChunk) -> None:
+        """Book a mapped chunk. O(log n)."""
+        self._starts.add(chunk.start)
+        self._at[chunk.start] = chunk
+        self.mapped_bytes += chunk.size
+
+    def remove(self, start: int) -> MappedChunk:
+        """Forget the chunk at `start` and return it. O(log n)."""
+        chunk = self._at.pop(start)
+        self._starts.remove(start)
+        self.mapped_bytes -= chunk.size
+        return chunk
+
+    def inside(self, start: int, end: int) -> Iterator[MappedChunk]:
+        """Yield the chunks that lie wholly in [start, end), by address."""
+        for address in self._starts.from_(start):
+            chunk = self._at[address]
+            if chunk.end > end:
+                return
+            yield chunk
+
+    def check(self) -> None:
+        """Prove the invariants; `InvariantError` when one is broken."""
+        self._starts.check()
+        chunks = list(self)
+        for low, high in pairwise(chunks):
+            if low.end > high.start:
+                raise InvariantError(f"mapped chunks overlap: {low}, {high}")
+        mapped = sum(chunk.size for chunk in chunks)
+        if mapped != self.mapped_bytes or len(chunks) != len(self._at):
+            raise InvariantError(f"mapped bytes: {self.mapped_bytes} counted, {mapped} found")

@@ -1,0 +1,105 @@
+"""Bins and the table of live blocks: the two structures of the quick path.
+
+A freed block first goes into the *bin* of its exact request size and stream, uncoalesced, and the
+next request of that size and stream takes it from there: one dictionary look-up, one `list.pop`
+and one dictionary store, each atomic, so the quick path takes no lock. Bins are emptied into the
+arenas when a request finds no bin and no gap.
+
+The table of live blocks maps a pointer to its bin. Everything that must watch requests (recording,
+hooks, the life after `close`) does so by changing the *class* of that table, which is one atomic
+store and reaches callers that keep a bound `pool.malloc`; while nothing watches, it costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from smartpool.pool.tiers import Tier
+
+__all__ = ["Bin", "ClosedTable", "LiveTable", "RecordedTable", "RequestObserver"]
+
+
+class RequestObserver(Protocol):
+    """Who wants to know of every request and free."""
+
+    def allocated(self, pointer: int, nbytes: int, stream: int) -> None:
+        """Learn that a block was handed out."""
+
+    def freed(self, pointer: int, stream: int) -> None:
+        """Learn that a block was given back."""
+
+
+class Bin(list[int]):
+    """Free blocks of one request size that were last used on one stream.
+
+    Attributes
+    ----------
+    nbytes
+        Bytes as requested.
+    size
+        Bytes of the block: `nbytes` rounded up to 512, and at least 512.
+    stream
+        The stream on which a block of this bin was last used.
+    tier
+        The tier of `size`.
+    others
+        Further streams that used a block (`record_stream`). Such a bin belongs to one block.
+    """
+
+    __slots__ = ("nbytes", "others", "size", "stream", "tier")
+    __hash__ = object.__hash__  # type: ignore[assignment]  # bins are places, not values
+
+    def __init__(self, nbytes: int, size: int, stream: int, tier: Tier) -> None:
+        super().__init__()
+        self.nbytes = nbytes
+        self.size = size
+        self.stream = stream
+        self.tier = tier
+        self.others: tuple[int, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<Bin of {self.nbytes} bytes on stream {self.stream}: {len(self)} blocks>"
+
+
+class LiveTable(dict[int, Bin]):
+    """Pointer to bin, for every live block. Nobody watches."""
+
+    __slots__ = ("observer", "on_empty")
+
+    observer: RequestObserver
+    on_empty: Callable[[], None]
+
+
+class RecordedTable(LiveTable):
+    """A live table that tells its observer of every request and free."""
+
+    __slots__ = ()
+
+    def __setitem__(self, pointer: int, bin_: Bin) -> None:
+        super().__setitem__(pointer, bin_)
+        self.observer.allocated(pointer, bin_.nbytes, bin_.stream)
+
+    def pop(self, pointer: int, *default: Any) -> Any:
+        """Take a block out, as `dict.pop`, and tell the observer."""
+        bin_ = super().pop(pointer, *default)
+        if bin_ is not None:
+            self.observer.freed(pointer, bin_.stream)
+        return bin_
+
+
+class ClosedTable(LiveTable):
+    """The live table of a closed pool: when the last block goes, the memory goes."""
+
+    __slots__ = ()
+
+    def pop(self, pointer: int, *default: Any) -> Any:
+        """Take a block out, as `dict.pop`; the last one ends the pool."""
+        bin_ = super().pop(pointer, *default)
+        if not self:
+            self.on_empty()
+        return bin_

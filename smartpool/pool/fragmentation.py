@@ -1,0 +1,82 @@
+"""The live metric: fragmentation as a weighted sum of three parts, each in [0, 1].
+
+=============  ======  ==============================================================================
+part           weight  formula
+=============  ======  ==============================================================================
+interval graph   0.40  ``(1 - sum(g**2) / sum(g)**2) * sum(g) / extent``, over the free ranges g that
+                       lie between live blocks in mapped memory: 0 when nothing is free or all that
+                       is free is one range, towards 1 when much is free and in many pieces
+pool             0.30  ``1 - live / reserved``: reserved by the pool and not live; live as requested
+GPU              0.30  ``1 - live / taken``, with `taken` the device memory that the driver reports
+                       as used now beyond what was used before the pool opened: what the driver
+                       adds (rounding, page tables, its own caches), and what others in the process
+                       took meanwhile, is in it
+=============  ======  ==============================================================================
+
+Every part is 0 when its denominator is 0. The sum of squares is the chance that two free bytes,
+drawn at random, lie in one range (the Herfindahl index of the free ranges): unlike ``1 - largest /
+free`` it does not jump when one range is split, and does not forgive hundreds of small holes
+beside one large one.
+
+The fragmentation of a *run* is another figure, ``1 - peak live / peak reserved``: the definition
+of GMLake (ASPLOS 2024) and STAlloc (2025), which `smartpool replay` reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["WEIGHTS", "Fragmentation", "interval_fragmentation", "share_wasted"]
+
+WEIGHTS: Final = {"interval_graph": 0.4, "pool": 0.3, "gpu": 0.3}
+
+
+@dataclass(frozen=True, slots=True)
+class Fragmentation:
+    """The three parts, and their weighted sum.
+
+    Examples
+    --------
+    >>> Fragmentation(interval_graph=0.5, pool=0.1, gpu=0.1).overall
+    0.26
+    """
+
+    interval_graph: float
+    pool: float
+    gpu: float
+
+    @property
+    def overall(self) -> float:
+        """The weighted sum, in [0, 1]."""
+        weighted = (weight * getattr(self, part) for part, weight in WEIGHTS.items())
+        return round(sum(weighted), 12)
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the parts and ``overall`` by name."""
+        return {part: getattr(self, part) for part in WEIGHTS} | {"overall": self.overall}
+
+
+def interval_fragmentation(free_ranges: Iterable[int], extent_bytes: int) -> float:
+    """Return the interval-graph part for free ranges of these sizes in `extent_bytes` of memory.
+
+    >>> interval_fragmentation([512], 1024), interval_fragmentation([256, 256], 1024)
+    (0.0, 0.25)
+    """
+    total, squares = 0, 0
+    for size in free_ranges:
+        total += size
+        squares += size * size
+    if not total or not extent_bytes:
+        return 0.0
+    return (1.0 - squares / (total * total)) * total / extent_bytes
+
+
+def share_wasted(live_bytes: int, held_bytes: int) -> float:
+    """Return the share of `held_bytes` that is not live, in [0, 1]; 0 when nothing is held.
+
+    >>> share_wasted(75, 100), share_wasted(0, 0)
+    (0.25, 0.0)
+    """
+    return min(1.0, max(0.0, 1 - live_bytes / held_bytes)) if held_bytes > 0 else 0.0

@@ -1,0 +1,592 @@
+"""The pool of one device: the quick path over bins, the searching path over arenas.
+
+A request goes through up to four stages, each dearer than the one before:
+
+1. *Bin.* A freed block of the same request size and stream: one dictionary look-up, one pop, one
+   store. No lock (see `smartpool.pool.bins`).
+2. *Gap.* Best fit in the arena of its tier, under the lock.
+3. *Flush.* All bins are emptied into the arenas, where blocks join with their neighbours, and the
+   search is repeated.
+4. *Grow.* The arena maps new or idle chunks. When the device has none left, the host waits for
+   retired mappings, gives back what idles elsewhere, and tries once more.
+
+A free goes to the bin of the block's own request size, without a lock, so it may run anywhere: in
+a destructor that the collector calls in the middle of stage 4, on any thread.
+
+Invariants, proved by `check()`: every block of the arenas is live, or cached in exactly one bin;
+live and cached blocks are disjoint and have the size that their bin says; and the invariants of
+arenas, chunks and memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Final, Self
+
+from smartpool.config import SmartPoolConfig
+from smartpool.driver.protocol import Driver
+from smartpool.errors import (
+    DoubleFreeError,
+    DriverOutOfMemoryError,
+    InvariantError,
+    OutOfMemoryError,
+    PoolClosedError,
+    RequestTooLargeError,
+    SmartPoolError,
+    UnknownPointerError,
+)
+from smartpool.memory.arena import ALIGNMENT, Range, Uses, join_uses
+from smartpool.pool.bins import Bin, ClosedTable, LiveTable, RecordedTable, RequestObserver
+from smartpool.pool.device_memory import DeviceMemory
+from smartpool.pool.direct import DirectBin
+from smartpool.pool.elastic import ElasticArena
+from smartpool.pool.fragmentation import Fragmentation, interval_fragmentation, share_wasted
+from smartpool.pool.policy import POLICY_OF_NAME
+from smartpool.pool.segments import SegmentArena
+from smartpool.pool.statistics import MemorySnapshot, TierSnapshot
+from smartpool.pool.streams import StreamClock
+from smartpool.pool.tiers import Tier, tier_of
+from smartpool.request import checked_size
+from smartpool.units import align_up, format_size
+
+__all__ = ["AdvancedMemoryPoolManager"]
+
+_STREAM_CANDIDATES: Final = 8
+_EVERYTHING: Final = 1 << 62
+
+
+class AdvancedMemoryPoolManager:
+    """Memory of one device in four tiers. Thread-safe and stream-aware.
+
+    Parameters
+    ----------
+    driver
+        The device. The manager closes it when it is closed itself and nothing is live any more.
+    config
+        How the pool behaves.
+
+    Examples
+    --------
+    >>> from smartpool.driver import open_driver
+    >>> with AdvancedMemoryPoolManager(open_driver("model:1GiB")) as manager:
+    ...     pointer = manager.malloc(1000)
+    ...     manager.free(pointer)
+    ...     manager.malloc(1000) == pointer
+    True
+    """
+
+    def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
+        self.driver = driver
+        self.config = config or SmartPoolConfig()
+        info = driver.memory_info()
+        self._used_before = info.total - info.free
+        self._memory = DeviceMemory(driver, self.config.cap(info.total))
+        self._clock = StreamClock(driver)
+        self._home = driver.default_stream
+        self._lock = threading.RLock()
+        self._closed = False
+        self._released = False
+        self._observer: RequestObserver | None = None
+        self._several_streams = False
+        # The quick path's three structures. They are never replaced, only changed: callers may
+        # hold bound methods, and other threads are in the middle of them at any time.
+        self._bins: dict[int, Bin] = {}
+        self._live = LiveTable()
+        self._live.on_empty = self._release_everything
+        self._touched: set[Bin] = set()
+        self._bins_of: dict[int, dict[int, Bin]] = {self._home: self._bins}
+        self._peak_live_bytes = 0
+        self._searches = self._flushes = self._grows = self._waits = 0
+        self._arena_of = self._make_arenas()
+        self._arenas = tuple(dict.fromkeys(self._arena_of.values()))
+
+    def __repr__(self) -> str:
+        state = "closed, " if self._closed else ""
+        return (
+            f"<AdvancedMemoryPoolManager on {self.driver.name}: {state}{len(self._live)} live blocks, "
+            f"{format_size(self._memory.reserved_bytes)} reserved>"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ requests
+
+    def malloc(self, nbytes: int, stream: object = None) -> int:
+        """Return the address of `nbytes` bytes, aligned to 512, for use on `stream`.
+
+        Amortised O(1) for a size that was freed before, O(log n) otherwise.
+
+        Raises
+        ------
+        InvalidSizeError
+            When `nbytes` is negative or not an integer.
+        StreamError
+            When `stream` is not a stream of this device.
+        OutOfMemoryError
+            When the device or the limit cannot hold it (`RequestTooLargeError`: never could).
+        PoolClosedError
+            When the pool was closed.
+        """
+        # Floats and booleans that equal a cached size would find its bin: hence the test of the class.
+        if stream is None and nbytes.__class__ is int:
+            try:
+                bin_ = self._bins[nbytes]
+                pointer = bin_.pop()
+            except (KeyError, IndexError):
+                return self._search(nbytes, None)
+            self._live[pointer] = bin_
+            return pointer
+        return self._malloc_on(nbytes, stream)
+
+    def free(self, pointer: int, stream: object = None) -> None:
+        """End the block at `pointer`; work queued so far on `stream` may still use it.
+
+        Parameters
+        ----------
+        pointer
+            What `malloc` returned.
+        stream
+            The stream that used the memory last; None for the one it was requested for.
+
+        Raises
+        ------
+        DoubleFreeError
+            When the block was freed already.
+        UnknownPointerError
+            When the pointer did not come from this pool.
+        """
+        if stream is not None:
+            self._free_on(pointer, stream)
+            return
+        try:
+            bin_ = self._live.pop(pointer)
+        except (KeyError, TypeError):
+            raise self._bad_pointer(pointer) from None
+        if not bin_:
+            self._touched.add(bin_)
+        bin_.append(pointer)
+
+    def malloc_aligned(self, nbytes: int, alignment: int, stream: object = None) -> int:
+        """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(log n)."""
+        return self._search(nbytes, stream, alignment)
+
+    def record_stream(self, pointer: int, stream: object) -> None:
+        """Say that `stream` uses the live block too: once freed, it is reused only behind that work.
+
+        Raises `UnknownPointerError` or `DoubleFreeError` when the block is not live.
+        """
+        handle = self.driver.stream(stream)
+        with self._lock:
+            bin_ = self._live.get(pointer)
+            if bin_ is None:
+                raise self._bad_pointer(pointer)
+            if handle == bin_.stream or handle in bin_.others:
+                return
+            self._bins_of.setdefault(handle, {})
+            own = Bin(bin_.nbytes, bin_.size, bin_.stream, bin_.tier)
+            own.others = (*bin_.others, handle)
+            dict.__setitem__(self._live, pointer, own)  # not a request: observers are not told
+
+    def _malloc_on(self, nbytes: int, stream: object) -> int:
+        if nbytes.__class__ is int and stream.__class__ is int:
+            try:
+                bin_ = self._bins_of[stream][nbytes]
+                pointer = bin_.pop()
+            except (KeyError, IndexError):
+                return self._search(nbytes, stream)
+            self._live[pointer] = bin_
+            return pointer
+        return self._search(nbytes, stream)
+
+    def _free_on(self, pointer: int, stream: object) -> None:
+        handle = self.driver.stream(stream)
+        try:
+            bin_ = self._live.pop(pointer)
+        except (KeyError, TypeError):
+            raise self._bad_pointer(pointer) from None
+        if bin_.stream != handle:
+            if bin_.others or bin_.__class__ is not Bin:
+                bin_.others = tuple({*bin_.others, handle} - {bin_.stream})
+            else:
+                bin_ = self._bin(bin_.nbytes, handle)
+        self._touched.add(bin_)
+        bin_.append(pointer)
+
+    def _bin(self, nbytes: int, stream: int) -> Bin:
+        """Return the bin of a request size on a stream. Atomic steps only: callers may hold no lock."""
+        bins = self._bins_of.get(stream)
+        if bins is None:
+            bins = self._bins_of.setdefault(stream, {})
+        bin_ = bins.get(nbytes)
+        if bin_ is None:
+            size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
+            bin_ = bins.setdefault(nbytes, Bin(nbytes, size, stream, tier_of(nbytes)))
+        return bin_
+
+    # ------------------------------------------------------------------ the searching path
+
+    def _search(self, nbytes: int, stream: object, alignment: int = ALIGNMENT) -> int:
+        nbytes = checked_size(nbytes)
+        handle = self._home if stream is None else self.driver.stream(stream)
+        with self._lock:
+            if self._closed:
+                raise PoolClosedError(f"expected an open pool, this one on {self.driver.name} was closed")
+            bin_ = self._bin(nbytes, handle)
+            if not self.config.enable_advanced_pooling:
+                bin_, pointer = self._allocate_directly(bin_)
+            elif bin_ and alignment <= ALIGNMENT:
+                pointer = bin_.pop()
+            else:
+                pointer = self._find_place(bin_, max(alignment, ALIGNMENT))
+            self._live[pointer] = bin_
+            return pointer
+
+    def _find_place(self, bin_: Bin, alignment: int) -> int:
+        self._searches += 1
+        backing = self._arena_of[bin_.tier]
+        pointer = self._place(backing, bin_, alignment)
+        if pointer is None:
+            self.flush()
+            pointer = self._place(backing, bin_, alignment)
+        if pointer is None:
+            self._grow(backing, bin_, alignment)
+            pointer = self._place(backing, bin_, alignment)
+        if pointer is None:
+            raise InvariantError(f"no gap for {bin_!r} after growing {backing!r}")
+        return pointer
+
+    def _place(self, backing: ElasticArena | SegmentArena, bin_: Bin, alignment: int) -> int | None:
+        arena = backing.arena
+        if not self._several_streams:
+            return arena.allocate(bin_.size, alignment)
+        gap = arena.find(bin_.size, alignment)
+        if gap is None:
+            return None
+        if not self._clock.ready(arena.uses_of(gap), bin_.stream):
+            gap = self._gap_without_wait(backing, bin_, alignment) or gap
+            self._waits += self._clock.wait(arena.uses_of(gap), bin_.stream)
+        return arena.place(gap, bin_.size, alignment)
+
+    def _gap_without_wait(
+        self, backing: ElasticArena | SegmentArena, bin_: Bin, alignment: int
+    ) -> Range | None:
+        """Return one of the next best gaps, if the stream may touch it at once."""
+        arena = backing.arena
+        for attempt, gap in enumerate(arena.fitting(bin_.size)):
+            if attempt == _STREAM_CANDIDATES:
+                break
+            fits = align_up(gap.start, alignment) + bin_.size <= gap.end
+            if fits and self._clock.ready(arena.uses_of(gap), bin_.stream):
+                return gap
+        return None
+
+    def _grow(self, backing: ElasticArena | SegmentArena, bin_: Bin, alignment: int) -> None:
+        # Reserved addresses are aligned to the granularity at least; beyond that, make room to shift.
+        size = bin_.size + (alignment - ALIGNMENT if alignment > ALIGNMENT else 0)
+        if size > self._memory.cap_bytes:
+            raise RequestTooLargeError(
+                f"expected at most {self._memory.cap_bytes} bytes ({format_size(self._memory.cap_bytes)}, "
+                f"what {self.driver.name} or the pool's limit can ever hold), got {bin_.nbytes} bytes "
+                f"({format_size(bin_.nbytes)}); ask for less, or raise max_bytes where it is the limit"
+            )
+        self._grows += 1
+        live = sum(other.arena.live_bytes for other in self._arenas) + bin_.size
+        self._peak_live_bytes = max(self._peak_live_bytes, live)
+        try:
+            backing.grow(size, self._peak_live_bytes, self._home_uses())
+        except DriverOutOfMemoryError:
+            self._release_idle(_EVERYTHING, wait=True)
+            try:
+                backing.grow(size, self._peak_live_bytes, self._home_uses())
+            except DriverOutOfMemoryError as error:
+                raise self._out_of_memory(bin_, error) from error
+
+    def flush(self) -> None:
+        """Empty the bins into the arenas, where free blocks join with their neighbours.
+
+        O(k log n) for k cached blocks. Requests and frees of other threads go on meanwhile.
+        """
+        with self._lock:
+            if len(self._bins_of) > 1 and not self._several_streams:
+                self._begin_several_streams()
+            self._flushes += 1
+            touched = self._touched
+            stamps: dict[int, Uses] = {}
+            while touched:
+                bin_ = touched.pop()
+                arena = self._arena_of[bin_.tier].arena
+                uses = self._uses_after(bin_, stamps) if self._several_streams else None
+                while True:
+                    try:
+                        pointer = bin_.pop()
+                    except IndexError:
+                        break
+                    arena.free(pointer, uses)
+
+    def _uses_after(self, bin_: Bin, stamps: dict[int, Uses]) -> Uses:
+        """Return the uses of blocks freed into `bin_`; each stream is stamped once a flush."""
+        uses: Uses = None
+        for stream in (bin_.stream, *bin_.others):
+            if stream not in stamps:
+                stamps[stream] = self._clock.stamp(stream)
+            uses = join_uses(uses, stamps[stream])
+        return uses
+
+    def _begin_several_streams(self) -> None:
+        """From now on gaps carry their uses; those that are there were used on the first stream."""
+        self._several_streams = True
+        uses = self._clock.stamp(self._home)
+        for backing in self._arenas:
+            backing.arena.mark(uses)
+
+    def _home_uses(self) -> Uses:
+        """Return what gaps without uses of their own stand for."""
+        return None if self._several_streams else self._clock.mark([self._home])
+
+    # ------------------------------------------------------------------ giving memory back
+
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:
+        """Give idle memory back to the device until at most `keep_bytes` are reserved.
+
+        Returns the bytes given back. Without `wait`, memory that the device may still touch is
+        left for the next time.
+        """
+        with self._lock:
+            self._flush_all()
+            return self._release_idle(max(0, self._memory.reserved_bytes - keep_bytes), wait=wait)
+
+    def _release_idle(self, limit_bytes: int, *, wait: bool) -> int:
+        before = self._memory.reserved_bytes
+        for backing in self._arenas:
+            limit = limit_bytes - (before - self._memory.reserved_bytes)
+            if limit > 0:
+                backing.release_idle(limit, self._home_uses(), wait=wait)
+        self._memory.release_unwanted()
+        return before - self._memory.reserved_bytes
+
+    def _flush_all(self) -> None:
+        """Flush, and also what a free and a flush that ran side by side may have left behind."""
+        self.flush()
+        for bins in list(self._bins_of.values()):
+            self._touched.update(bin_ for bin_ in list(bins.values()) if bin_)
+        self.flush()
+
+    def close(self) -> None:
+        """Refuse requests from now on, and give the memory back once nothing is live. Idempotent.
+
+        Blocks that are live stay valid; the last `free` gives everything back.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for bins in self._bins_of.values():
+                for bin_ in bins.values():
+                    self._touched.add(bin_)
+                bins.clear()
+            self._live.__class__ = ClosedTable
+            if not self._live:
+                self._release_everything()
+
+    def _release_everything(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            return  # `close` itself is at work on another thread, and looks once more before it returns
+        try:
+            if self._released or self._live:
+                return
+            self._released = True
+            self.driver.synchronize()
+            for backing in self._arenas:
+                backing.close()
+            self._memory.release_unwanted()
+            self._clock.close()
+            self.driver.close()
+        finally:
+            self._lock.release()
+
+    # ------------------------------------------------------------------ watching
+
+    def observe(self, observer: RequestObserver | None) -> None:
+        """Tell `observer` of every request and free from now on; None ends it.
+
+        Costs the quick path nothing while there is none.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._observer = observer
+            if observer is not None:
+                self._live.observer = observer
+            self._live.__class__ = LiveTable if observer is None else RecordedTable
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Physical bytes that the pool holds."""
+        return self._memory.reserved_bytes
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """The most that `reserved_bytes` ever was."""
+        return self._memory.peak_reserved_bytes
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in live blocks, as requested. O(live blocks)."""
+        return sum(bin_.nbytes for bin_ in _steady(self._live))
+
+    def live_blocks(self) -> dict[int, int]:
+        """Return address to requested bytes, for every live block. O(live blocks)."""
+        return {pointer: bin_.nbytes for pointer, bin_ in self._live.copy().items()}
+
+    def fragmentation(self) -> Fragmentation:
+        """Return the live metric by its three parts. O(live blocks + gaps)."""
+        with self._lock:
+            return self._fragmentation(self.live_bytes)
+
+    def _fragmentation(self, live_bytes: int) -> Fragmentation:
+        info = self.driver.memory_info()
+        ranges = (gap.size for backing in self._arenas for gap in backing.arena.gaps_by_size())
+        extent = sum(backing.arena.extent_bytes for backing in self._arenas)
+        enabled = self.config.enable_interval_coloring
+        return Fragmentation(
+            interval_graph=interval_fragmentation(ranges, extent) if enabled else 0.0,
+            pool=share_wasted(live_bytes, self._memory.reserved_bytes),
+            gpu=share_wasted(live_bytes, info.total - info.free - self._used_before),
+        )
+
+    def snapshot(self) -> MemorySnapshot:
+        """Return everything that is known about this device's memory now. O(live blocks + gaps)."""
+        with self._lock:
+            live = _steady(self._live)
+            cached = [
+                (bin_, len(bin_)) for bins in list(self._bins_of.values()) for bin_ in list(bins.values())
+            ]
+            live_bytes = sum(bin_.nbytes for bin_ in live)
+            self._peak_live_bytes = max(self._peak_live_bytes, live_bytes)
+            info = self.driver.memory_info()
+            largest = (backing.arena.largest_gap for backing in self._arenas)
+            return MemorySnapshot(
+                device=self.driver.name,
+                live_bytes=live_bytes,
+                live_blocks=len(live),
+                block_bytes=sum(bin_.size for bin_ in live),
+                cached_bytes=sum(bin_.size * count for bin_, count in cached),
+                gap_bytes=sum(backing.arena.free_bytes for backing in self._arenas),
+                reserved_bytes=self._memory.reserved_bytes,
+                peak_reserved_bytes=self._memory.peak_reserved_bytes,
+                peak_live_bytes=self._peak_live_bytes,
+                largest_free_bytes=max((gap.size for gap in largest if gap), default=0),
+                cap_bytes=self._memory.cap_bytes,
+                device_free_bytes=info.free,
+                device_total_bytes=info.total,
+                searches=self._searches,
+                flushes=self._flushes,
+                grows=self._grows,
+                waits=self._waits,
+                driver_calls=dict(self.driver.calls),
+                driver_seconds=self.driver.seconds,
+                tiers=_by_tier(live, cached),
+                fragmentation=self._fragmentation(live_bytes),
+            )
+
+    def check(self) -> None:
+        """Prove the invariants; `InvariantError` when one is broken. Other threads must be still."""
+        with self._lock:
+            for backing in self._arenas:
+                backing.check()
+            live = {pointer: bin_.size for pointer, bin_ in self._live.items() if bin_.__class__ is Bin}
+            bins = {id(b): b for bs in self._bins_of.values() for b in bs.values()}
+            bins |= {id(b): b for b in self._touched}
+            cached = [(pointer, b.size) for b in bins.values() for pointer in b]
+            blocks = sorted(tuple(block) for backing in self._arenas for block in backing.arena.blocks())
+            if sorted([*live.items(), *cached]) != blocks:
+                raise InvariantError(f"live {live} and cached {cached} are not the blocks {blocks}")
+            held = self._memory.reserved_bytes
+            if held > self._memory.cap_bytes:
+                raise InvariantError(f"reserved {held} exceeds the cap {self._memory.cap_bytes}")
+
+    # ------------------------------------------------------------------ errors
+
+    def _bad_pointer(self, pointer: object) -> SmartPoolError:
+        if not isinstance(pointer, int):
+            return UnknownPointerError(
+                f"expected an address that malloc returned, got {pointer!r} of type {type(pointer).__name__}"
+            )
+        with self._lock:
+            for backing in self._arenas:
+                arena = backing.arena
+                if arena.size_at(pointer) is not None or arena.gap_at(pointer) is not None:
+                    return DoubleFreeError(
+                        f"expected the address of a live block, got {pointer:#x}, which is free already; "
+                        "free every block once"
+                    )
+            return UnknownPointerError(
+                f"expected the address of a live block of this pool on {self.driver.name}, got {pointer:#x}; "
+                "free it with the allocator that returned it, and by the address that it returned"
+            )
+
+    def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
+        now = self.snapshot()
+        parts = ", ".join(f"{name} {value:.1%}" for name, value in now.fragmentation.as_dict().items())
+        return OutOfMemoryError(
+            f"cannot allocate {bin_.nbytes} bytes ({format_size(bin_.nbytes)}) on {now.device}: "
+            f"{format_size(now.live_bytes)} live in {now.live_blocks} blocks, "
+            f"{format_size(now.reserved_bytes)} reserved of {format_size(now.cap_bytes)}, "
+            f"largest free range {format_size(now.largest_free_bytes)}, "
+            f"{format_size(now.device_free_bytes)} free on the device; fragmentation: {parts}; "
+            f"free what is not needed, or raise the limit ({error.code})"
+        )
+
+    # ------------------------------------------------------------------ set-up
+
+    def _make_arenas(self) -> dict[Tier, ElasticArena | SegmentArena]:
+        small: ElasticArena | SegmentArena
+        rest: ElasticArena | SegmentArena
+        if self.driver.granularity:
+            policy = POLICY_OF_NAME[self.config.policy]
+            siblings: list[ElasticArena] = []
+            small = ElasticArena(self._memory, self._clock, policy, siblings)
+            rest = ElasticArena(self._memory, self._clock, policy, siblings)
+        else:
+            small = SegmentArena(self._memory, self._clock, small=True)
+            rest = SegmentArena(self._memory, self._clock, small=False)
+        return {Tier.SMALL: small, Tier.MEDIUM: rest, Tier.LARGE: rest, Tier.HUGE: rest}
+
+    def _allocate_directly(self, bin_: Bin) -> tuple[Bin, int]:
+        """Serve a request by a raw segment of its own (`enable_advanced_pooling=False`)."""
+        try:
+            pointer = self._memory.allocate_segment(bin_.size)
+        except DriverOutOfMemoryError as error:
+            if bin_.size > self._memory.cap_bytes:
+                raise RequestTooLargeError(str(error)) from error
+            raise self._out_of_memory(bin_, error) from error
+        return DirectBin(bin_, self._memory.free_segment), pointer
+
+
+def _steady(live: LiveTable) -> list[Bin]:
+    """Return the bins of the live blocks while other threads go on."""
+    while True:
+        try:
+            return list(live.values())
+        except RuntimeError:  # changed while it was copied: once more
+            continue
+
+
+def _by_tier(live: list[Bin], cached: list[tuple[Bin, int]]) -> dict[str, TierSnapshot]:
+    def bins(tier: Tier) -> Iterator[Bin]:
+        return (bin_ for bin_ in live if bin_.tier is tier)
+
+    return {
+        tier.value: TierSnapshot(
+            live_blocks=sum(1 for _ in bins(tier)),
+            live_bytes=sum(bin_.nbytes for bin_ in bins(tier)),
+            cached_blocks=sum(count for bin_, count in cached if bin_.tier is tier),
+            cached_bytes=sum(bin_.size * count for bin_, count in cached if bin_.tier is tier),
+        )
+        for tier in Tier
+    }
