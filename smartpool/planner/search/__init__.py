@@ -1,0 +1,8 @@
+"""Exact search: fit intervals into a capacity, and plan large real instances around their hot core."""
+
+from __future__ import annotations
+
+from smartpool.planner.search.fitting import fit
+from smartpool.planner.search.limits import ProvedInfeasible
+
+__all__ = ["ProvedInfeasible", "fit"]
