@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "ArrayInterfaceError",
     "ConfigurationError",
     "DLPackError",
     "DeviceNotFoundError",
@@ -18,6 +19,7 @@ __all__ = [
     "DriverError",
     "DriverNotInstalledError",
     "DriverOutOfMemoryError",
+    "DriverTooOldError",
     "InvalidRequestError",
     "InvalidSizeError",
     "InvariantError",
@@ -115,6 +117,10 @@ class DriverNotInstalledError(SmartPoolError, RuntimeError):
     """The device's driver or the Python package that talks to it is not installed on this machine."""
 
 
+class DriverTooOldError(DriverNotInstalledError):
+    """The installed driver is older than the Python package that talks to it allows."""
+
+
 class DriverError(SmartPoolError, RuntimeError):
     """A driver call failed.
 
@@ -151,6 +157,10 @@ class DriverOutOfMemoryError(DriverError, MemoryError):
 
 class DLPackError(SmartPoolError, BufferError):
     """A buffer cannot be exported as the consumer asked (device, copy, version or stream)."""
+
+
+class ArrayInterfaceError(SmartPoolError, AttributeError):
+    """The CUDA array interface cannot describe this buffer. Does not apply to DLPack, which can."""
 
 
 class TraceError(SmartPoolError, ValueError):

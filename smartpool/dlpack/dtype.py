@@ -1,0 +1,178 @@
+"""Element types: their usual names, DLPack's codes, and NumPy's equivalents.
+
+DLPack describes a type by three numbers, ``(code, bits, lanes)``. The codes are those of
+``dlpack.h`` 1.1, which added the 8-, 6- and 4-bit floats; older versions know the first seven.
+Types below one byte are packed without padding, element *i* in bits ``[i * bits, (i + 1) * bits)``
+counted from the least significant bit of the first byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+
+from smartpool.errors import InvalidRequestError
+
+__all__ = ["DType", "TypeCode"]
+
+
+class TypeCode(IntEnum):
+    """DLPack's ``DLDataTypeCode``. Codes from `FLOAT8_E3M4` on came with DLPack 1.1."""
+
+    INT = 0
+    UINT = 1
+    FLOAT = 2
+    BFLOAT = 4
+    COMPLEX = 5
+    BOOL = 6
+    FLOAT8_E3M4 = 7
+    FLOAT8_E4M3 = 8
+    FLOAT8_E4M3B11FNUZ = 9
+    FLOAT8_E4M3FN = 10
+    FLOAT8_E4M3FNUZ = 11
+    FLOAT8_E5M2 = 12
+    FLOAT8_E5M2FNUZ = 13
+    FLOAT8_E8M0FNU = 14
+    FLOAT6_E2M3FN = 15
+    FLOAT6_E3M2FN = 16
+    FLOAT4_E2M1FN = 17
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type. Use `DType.parse`; the constructor makes the table below.
+
+    Attributes
+    ----------
+    name
+        The usual name, the same in DLPack, NumPy, `ml_dtypes` and PyTorch.
+    code, bits, lanes
+        What DLPack writes. `bits` counts one lane; `lanes` is 1 but for ``float4_e2m1fn_x2``,
+        PyTorch's pair of 4-bit floats in a byte.
+    native
+        Whether NumPy itself has the type and exports it by this code.
+    carrier
+        A NumPy type of as many bytes (one byte for types that are smaller): the type itself where
+        `native`, else an unsigned integer that stands in for it.
+
+    Examples
+    --------
+    >>> DType.parse("bfloat16").bits, DType.parse(float).name, DType.parse("<f4").name
+    (16, 'float64', 'float32')
+    >>> DType.parse("float4_e2m1fn").nbytes(5)
+    3
+    """
+
+    name: str
+    code: TypeCode
+    bits: int
+    lanes: int = 1
+    native: bool = field(default=False, compare=False)
+    carrier: np.dtype[Any] = field(default=np.dtype(np.uint8), compare=False, repr=False)
+
+    @staticmethod
+    def parse(dtype: object) -> DType:
+        """Return the type that `dtype` names. O(1) from the second time on.
+
+        Parameters
+        ----------
+        dtype
+            A `DType`; a usual name or a NumPy type string (``"bfloat16"``, ``"<f4"``); a dtype or
+            scalar type of NumPy or `ml_dtypes`; a PyTorch dtype; ``float``, ``int``, ``bool`` or
+            ``complex``, which mean what they mean in NumPy.
+
+        Raises
+        ------
+        InvalidRequestError
+            For what names no type, and for types that DLPack cannot describe: byte-swapped,
+            structured, object, string, date and extended-precision ones.
+        """
+        try:
+            known = _PARSED.get(dtype)
+        except TypeError:  # not hashable: a list of fields, for example
+            known = None
+        if known is not None:
+            return known
+        parsed = _parse(dtype)
+        _PARSED[dtype] = parsed
+        return parsed
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element. Raises `InvalidRequestError` for types below one byte."""
+        size, rest = divmod(self.bits * self.lanes, 8)
+        if rest:
+            raise InvalidRequestError(
+                f"{self.name} has {self.bits} bits, not whole bytes; use nbytes(count) for packed elements"
+            )
+        return size
+
+    def nbytes(self, count: int) -> int:
+        """Return the bytes that `count` elements take, packed; the last byte may be partly used."""
+        return (count * self.bits * self.lanes + 7) >> 3
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _parse(dtype: object) -> DType:
+    if isinstance(dtype, DType):
+        return dtype
+    if isinstance(dtype, str) and dtype.removeprefix("torch.") in _BY_NAME:
+        return _BY_NAME[dtype.removeprefix("torch.")]
+    if type(dtype).__module__ == "torch":
+        # PyTorch is not imported here: its dtypes print as "torch.<name>".
+        known = _BY_NAME.get(repr(dtype).removeprefix("torch."))
+        if known is None:
+            raise InvalidRequestError(f"expected a dtype that DLPack knows, got {dtype!r}; {_ADVICE}")
+        return known
+    return _from_numpy(dtype)
+
+
+def _from_numpy(dtype: object) -> DType:
+    if dtype is None:  # NumPy reads None as float64
+        raise InvalidRequestError(f"expected a dtype, got None; {_ADVICE}")
+    try:
+        found = np.dtype(dtype)  # type: ignore[call-overload]
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise InvalidRequestError(f"expected a dtype, got {dtype!r}; {_ADVICE}") from error
+    if not found.isnative:
+        raise InvalidRequestError(
+            f"expected a dtype in this machine's byte order, got {dtype!r}; DLPack cannot describe "
+            f"others: use {found.newbyteorder('=').name!r} and swap the bytes"
+        )
+    known = None if found.shape else _BY_NAME.get(found.name)
+    if known is None:
+        raise InvalidRequestError(f"expected a dtype that DLPack knows, got {dtype!r}; {_ADVICE}")
+    return known
+
+
+def _table() -> dict[str, DType]:
+    """Return every type by name."""
+    native = [
+        *((f"int{bits}", TypeCode.INT, bits) for bits in (8, 16, 32, 64)),
+        *((f"uint{bits}", TypeCode.UINT, bits) for bits in (8, 16, 32, 64)),
+        *((f"float{bits}", TypeCode.FLOAT, bits) for bits in (16, 32, 64)),
+        *((f"complex{bits}", TypeCode.COMPLEX, bits) for bits in (64, 128)),
+        ("bool", TypeCode.BOOL, 8),
+    ]
+    types = [DType(name, code, bits, native=True, carrier=np.dtype(name)) for name, code, bits in native]
+    types += [
+        DType("bfloat16", TypeCode.BFLOAT, 16, carrier=np.dtype(np.uint16)),
+        DType("complex32", TypeCode.COMPLEX, 32, carrier=np.dtype(np.uint32)),
+        # The rest are called as their codes are, and tell their width in the first digit.
+        *(DType(code.name.lower(), code, int(code.name[5])) for code in TypeCode if code > TypeCode.BOOL),
+        DType("float4_e2m1fn_x2", TypeCode.FLOAT4_E2M1FN, 4, lanes=2),
+    ]
+    return {dtype.name: dtype for dtype in types}
+
+
+_BY_NAME: Final = _table()
+_ADVICE: Final = f"use one of {', '.join(_BY_NAME)}"
+
+# What was parsed, by what it was parsed from. Python's own types hash like themselves, so that
+# ``float`` and ``np.float64`` are two keys; True and 1 are no types and never get here.
+_PARSED: Final[dict[object, DType]] = {}
