@@ -104,6 +104,8 @@ class Trace:
 
     def __post_init__(self) -> None:
         where = f"trace {self.name!r}"
+        if not isinstance(self.name, str):
+            raise TraceFormatError(f"expected the name of a trace to be a string, got {self.name!r}")
         for column, dtype in _COLUMNS.items():
             object.__setattr__(self, column, _frozen_column(where, column, getattr(self, column), dtype))
         lengths = {column: len(getattr(self, column)) for column in _COLUMNS}
