@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "BackgroundError",
+    "BufferReleasedError",
     "ArrayInterfaceError",
     "ConfigurationError",
     "DLPackError",
@@ -100,6 +102,14 @@ class UnknownPointerError(SmartPoolError, ValueError):
 
 class PoolClosedError(SmartPoolError, RuntimeError):
     """The pool was closed. Frees of memory that is still live are accepted all the same."""
+
+
+class BufferReleasedError(SmartPoolError, ValueError):
+    """A buffer is used, or freed again, after `Buffer.free`."""
+
+
+class BackgroundError(SmartPoolError, RuntimeError):
+    """The background optimiser failed; its own error is the cause. It runs on at the next interval."""
 
 
 class InvariantError(SmartPoolError, AssertionError):

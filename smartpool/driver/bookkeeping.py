@@ -176,6 +176,10 @@ class AddressBook:
             advice = "the range is not raw memory, nor mapped with access enabled after the map"
             raise refusal(call, advice, address=address, size=size)
 
+    def is_reserved(self, address: int) -> bool:
+        """Return whether `address` lies in a reservation."""
+        return self._reservations.at(address) is not None
+
     def touchable(self, address: int, size: int) -> bool:
         """Return whether the device may read and write all of [address, address + size)."""
         end = address + size

@@ -70,7 +70,10 @@ class Driver(Protocol):
     granularity: int
     default_stream: int
     calls: Counter[str]
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """What the calls cost so far."""
 
     # --- raw memory ---
 

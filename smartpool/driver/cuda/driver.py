@@ -1,0 +1,450 @@
+"""One CUDA device behind the driver protocol.
+
+The primary context is retained for as long as the driver is open or its callers hold something,
+so pointers are shared with every framework in the process.
+
+The rules of the protocol are checked in the same book as on the other devices before CUDA is
+asked: CUDA accepts some of what the protocol refuses (releasing a chunk that is mapped, enabling
+access over a hole) and documents some as undefined (unmapping a part of a mapping). The book
+costs 1 to 2 us beside calls of 2 to 60 us, and its lock is never held while the driver works.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Final
+
+from smartpool.driver.bookkeeping import AddressBook, refusal
+from smartpool.driver.cuda.bindings import Bindings, failure, load
+from smartpool.driver.cuda.context import Context
+from smartpool.driver.cuda.streams import StreamTable
+from smartpool.driver.protocol import MemoryInfo
+from smartpool.errors import DriverError, UnsupportedError
+
+__all__ = ["CudaDriver"]
+
+_DLPACK_CUDA: Final = 2
+_SPARE_EVENTS: Final = 256
+
+
+class CudaDriver:
+    """A CUDA device.
+
+    Parameters
+    ----------
+    ordinal
+        The device number, as this process sees devices.
+    bindings
+        The driver's functions; None loads `cuda.bindings`.
+
+    Attributes
+    ----------
+    calls, seconds
+        Calls made, by protocol name, and the seconds measured in them. Threads that call at the
+        same instant may lose a count.
+    context
+        The primary context.
+    stream
+        See `StreamTable.identify`, and there for 0, 1 and 2.
+    stream_handle
+        The driver's object for a stream, as the calling thread means it.
+
+    Raises
+    ------
+    DriverNotInstalledError, DriverTooOldError, DeviceNotFoundError
+        When the device cannot be opened.
+    """
+
+    def __init__(self, ordinal: int = 0, bindings: Bindings | None = None) -> None:
+        self.context = context = Context(bindings or load(), ordinal)
+        self._api = api = context.api
+        self._call, self._call_here = context.call, context.call_here
+        self._success, self._not_ready = context.bindings.success, context.bindings.not_ready
+        self._event_record, self._event_query = api.cuEventRecord, api.cuEventQuery
+        self.ordinal = ordinal
+        self.name = f"cuda:{ordinal}"
+        self.dl_device = (_DLPACK_CUDA, ordinal)
+        self.default_stream = 0
+        self.calls = context.calls
+        self._chunk_properties = self._describe_chunks()
+        self._access = [self._access_by(ordinal)]
+        self.granularity = self._find_granularity()
+        self._lock = threading.Lock()
+        self._book = AddressBook(self.granularity)
+        self._streams = StreamTable(context.bindings, self.name, context.handle)
+        self.stream, self.stream_handle = self._streams.identify, self._streams.handle
+        self._events: dict[int, Any] = {}
+        self._spare_events: list[Any] = []
+        self._closed = False
+        self._released = False
+
+    def __repr__(self) -> str:
+        return f"<CudaDriver {self.name!r}>"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in driver calls."""
+        return self.context.seconds
+
+    # --- raw memory ---
+
+    def memory_info(self) -> MemoryInfo:
+        """Return free and total physical bytes, of the whole device and all its users."""
+        _, free, total = self._call_here("memory_info", self._api.cuMemGetInfo, ())
+        return MemoryInfo(int(free), int(total))
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` fresh bytes (`cuMemAlloc`)."""
+        self._book.check_size("allocate", size)
+        self._refuse_when_closed("allocate", size=size)
+        address = int(self._call_here("allocate", self._api.cuMemAlloc, (size,), size=size)[1])
+        with self._lock:
+            self._book.add_raw(address, size)
+        return address
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` returned (`cuMemFree`): blocks until the device is idle."""
+        with self._lock:
+            size = self._book.remove_raw(address)
+        try:
+            self._call_here("free", self._api.cuMemFree, (address,), address=address)
+        except BaseException:
+            with self._lock:
+                self._book.add_raw(address, size)
+            raise
+        self._finish_closing()
+
+    # --- virtual memory ---
+
+    def reserve(self, size: int) -> int:
+        """Return the base of a fresh range of addresses with no memory behind them."""
+        self._check_granular("reserve", size)
+        address = int(self._call("reserve", self._api.cuMemAddressReserve, (size, 0, 0, 0), size=size)[1])
+        with self._lock:
+            self._book.add_reservation(address, size)
+        return address
+
+    def unreserve(self, address: int, size: int) -> None:
+        """Give back a whole reservation in which nothing is mapped."""
+        self._require_virtual("unreserve")
+        with self._lock:
+            self._book.remove_reservation(address, size)
+        try:
+            self._call("unreserve", self._api.cuMemAddressFree, (address, size), address=address, size=size)
+        except BaseException:
+            with self._lock:
+                self._book.add_reservation(address, size)
+            raise
+        self._finish_closing()
+
+    def create_chunk(self, size: int) -> int:
+        """Return a handle of physical memory, mapped nowhere."""
+        self._check_granular("create_chunk", size)
+        made = self._call("create_chunk", self._api.cuMemCreate, (size, self._chunk_properties, 0), size=size)
+        handle = int(made[1])
+        with self._lock:
+            self._book.add_chunk(handle, size)
+        return handle
+
+    def release_chunk(self, chunk: int) -> None:
+        """Give the memory of a chunk that is mapped nowhere back."""
+        self._require_virtual("release_chunk")
+        with self._lock:
+            size = self._book.remove_chunk(chunk)
+        try:
+            self._call("release_chunk", self._api.cuMemRelease, (chunk,), chunk=chunk)
+        except BaseException:
+            with self._lock:
+                self._book.add_chunk(chunk, size)
+            raise
+        self._finish_closing()
+
+    def map_chunk(self, address: int, chunk: int) -> None:
+        """Map the whole chunk at `address`."""
+        self._require_virtual("map_chunk")
+        with self._lock:
+            mapping = self._book.map(address, chunk)
+        try:
+            arguments = (address, mapping.size, 0, chunk, 0)
+            self._call("map_chunk", self._api.cuMemMap, arguments, address=address, chunk=chunk)
+        except BaseException:
+            with self._lock:
+                self._book.drop(mapping)
+            raise
+
+    def enable_access(self, address: int, size: int) -> None:
+        """Let this device (and peers that were let in) read and write the range."""
+        self._require_virtual("enable_access")
+        with self._lock:
+            mappings = self._book.enable_access(address, size)
+        access = self._access
+        arguments = (address, size, access, len(access))
+        self._call("enable_access", self._api.cuMemSetAccess, arguments, address=address, size=size)
+        for mapping in mappings:
+            mapping.accessible = True
+
+    def unmap(self, address: int, size: int) -> None:
+        """Unmap all chunks mapped in the range. The device must be done with them."""
+        self._require_virtual("unmap")
+        with self._lock:
+            mappings = self._book.unmap(address, size)
+        try:
+            self._call("unmap", self._api.cuMemUnmap, (address, size), address=address, size=size)
+        except BaseException:
+            with self._lock:
+                self._book.restore(mappings)
+            raise
+
+    # --- streams ---
+
+    def create_stream(self) -> int:
+        """Return a new stream that does not synchronise with the default stream."""
+        self._refuse_when_closed("create_stream")
+        flags = self._api.CUstream_flags.CU_STREAM_NON_BLOCKING
+        return self._streams.add(self._call_here("create_stream", self._api.cuStreamCreate, (flags,))[1])
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroy a stream from `create_stream`; its pending work still completes."""
+        gone = self._streams.remove(stream)
+        try:
+            self._call("destroy_stream", self._api.cuStreamDestroy, (gone,), stream=stream)
+        except BaseException:
+            self._streams.add(gone)
+            raise
+        self._finish_closing()
+
+    def synchronize(self, stream: int | None = None) -> None:
+        """Block until all work of `stream` (None: of the device's primary context) is done."""
+        if stream is None:
+            self._call_here("synchronize", self._api.cuCtxSynchronize, (), stream=stream)
+        else:
+            handle = self.stream_handle(stream)
+            self._call_here("synchronize", self._api.cuStreamSynchronize, (handle,), stream=stream)
+
+    # --- events ---
+
+    def create_event(self) -> int:
+        """Return an event, fresh or recycled, that counts as done until it is recorded."""
+        self._refuse_when_closed("create_event")
+        try:
+            event = self._spare_events.pop()
+            self.calls["create_event"] += 1
+        except IndexError:
+            flags = self._api.CUevent_flags.CU_EVENT_DISABLE_TIMING
+            event = self._call_here("create_event", self._api.cuEventCreate, (flags,))[1]
+        handle = int(event)
+        self._events[handle] = event
+        return handle
+
+    def destroy_event(self, event: int) -> None:
+        """Destroy an event; waits already queued on it are unaffected."""
+        gone = self._event("destroy_event", event)
+        del self._events[event]
+        # Only a done event can be handed out again as new: a pending one would not count as done.
+        if (
+            len(self._spare_events) < _SPARE_EVENTS
+            and not self._closed
+            and self._event_query(gone)[0] is self._success
+        ):
+            self.calls["destroy_event"] += 1
+            self._spare_events.append(gone)
+        else:
+            self._call("destroy_event", self._api.cuEventDestroy, (gone,), event=event)
+        self._finish_closing()
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Make `event` stand for all work queued on `stream` up to now."""
+        handles = (self._event("record_event", event), self.stream_handle(stream))
+        self._on_stream("record_event", self._event_record, handles, event=event, stream=stream)
+
+    def event_done(self, event: int) -> bool:
+        """Return whether the work that the event stands for is done."""
+        handle = self._event("event_done", event)
+        self.calls["event_done"] += 1
+        begin = perf_counter()
+        code = self._event_query(handle)[0]
+        self.context.seconds += perf_counter() - begin
+        if code is self._success:
+            return True
+        if code is self._not_ready:
+            return False
+        raise failure("event_done", code, {"event": event})
+
+    def wait_event(self, stream: int, event: int) -> None:
+        """Make later work on `stream` wait, on the device, for what the event stands for now."""
+        handles = (self.stream_handle(stream), self._event("wait_event", event), 0)
+        self._on_stream("wait_event", self._api.cuStreamWaitEvent, handles, stream=stream, event=event)
+
+    def synchronize_event(self, event: int) -> None:
+        """Block the host until the event is done."""
+        handle = self._event("synchronize_event", event)
+        self._call("synchronize_event", self._api.cuEventSynchronize, (handle,), event=event)
+
+    # --- data ---
+
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        """Queue on `stream`: set `size` bytes to `value`."""
+        if not 0 <= value <= 255:
+            raise refusal("fill", "expected a value in 0..255", address=address, value=value)
+        self.check_touch("fill", address, size)
+        arguments = (address, value, size, self.stream_handle(stream))
+        self._on_stream(
+            "fill",
+            self._api.cuMemsetD8Async,
+            arguments,
+            address=address,
+            value=value,
+            size=size,
+            stream=stream,
+        )
+
+    def copy(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes that do not overlap, within this device."""
+        self.check_touch("copy", destination, size)
+        self.check_touch("copy", source, size)
+        if abs(destination - source) < size:
+            raise refusal("copy", "the ranges overlap", destination=destination, source=source, size=size)
+        arguments = (destination, source, size, self.stream_handle(stream))
+        self._on_stream(
+            "copy",
+            self._api.cuMemcpyDtoDAsync,
+            arguments,
+            destination=destination,
+            source=source,
+            size=size,
+            stream=stream,
+        )
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return `size` bytes after all queued work is done."""
+        self.check_touch("read", address, size)
+        self.synchronize()
+        data = (ctypes.c_char * size)()
+        arguments = (ctypes.addressof(data), address, size)
+        self._call_here("read", self._api.cuMemcpyDtoH, arguments, address=address, size=size)
+        return data.raw
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address` after all queued work is done."""
+        self.check_touch("write", address, len(data))
+        self.synchronize()
+        source = (ctypes.c_char * len(data)).from_buffer_copy(data)
+        arguments = (address, ctypes.addressof(source), len(data))
+        self._call_here("write", self._api.cuMemcpyHtoD, arguments, address=address, size=len(data))
+
+    # --- life ---
+
+    def describe(self) -> dict[str, object]:
+        """Return what a reader wants to know of the device: name, memory, driver, what is supported."""
+        info = self.memory_info()
+        return {
+            "device": self.name,
+            **self.context.describe(),
+            "free_bytes": info.free,
+            "total_bytes": info.total,
+            "granularity": self.granularity,
+            "virtual_memory": bool(self.granularity),
+        }
+
+    def held(self) -> dict[str, int]:
+        """Return how much of everything callers hold now. All zeros: nothing leaked."""
+        with self._lock:
+            return self._book.describe()
+
+    def check(self) -> None:
+        """Raise `InvariantError` unless the book is sound."""
+        with self._lock:
+            self._book.check()
+
+    def close(self) -> None:
+        """Take no new memory, streams or events; the context goes with the last thing given back."""
+        self._closed = True
+        self._finish_closing()
+
+    # --- for the modules beside this one ---
+
+    def add_accessor(self, ordinal: int) -> None:
+        """Let the device `ordinal` touch what `enable_access` enables from now on."""
+        with self._lock:
+            if all(access.location.id != ordinal for access in self._access):
+                self._access = [*self._access, self._access_by(ordinal)]
+
+    def check_touch(self, call: str, address: int, size: int) -> None:
+        """Refuse bad ranges of our own reservations; other pointers of the process are CUDA's to judge."""
+        with self._lock:
+            if size <= 0 or self._book.is_reserved(address):
+                self._book.check_touch(call, address, size)
+
+    # --- helpers ---
+
+    def _event(self, call: str, event: int) -> Any:
+        found = self._events.get(event)
+        if found is None:
+            raise refusal(call, "no such event: pass one from create_event, not destroyed", event=event)
+        return found
+
+    def _check_granular(self, call: str, size: int) -> None:
+        self._require_virtual(call)
+        self._book.check_granular(call, size)
+        self._refuse_when_closed(call, size=size)
+
+    def _on_stream(
+        self,
+        call: str,
+        function: Callable[..., Any],
+        values: tuple[Any, ...],
+        *,
+        stream: int,
+        **arguments: object,
+    ) -> None:
+        """Call the driver; only the default streams take their context from the thread."""
+        if stream in self._streams.owned:
+            self._call(call, function, values, stream=stream, **arguments)
+        else:
+            self._call_here(call, function, values, stream=stream, **arguments)
+
+    def _require_virtual(self, call: str) -> None:
+        if not self.granularity:
+            raise UnsupportedError(
+                f"{call}: {self.name} has no virtual memory management; use raw allocations"
+            )
+
+    def _refuse_when_closed(self, call: str, **arguments: object) -> None:
+        if self._closed:
+            raise DriverError(call, "CLOSED", arguments, advice="the driver was closed: open another one")
+
+    def _finish_closing(self) -> None:
+        """Release the context once the driver is closed and callers hold nothing."""
+        if not self._closed or self._released:
+            return
+        with self._lock:
+            if self._released or not self._book.is_empty or self._events or self._streams.owned:
+                return
+            self._released = True
+        while self._spare_events:
+            self._api.cuEventDestroy(self._spare_events.pop())
+        self.context.release()
+
+    def _find_granularity(self) -> int:
+        if not self.context.attribute("VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED"):
+            return 0
+        option = self._api.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
+        result = self._api.cuMemGetAllocationGranularity(self._chunk_properties, option)
+        return int(self.context.bindings.expect("cuMemGetAllocationGranularity", result))
+
+    def _describe_chunks(self) -> Any:
+        properties = self._api.CUmemAllocationProp()
+        properties.type = self._api.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        properties.location.type = self._api.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        properties.location.id = self.ordinal
+        return properties
+
+    def _access_by(self, ordinal: int) -> Any:
+        access = self._api.CUmemAccessDesc()
+        access.location.type = self._api.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        access.location.id = ordinal
+        access.flags = self._api.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+        return access

@@ -1,0 +1,135 @@
+"""Which streams a CUDA device knows, as plain integers.
+
+0 is the legacy default stream (1, its other name, becomes 0). A stream of ours or of a framework
+is its handle. 2, the per-thread default stream, is a different stream in every thread, so as a
+key it would let one thread reuse memory that another thread's work still touches; each thread
+therefore gets a token of its own for it. Used by the thread that owns it a token means that
+thread's stream; used by any other thread it means the legacy default stream, which the driver
+orders after all per-thread streams: slower, and right.
+
+Handles from outside are asked once for their context; what is not of this device is refused. A
+number that never was a stream cannot be told from one: the driver itself may crash on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any
+
+from smartpool.driver.cuda.bindings import Bindings
+from smartpool.errors import StreamError
+
+__all__ = ["StreamTable"]
+
+_LEGACY = 0
+_LEGACY_ALIAS = 1
+_PER_THREAD = 2
+
+
+class StreamTable:
+    """The streams of one context.
+
+    Parameters
+    ----------
+    bindings
+        The driver's functions.
+    name
+        The device, for messages.
+    context
+        The primary context's handle.
+    """
+
+    __slots__ = (
+        "_bindings",
+        "_context",
+        "_issued",
+        "_legacy",
+        "_name",
+        "_per_thread",
+        "_thread",
+        "_tokens",
+        "known",
+        "owned",
+    )
+
+    def __init__(self, bindings: Bindings, name: str, context: int) -> None:
+        self._bindings = bindings
+        self._name = name
+        self._context = context
+        self._legacy = bindings.api.CUstream(_LEGACY)
+        self._per_thread = bindings.api.CUstream(_PER_THREAD)
+        self.known: dict[int, Any] = {_LEGACY: self._legacy}
+        self.owned: set[int] = set()
+        self._thread = threading.local()
+        self._tokens = itertools.count(1)
+        self._issued: set[int] = set()
+
+    def identify(self, obj: object) -> int:
+        """Return the integer for None, a handle, or an object with ``__cuda_stream__``."""
+        if obj is None:
+            return _LEGACY
+        if isinstance(obj, int) and not isinstance(obj, bool):
+            return obj if obj in self.known or obj in self._issued else self._admit(obj)
+        return self._ask(obj)
+
+    def add(self, stream: Any) -> int:
+        """Take in a stream that the driver created here."""
+        handle = int(stream)
+        self.known[handle] = stream
+        self.owned.add(handle)
+        return handle
+
+    def remove(self, handle: int) -> Any:
+        """Forget a stream of ours and return what to destroy."""
+        if handle not in self.owned:
+            raise StreamError(
+                f"expected a stream from create_stream of {self._name}, not destroyed, got {handle:#x}"
+            )
+        self.owned.discard(handle)
+        return self.known.pop(handle)
+
+    def handle(self, stream: int) -> Any:
+        """Return the driver's object for a stream, as the calling thread means it."""
+        known = self.known.get(stream)
+        if known is not None:
+            return known
+        if stream in self._issued:
+            return self._per_thread if stream == self._token() else self._legacy
+        return self.handle(self._admit(stream))
+
+    def _token(self) -> int:
+        """Return the calling thread's name for its per-thread stream: no pointer ends in these bits."""
+        token: int | None = getattr(self._thread, "token", None)
+        if token is None:
+            token = self._thread.token = next(self._tokens) << 3 | _PER_THREAD
+            self._issued.add(token)
+        return token
+
+    def _ask(self, obj: object) -> int:
+        method = getattr(obj, "__cuda_stream__", None)
+        answer = method() if callable(method) else method
+        if not (
+            isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, int) for part in answer)
+        ):
+            raise StreamError(
+                "expected None, a stream handle, or an object whose __cuda_stream__ gives (0, handle), "
+                f"got {obj!r}"
+            )
+        return self.identify(answer[1])
+
+    def _admit(self, handle: int) -> int:
+        """Check a handle from outside and remember it."""
+        if handle == _LEGACY_ALIAS:
+            return _LEGACY
+        if handle == _PER_THREAD:
+            return self._token()
+        if handle < 4096:  # no pointer lies in the first page
+            raise StreamError(f"expected a stream of {self._name}, got {handle}: no stream has that handle")
+        stream = self._bindings.api.CUstream(handle)
+        result = self._bindings.api.cuStreamGetCtx(stream)
+        if result[0] is not self._bindings.success or int(result[1]) != self._context:
+            why = "it is of another device" if result[0] is self._bindings.success else result[0].name
+            raise StreamError(f"expected a stream of {self._name}, got {handle:#x}: {why}")
+        self.known[handle] = stream
+        return handle
