@@ -102,6 +102,8 @@ def _lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
         number = 0
         while line := file.readline(_MAX_LINE):
             number += 1
+            if len(line) == _MAX_LINE:
+                raise TraceFormatError(f"{path}, line {number}: expected less than {_MAX_LINE} characters")
             try:
                 text = line.decode("ascii").rstrip("\r\n")
             except UnicodeDecodeError:

@@ -189,6 +189,14 @@ def _dictionaries(where: str, what: str, values: object) -> list[dict[Any, Any]]
 def _integer(where: str, entry: dict[Any, Any], key: str, *, default: int | None = None) -> int:
     value = entry.get(key, default)
     if type(value) is not int or not 0 <= value < _MAX_FIELD:
-        shown = "nothing" if value is None else f"{value!r:.60}"
-        raise TraceFormatError(f"{where}: expected {key!r} to be an integer in [0, 2**62), got {shown}")
+        raise TraceFormatError(
+            f"{where}: expected {key!r} to be an integer in [0, 2**62), got {_shown(value)}"
+        )
     return value
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message; a container by its type, as it may hold itself, or 2**1000 leaves."""
+    if isinstance(value, list | tuple | dict):
+        return f"a {type(value).__name__}"
+    return f"{value[:60]!r}" if isinstance(value, str) else repr(value)
