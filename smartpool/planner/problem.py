@@ -17,7 +17,7 @@ Method, all vectorised and O(n log n):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,6 +82,22 @@ class Problem:
             fixed=None if fixed is None or (fixed == FREE).all() else fixed,
             load=section_load(first, last, size, count),
         )
+
+    def clip(self, rows: Int64s, low: int, high: int) -> Problem:
+        """Return the problem of these rows in the sections ``low <= k < high`` alone; all must touch them."""
+        first, last = np.maximum(self.first[rows], low) - low, np.minimum(self.last[rows], high) - low
+        return Problem(
+            first=first,
+            last=last,
+            size=self.size[rows],
+            alignment=None if self.alignment is None else self.alignment[rows],
+            fixed=None if self.fixed is None else self.fixed[rows],
+            load=section_load(first, last, self.size[rows], int(high - low)),
+        )
+
+    def free(self) -> Problem:
+        """Return the same problem without fixed offsets."""
+        return self if self.fixed is None else replace(self, fixed=None)
 
     def components(self) -> list[Int64s]:
         """Return the rows of each connected component, in order of time."""

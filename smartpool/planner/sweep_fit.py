@@ -24,16 +24,19 @@ interval beside the neighbour that ends next to it (better and worse by turns, a
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 
+from smartpool.planner.clock import Clock
 from smartpool.planner.gap_index import GapIndex
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
 from smartpool.planner.sweeps import Int64s
 
-__all__ = ["STACKINGS", "outward", "stack", "sweep"]
+__all__ = ["STACKINGS", "fill", "outward", "stack", "sweep"]
 
 ENDS, COMES, ASKS = 0, 1, 2
 """Kinds of events, in their order at one instant."""
@@ -41,39 +44,47 @@ ENDS, COMES, ASKS = 0, 1, 2
 STACKINGS: Final = ("lifetime", "end", "both sides", "shorter side", "start", "size")
 """Orders in which the intervals at the peak are stacked, the longest at the bottom."""
 
+EVENTS_AT_ONCE: Final = 1 << 15
+"""Between two looks at the clock."""
+
+FOREVER: Final = Clock()
+
 CLASS_OF: Final = 8192
 """Live intervals to a size class of the gap index."""
 
 
 def outward(
     problem: Problem,
-    rows: Int64s,
-    offsets: Int64s,
     *,
-    peak: int,
     stacking: str = "lifetime",
+    core: Int64s | None = None,
     noise: np.random.Generator | None = None,
-) -> int:
-    """Place the rows that have no offset yet, and return the height of all these rows.
+    clock: Clock = FOREVER,
+) -> Int64s:
+    """Return offsets for all intervals of a problem; what it has fixed stays where it is.
 
     Parameters
     ----------
     problem
-        Where the rows come from.
-    rows
-        The intervals to place, and those with an offset that overlap them.
-    offsets
-        Of all intervals of the problem, `FREE` for those to place; written.
-    peak
-        The section from which the sweeps leave.
+        What to place.
     stacking
         One of `STACKINGS`.
+    core
+        Offsets to keep, `FREE` for the intervals to place; the fixed ones of the problem by default.
     noise
         Perturbs the stacking, to try again.
+    clock
+        When to give up.
+
+    Raises
+    ------
+    OutOfTime
+        When the clock ran out before all were placed.
     """
-    first, last, size = problem.first[rows], problem.last[rows], problem.size[rows]
-    alignment = None if problem.alignment is None else problem.alignment[rows]
-    placed = offsets[rows]
+    first, last, size, alignment = problem.first, problem.last, problem.size, problem.alignment
+    kept = core if core is not None else problem.fixed
+    placed = np.full(len(problem), FREE) if kept is None else kept.copy()
+    peak = int(problem.load.argmax())
     stack(first, last, size, alignment, placed, peak=peak, stacking=stacking, noise=noise)
     for begin, end, at in ((first, last, peak), (-last, -first, -peak - 1)):
         side = np.flatnonzero(end > at)
@@ -84,9 +95,9 @@ def outward(
             placed[side],
             alignment=None if alignment is None else alignment[side],
             at=at,
+            clock=clock,
         )
-    offsets[rows] = placed
-    return int((placed + size).max(initial=0))
+    return placed
 
 
 def stack(
@@ -115,7 +126,7 @@ def stack(
     if not len(before):
         placed[chosen] = _pile(size[chosen], None if alignment is None else alignment[chosen])
         return
-    _fill(first, last, size, alignment, placed, chosen, before)
+    fill(first, last, size, alignment, placed, chosen, before)
 
 
 def sweep(
@@ -126,6 +137,7 @@ def sweep(
     *,
     alignment: Int64s | None,
     at: int,
+    clock: Clock = FOREVER,
 ) -> Int64s:
     """Sweep forward from section `at` and return the offsets of all.
 
@@ -154,25 +166,23 @@ def sweep(
     sizes, ends = size.tolist(), end.tolist()
     alignments = None if alignment is None else alignment.tolist()
     take, give = index.take, index.give
-    rows, kinds = _events(begin, end, size, live, free)
-    for row, kind in zip(rows, kinds, strict=True):
-        if kind == ENDS:
-            give(result[row], top[row])
-        elif kind == COMES:
-            arrived += 1
-            index.occupy(result[row], top[row])
-        else:
+    for rows, kinds in _events(begin, end, size, live, free):
+        clock.check()
+        for row, kind in zip(rows, kinds, strict=True):
+            if kind == ENDS:
+                give(result[row], top[row])
+                continue
+            if kind == COMES:
+                arrived += 1
+                index.occupy(result[row], top[row])
+                continue
             wanted = sizes[row]
             if alignments is None and (arrived == awaited or arrivals[arrived] >= ends[row]):
                 low = take(wanted)
             else:
-                blocked, until = [], ends[row]
-                for ahead in range(arrived, awaited):
-                    if arrivals[ahead] >= until:
-                        break
-                    blocked.append(ranges[ahead])
-                blocked.sort()
-                low = index.take_avoiding(wanted, alignments[row] if alignments else 1, blocked)
+                until = bisect_left(arrivals, ends[row], arrived)
+                step = alignments[row] if alignments else 1
+                low = index.take_avoiding(wanted, step, sorted(ranges[arrived:until]))
             result[row] = low
             top[row] = low + wanted
     return np.array(result, np.int64)
@@ -180,11 +190,10 @@ def sweep(
 
 def _events(
     begin: Int64s, end: Int64s, size: Int64s, live: np.ndarray, free: np.ndarray
-) -> tuple[list[int], list[int]]:
-    """Return rows and kinds of all events in order; among those that ask at once, the largest first."""
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield rows and kinds of all events in order, in runs; of those that ask at once, the largest first."""
     asks, comes = np.flatnonzero(free), np.flatnonzero(~live & ~free)
-    horizon = begin.max(initial=0)
-    ends = np.flatnonzero(end <= horizon)
+    ends = np.flatnonzero(end <= begin.max(initial=0))
     rank = np.empty(len(size), np.int64)
     rank[np.argsort(-size, kind="stable")] = np.arange(len(size))
     rows = np.concatenate([ends, comes, asks])
@@ -195,7 +204,10 @@ def _events(
         order = np.argsort(key << 31 | rank[rows])
     else:
         order = np.lexsort((rank[rows], key))
-    return rows[order].tolist(), kinds[order].tolist()
+    rows, kinds = rows[order], kinds[order]
+    for at in range(0, len(rows), EVENTS_AT_ONCE):
+        run = slice(at, at + EVENTS_AT_ONCE)
+        yield rows[run].tolist(), kinds[run].tolist()
 
 
 def _stacking_key(first: Int64s, last: Int64s, size: Int64s, peak: int, stacking: str) -> np.ndarray:
@@ -225,7 +237,7 @@ def _pile(size: Int64s, alignment: Int64s | None) -> Int64s:
     return np.array(offsets, np.int64)
 
 
-def _fill(
+def fill(
     first: Int64s,
     last: Int64s,
     size: Int64s,
@@ -234,7 +246,10 @@ def _fill(
     chosen: Int64s,
     before: Int64s,
 ) -> None:
-    """Place `chosen`, all live at one instant, each at the lowest offset among those that overlap it."""
+    """Place `chosen` in order, each at the lowest offset that those `before` and those just placed leave.
+
+    Writes `placed`. O(k) vectorised for each, with k intervals `before` and `chosen`.
+    """
     order = before[np.argsort(placed[before], kind="stable")]
     lows, highs = placed[order], placed[order] + size[order]
     starts, stops = first[order], last[order]

@@ -1,0 +1,137 @@
+"""A lazy core: what touches the hottest sections is solved exactly, everything else is swept around it.
+
+Problem: in a real instance of 10^3 to 10^6 intervals only a few hundred are hard: those that are live when
+the load is near its maximum. No search can take all the others along, and no greedy gets the hard ones
+right.
+
+Method: the *core* is what touches a hot section; at first the hot sections are those of the largest load.
+
+1. An exact search fits the core into the target height (the load).
+2. Time is cut in the valleys between the hot runs. What crosses a cut is placed first, then each window
+   is swept outward from its peak, with core and crossers as reservations (`smartpool.planner.sweep_fit`).
+3. Where an interval ends above the target, the hottest section that it touches and that is not hot yet
+   becomes hot; back to 1.
+
+Source: the idea of a lazily grown core is that of cutting planes; for storage allocation we know of no
+earlier use. Bound: every round adds a section, so there are at most as many as sections; in practice
+the real instances take one to six, with cores of 100 to 3000 intervals. Rejected: adding a fixed share of the
+sections (too many for the search in flat instances, too few in spiky ones); making all sections hot that
+a violating interval touches (long ones drag in half of time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+
+from smartpool.planner.clock import Clock
+from smartpool.planner.intervals import FREE
+from smartpool.planner.problem import Problem
+from smartpool.planner.sweep_fit import fill, outward
+from smartpool.planner.sweeps import Int64s
+
+__all__ = ["CoreSolver", "around", "solve_core"]
+
+CoreSolver = Callable[[Problem, int, Clock], "Int64s | None"]
+"""Fits a problem without fixed offsets into a capacity, or gives up."""
+
+VALLEY: Final = 0.9
+"""A cut is made where the load falls below this share of its maximum."""
+
+WORST: Final = 8
+"""So many violations make a section hot in one round, the highest first."""
+
+
+def solve_core(problem: Problem, target: int, fit: CoreSolver, clock: Clock) -> Iterator[Int64s]:
+    """Yield ever other plans, the core exact in each, until one meets the target or the search gives up."""
+    hot = problem.load >= problem.load.max(initial=0)
+    while not clock.expired:
+        rows = np.flatnonzero(_touches(hot, problem.first, problem.last))
+        core = _fit_core(problem, rows, target, fit, clock)
+        if core is None:
+            return
+        offsets = around(problem, core, hot, clock)
+        yield offsets
+        over = np.flatnonzero(offsets + problem.size > target)
+        if not len(over) or not _heat(problem, hot, over[np.argsort(-(offsets + problem.size)[over])]):
+            return
+
+
+def around(problem: Problem, core: Int64s, hot: np.ndarray, clock: Clock) -> Int64s:
+    """Return offsets for all, with `core` (`FREE` elsewhere) kept, by sweeps from each hot run."""
+    cuts = _valleys(problem.load, hot)
+    first, last = problem.first, problem.last
+    crossings = np.searchsorted(cuts, last) - np.searchsorted(cuts, first)
+    offsets = core.copy()
+    kept = np.flatnonzero(core != FREE)
+    crossers = np.flatnonzero((crossings > 0) & (core == FREE))
+    crossers = crossers[np.argsort(first[crossers] - last[crossers], kind="stable")]
+    fill(first, last, problem.size, problem.alignment, offsets, crossers, kept)
+    obstacles = np.concatenate([kept, crossers])
+    rest = np.flatnonzero((crossings == 0) & (core == FREE))
+    window_of = np.searchsorted(cuts, first[rest])
+    rest = rest[np.argsort(window_of, kind="stable")]
+    groups = np.split(rest, np.searchsorted(np.sort(window_of), np.arange(1, len(cuts) + 1)))
+    edges = np.concatenate([[-1], cuts, [len(problem.load)]])
+    for low, high, inside in zip(edges[:-1] + 1, edges[1:], groups, strict=True):
+        if len(inside):
+            beside = obstacles[(first[obstacles] < high) & (last[obstacles] > low)]
+            rows = np.concatenate([beside, inside])
+            offsets[rows] = outward(problem.clip(rows, low, high), core=offsets[rows], clock=clock)
+    return offsets
+
+
+def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver, clock: Clock) -> Int64s | None:
+    """Return offsets with the core placed and the fixed ones, or None."""
+    offsets = np.full(len(problem), FREE) if problem.fixed is None else problem.fixed.copy()
+    floor = 0
+    if problem.fixed is not None:
+        # The search knows no obstacles. It need not where they are a floor under the whole core.
+        rows = rows[problem.fixed[rows] == FREE]
+        if not len(rows):
+            return offsets
+        low, high = problem.first[rows].min(), problem.last[rows].max()
+        beside = np.flatnonzero((problem.fixed != FREE) & (problem.first < high) & (problem.last > low))
+        if (problem.first[beside] > low).any() or (problem.last[beside] < high).any():
+            return None
+        floor = int((problem.fixed + problem.size)[beside].max(initial=0))
+        step = problem.largest_alignment
+        floor = (floor + step - 1) // step * step
+    found = fit(problem.take(rows).free(), target - floor, clock)
+    if found is None:
+        return None
+    offsets[rows] = found + floor
+    return offsets
+
+
+def _touches(hot: np.ndarray, first: Int64s, last: Int64s) -> np.ndarray:
+    so_far = np.concatenate([[0], np.cumsum(hot)])
+    touches: np.ndarray = so_far[last] > so_far[first]
+    return touches
+
+
+def _heat(problem: Problem, hot: np.ndarray, over: Int64s) -> bool:
+    """Make hot the hottest cold section of each of the worst violations; say whether any was cold."""
+    changed = False
+    for row in over[:WORST].tolist():
+        span = slice(problem.first[row], problem.last[row])
+        load = np.where(hot[span], -1, problem.load[span])
+        at = int(load.argmax())
+        if load[at] >= 0:
+            hot[problem.first[row] + at] = True
+            changed = True
+    return changed
+
+
+def _valleys(load: Int64s, hot: np.ndarray) -> Int64s:
+    """Return the lowest section between each two hot runs where it is low enough to cut there."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], hot, [False]]).astype(np.int8)))
+    ceiling = VALLEY * load.max(initial=0)
+    cuts = []
+    for low, high in zip(edges[1:-1:2].tolist(), edges[2::2].tolist(), strict=True):
+        at = low + int(load[low:high].argmin())
+        if load[at] < ceiling:
+            cuts.append(at)
+    return np.array(cuts, np.int64)
