@@ -121,33 +121,43 @@ class DType:
 def _parse(dtype: object) -> DType:
     if isinstance(dtype, DType):
         return dtype
-    if isinstance(dtype, str) and dtype.removeprefix("torch.") in _BY_NAME:
-        return _BY_NAME[dtype.removeprefix("torch.")]
-    if type(dtype).__module__ == "torch":
+    if isinstance(dtype, str):
+        # Not left to NumPy, which reads more than types in strings, and warns about some.
+        known = _BY_SPELLING.get(dtype.removeprefix("torch."))
+        if known is None and dtype[:1] in {"<", ">"} and dtype[1:] in _BY_SPELLING:
+            raise _byte_swapped(dtype, _BY_SPELLING[dtype[1:]])
+    elif type(dtype).__module__ == "torch":
         # PyTorch is not imported here: its dtypes print as "torch.<name>".
         known = _BY_NAME.get(repr(dtype).removeprefix("torch."))
-        if known is None:
-            raise InvalidRequestError(f"expected a dtype that DLPack knows, got {dtype!r}; {_ADVICE}")
-        return known
-    return _from_numpy(dtype)
-
-
-def _from_numpy(dtype: object) -> DType:
-    if dtype is None:  # NumPy reads None as float64
-        raise InvalidRequestError(f"expected a dtype, got None; {_ADVICE}")
-    try:
-        found = np.dtype(dtype)  # type: ignore[call-overload]
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise InvalidRequestError(f"expected a dtype, got {dtype!r}; {_ADVICE}") from error
-    if not found.isnative:
-        raise InvalidRequestError(
-            f"expected a dtype in this machine's byte order, got {dtype!r}; DLPack cannot describe "
-            f"others: use {found.newbyteorder('=').name!r} and swap the bytes"
-        )
-    known = None if found.shape else _BY_NAME.get(found.name)
+    else:
+        known = _from_numpy(dtype)
     if known is None:
         raise InvalidRequestError(f"expected a dtype that DLPack knows, got {dtype!r}; {_ADVICE}")
     return known
+
+
+def _from_numpy(dtype: object) -> DType | None:
+    """Return the type that a NumPy dtype, or a class that stands for one, means; None for others."""
+    if isinstance(dtype, type):
+        # JAX's scalar classes hold their dtype; NumPy's and Python's are looked up by NumPy.
+        held = getattr(dtype, "dtype", None)
+        if isinstance(held, np.dtype):
+            dtype = held
+        elif issubclass(dtype, (np.generic, int, float, complex)):
+            dtype = np.dtype(dtype)
+    if not isinstance(dtype, np.dtype) or dtype.shape:
+        return None
+    known = _BY_NAME.get(dtype.name)
+    if known is not None and not dtype.isnative:
+        raise _byte_swapped(dtype, known)
+    return known
+
+
+def _byte_swapped(dtype: object, native: DType) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"expected a dtype in this machine's byte order, got {dtype!r}; DLPack cannot describe others: "
+        f"use {native.name!r} and swap the bytes"
+    )
 
 
 def _table() -> dict[str, DType]:
@@ -170,7 +180,20 @@ def _table() -> dict[str, DType]:
     return {dtype.name: dtype for dtype in types}
 
 
+def _spellings() -> dict[str, DType]:
+    """Return every type by all strings that mean it: names, NumPy's type strings and characters."""
+    spellings = dict(_BY_NAME)
+    for alias in (*"?bBhHiIlLqQefdFD", "half", "single", "double", "float", "int", "complex"):
+        spellings[alias] = _BY_NAME[np.dtype(alias).name]
+    for dtype in _BY_NAME.values():
+        if dtype.native:
+            order, code = dtype.carrier.str[0], dtype.carrier.str[1:]
+            spellings |= {order + code: dtype, "=" + code: dtype, code: dtype}
+    return spellings
+
+
 _BY_NAME: Final = _table()
+_BY_SPELLING: Final = _spellings()
 _ADVICE: Final = f"use one of {', '.join(_BY_NAME)}"
 
 # What was parsed, by what it was parsed from. Python's own types hash like themselves, so that

@@ -54,6 +54,19 @@ def test_python_types_mean_what_they_mean_in_numpy(python: type, name: str) -> N
     assert DType.parse(python).name == name
 
 
+def test_byte_swapped_types_name_the_type_to_use() -> None:
+    for swapped in (">i2", np.dtype(">i2")) if np.little_endian else ("<i2", np.dtype("<i2")):
+        with pytest.raises(InvalidRequestError, match=r"byte order.*use 'int16'"):
+            DType.parse(swapped)
+
+
+def test_a_class_that_holds_a_dtype_means_it() -> None:
+    class Scalar:  # what jax.numpy.float32 is
+        dtype = np.dtype(np.float32)
+
+    assert DType.parse(Scalar).name == "float32"
+
+
 def test_ml_dtypes_are_read() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     for name in HEADER:
@@ -96,7 +109,14 @@ def test_torch_dtypes_are_read() -> None:
         7,
         True,
         1.5,
-        b"float33",
+        b"float32",
+        b"a",
+        "a",
+        "torch.qint8",
+        "float4_e2m1fn_x4",
+        list,
+        type,
+        (np.float32, (2,)),
         "float33",
         "",
         "f4,i4",
