@@ -25,7 +25,7 @@ import secrets
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
@@ -101,16 +101,27 @@ def write_npz(
 ) -> None:
     """Write columns and metadata to exactly `path`; a file that is there is replaced whole or not at all."""
     path = Path(path)
-    text = json.dumps(meta, allow_nan=False)
+    text = np.array(json.dumps(meta, allow_nan=False))
+    if text.nbytes > _MAX_META_BYTES:
+        raise TraceFormatError(
+            f"{path}: expected metadata of at most {_MAX_META_BYTES // 4} characters, got {text.nbytes // 4}"
+        )
+    arrays = {**columns, "meta": text}
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with unfinished.open("wb") as file:
-            arrays = {**columns, "meta": np.array(text)}
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no column is `allow_pickle`
+        _write_archive(unfinished, arrays, np.savez_compressed)
+        if sum(array.nbytes for array in arrays.values()) + MiB > _allowed(unfinished.stat().st_size):
+            # Columns of one value over and over: stored, so that the reader does not take it for a bomb.
+            _write_archive(unfinished, arrays, np.savez)
         unfinished.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
+
+
+def _write_archive(path: Path, arrays: Mapping[str, NDArray[Any]], save: Callable[..., None]) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would put .npz behind it
+        save(file, **arrays)
 
 
 # ---------------------------------------------------------------------- the archive
@@ -152,13 +163,17 @@ def _members(archive: zipfile.ZipFile, file: IO[bytes]) -> dict[str, zipfile.Zip
             raise TraceFormatError(f"expected {info.filename!r} stored or deflated, got another compression")
         members[name] = info
     claimed = sum(info.file_size for info in members.values())
-    allowed = max(_FREE_OF_RATIO, _MAX_RATIO * os.fstat(file.fileno()).st_size)
-    if claimed > allowed:
+    if claimed > _allowed(os.fstat(file.fileno()).st_size):
         raise TraceFormatError(
             f"it claims to unpack to {format_size(claimed)}, more than {_MAX_RATIO} times its length; "
             "refused, as a trace does not shrink so far"
         )
     return members
+
+
+def _allowed(file_bytes: int) -> int:
+    """Return to how many bytes a file may claim to unpack."""
+    return max(_FREE_OF_RATIO, _MAX_RATIO * file_bytes)
 
 
 def _member(

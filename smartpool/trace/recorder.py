@@ -2,10 +2,10 @@
 
 A call appends four integers to one flat list: pointer, bytes (-1 for a free), stream, and the time in
 nanoseconds. Everything else (numbering allocations and streams, dropping what began before the
-recording) waits until `trace` is called. Measured on the machine of `bench/results/recorder.json`,
-where an empty method call takes 0.05 us and reading the clock as much, an event takes 0.17 us; a list
-of tuples took 0.21, `array('q').extend` 0.38, slots in preallocated arrays 0.26, and one list a column
-0.14, but then two threads can interleave between the columns.
+recording) waits until `trace` is called. In `bench/results/recorder.json`, where an empty method call
+takes 0.03 us and the clock 0.05, an event takes 0.15 us. Rejected: a list of tuples (0.16, and an
+object that the garbage collector walks for each event), `array('q').extend` (0.35), slots in
+preallocated arrays (0.31), and one list a column (0.14, but two threads interleave between them).
 
 Threads. `list.extend` with a tuple of integers is one step, under the GIL and by the list's own lock
 on free-threaded Python, so events are whole and in the order in which they were appended. For that
@@ -34,8 +34,8 @@ class Recorder:
     Parameters
     ----------
     limit
-        Events that are kept; later ones are ignored, and the trace says so. An event takes some 110
-        bytes of host memory, so the default bounds a recording by about 1 GiB.
+        Events that are kept; later ones are ignored, and the trace says so. An event takes some 130
+        bytes of host memory, so the default bounds a recording by about 1.3 GB.
 
     Raises
     ------

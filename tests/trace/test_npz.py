@@ -116,6 +116,21 @@ class TestRoundTrip:
         trace.save(path)
         assert Trace.load(path) == trace
 
+    def test_a_trace_that_shrinks_like_a_bomb_comes_back(self, scratch):
+        events = 10**6
+        trace = Trace.from_columns(
+            "same", op=np.arange(events) % 2, id=[0] * events, size=[8] * events, t_us=[0] * events
+        )
+        trace.save(scratch)
+        assert scratch.stat().st_size > 20 * events
+        assert Trace.load(scratch) == trace
+
+    def test_metadata_that_could_not_be_read_is_not_written(self, scratch):
+        trace = Trace.from_columns("x", op=[], id=[], size=[], meta={"long": "x" * MiB})
+        with pytest.raises(TraceFormatError, match="metadata of at most 1048576 characters"):
+            trace.save(scratch)
+        assert list(scratch.parent.iterdir()) == []
+
     def test_file_is_numpys_own(self, scratch):
         GOOD.save(scratch)
         with np.load(scratch, allow_pickle=False) as arrays:
