@@ -1,0 +1,9 @@
+"""Let the tests of this folder import the kit that they share with `tests/gpu`."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("driver_contract", "driver_machine")
+sys.path.insert(0, str(Path(__file__).parent / "kit"))
