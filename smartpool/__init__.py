@@ -1,5 +1,40 @@
-"""SmartPool: a GPU memory pool in pure Python on the raw CUDA driver."""
+"""SmartPool: a GPU memory pool in pure Python on the raw CUDA driver.
+
+>>> import smartpool
+>>> pool = smartpool.SmartPool("cpu")
+>>> buffer = pool.empty((2, 3), "float32")      # any framework: from_dlpack(buffer)
+>>> pool.close()
+"""
 
 from __future__ import annotations
+
+from smartpool import errors
+from smartpool.buffer import Buffer
+from smartpool.config import SmartPoolConfig
+from smartpool.errors import *  # noqa: F403 - every error is public; errors.__all__ says which
+from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.request import AllocationRequest
+from smartpool.smart_pool import AllocationResult, SmartPool
+from smartpool.units import GiB, KiB, MiB, TiB, format_size, parse_size
+
+__all__ = [
+    "AdvancedMemoryPoolManager",
+    "AllocationRequest",
+    "AllocationResult",
+    "Buffer",
+    "GPUMemoryOptimizer",
+    "GiB",
+    "KiB",
+    "MiB",
+    "SmartPool",
+    "SmartPoolConfig",
+    "TiB",
+    "__version__",
+    "format_size",
+    "integrate_smartpool_with_gpu_optimizer",
+    "parse_size",
+]
+__all__ += errors.__all__
 
 __version__ = "0.1.0"

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "ArrayInterfaceError",
     "BackgroundError",
     "BufferReleasedError",
-    "ArrayInterfaceError",
     "ConfigurationError",
     "DLPackError",
     "DeviceNotFoundError",

@@ -46,9 +46,11 @@ class Bin(list[int]):
         The tier of `size`.
     others
         Further streams that used a block (`record_stream`). Such a bin belongs to one block.
+    quiet
+        Whether nothing was freed into the bin since it was last emptied.
     """
 
-    __slots__ = ("nbytes", "others", "size", "stream", "tier")
+    __slots__ = ("nbytes", "others", "quiet", "size", "stream", "tier")
     __hash__ = object.__hash__  # type: ignore[assignment]  # bins are places, not values
 
     def __init__(self, nbytes: int, size: int, stream: int, tier: Tier) -> None:
@@ -58,6 +60,7 @@ class Bin(list[int]):
         self.stream = stream
         self.tier = tier
         self.others: tuple[int, ...] = ()
+        self.quiet = True
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -50,8 +50,8 @@ class Fragmentation:
     @property
     def overall(self) -> float:
         """The weighted sum, in [0, 1]."""
-        weighted = (weight * getattr(self, part) for part, weight in WEIGHTS.items())
-        return round(sum(weighted), 12)
+        interval_graph, pool, gpu = WEIGHTS.values()
+        return round(interval_graph * self.interval_graph + pool * self.pool + gpu * self.gpu, 12)
 
     def as_dict(self) -> dict[str, float]:
         """Return the parts and ``overall`` by name."""

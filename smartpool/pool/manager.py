@@ -20,8 +20,9 @@ arenas, chunks and memory.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from smartpool.config import SmartPoolConfig
@@ -66,6 +67,12 @@ class AdvancedMemoryPoolManager:
     config
         How the pool behaves.
 
+    Attributes
+    ----------
+    on_pressure
+        Called, under the pool's lock, when growing took reserved memory beyond the pressure
+        threshold; it must not block.
+
     Examples
     --------
     >>> from smartpool.driver import open_driver
@@ -87,13 +94,12 @@ class AdvancedMemoryPoolManager:
         self._lock = threading.RLock()
         self._closed = False
         self._released = False
-        self._observer: RequestObserver | None = None
+        self.on_pressure: Callable[[], None] | None = None
         self._several_streams = False
         # The quick path's three structures. They are never replaced, only changed: callers may
         # hold bound methods, and other threads are in the middle of them at any time.
         self._bins: dict[int, Bin] = {}
         self._live = LiveTable()
-        self._live.on_empty = self._release_everything
         self._touched: set[Bin] = set()
         self._bins_of: dict[int, dict[int, Bin]] = {self._home: self._bins}
         self._peak_live_bytes = 0
@@ -113,6 +119,12 @@ class AdvancedMemoryPoolManager:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        # Nothing can be live: every buffer holds its manager. Memory taken by bare `malloc` and never
+        # freed goes with the driver, which is dropped here too.
+        if not sys.is_finalizing() and not getattr(self, "_released", True) and not self._live:
+            self.close()
 
     # ------------------------------------------------------------------ requests
 
@@ -167,7 +179,8 @@ class AdvancedMemoryPoolManager:
             bin_ = self._live.pop(pointer)
         except (KeyError, TypeError):
             raise self._bad_pointer(pointer) from None
-        if not bin_:
+        if bin_.quiet:
+            bin_.quiet = False
             self._touched.add(bin_)
         bin_.append(pointer)
 
@@ -192,6 +205,22 @@ class AdvancedMemoryPoolManager:
             own.others = (*bin_.others, handle)
             dict.__setitem__(self._live, pointer, own)  # not a request: observers are not told
 
+    def stream_of(self, pointer: int) -> int:
+        """Return the stream that the live block at `pointer` was requested for."""
+        bin_ = self._live.get(pointer)
+        if bin_ is None:
+            raise self._bad_pointer(pointer)
+        return bin_.stream
+
+    def order_after(self, pointer: int, stream: int) -> None:
+        """Let `stream` use the live block behind all work queued so far on the block's own stream."""
+        own = self.stream_of(pointer)
+        if own == stream:
+            return
+        with self._lock:
+            self._waits += self._clock.wait(self._clock.stamp(own), stream)
+            self.record_stream(pointer, stream)
+
     def _malloc_on(self, nbytes: int, stream: object) -> int:
         if nbytes.__class__ is int and stream.__class__ is int:
             try:
@@ -214,6 +243,7 @@ class AdvancedMemoryPoolManager:
                 bin_.others = tuple({*bin_.others, handle} - {bin_.stream})
             else:
                 bin_ = self._bin(bin_.nbytes, handle)
+        bin_.quiet = False
         self._touched.add(bin_)
         bin_.append(pointer)
 
@@ -306,6 +336,10 @@ class AdvancedMemoryPoolManager:
             except DriverOutOfMemoryError as error:
                 raise self._out_of_memory(bin_, error) from error
 
+        limit = self.config.memory_pressure_threshold * self._memory.cap_bytes
+        if self.on_pressure is not None and self._memory.reserved_bytes > limit:
+            self.on_pressure()
+
     def flush(self) -> None:
         """Empty the bins into the arenas, where free blocks join with their neighbours.
 
@@ -319,6 +353,7 @@ class AdvancedMemoryPoolManager:
             stamps: dict[int, Uses] = {}
             while touched:
                 bin_ = touched.pop()
+                bin_.quiet = True
                 arena = self._arena_of[bin_.tier].arena
                 uses = self._uses_after(bin_, stamps) if self._several_streams else None
                 while True:
@@ -389,25 +424,36 @@ class AdvancedMemoryPoolManager:
                 for bin_ in bins.values():
                     self._touched.add(bin_)
                 bins.clear()
+            self._live.on_empty = self._release_everything
             self._live.__class__ = ClosedTable
             if not self._live:
                 self._release_everything()
 
     def _release_everything(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            return  # `close` itself is at work on another thread, and looks once more before it returns
-        try:
-            if self._released or self._live:
-                return
-            self._released = True
-            self.driver.synchronize()
-            for backing in self._arenas:
-                backing.close()
-            self._memory.release_unwanted()
-            self._clock.close()
-            self.driver.close()
-        finally:
-            self._lock.release()
+        # The last free of a closed pool may come from a destructor, in the middle of anything, so
+        # it must not wait for a lock: when the lock is taken, a thread does the waiting.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._release_under_lock()
+            finally:
+                self._lock.release()
+        else:
+            threading.Thread(target=self._release_when_possible, daemon=True).start()
+
+    def _release_when_possible(self) -> None:
+        with self._lock:
+            self._release_under_lock()
+
+    def _release_under_lock(self) -> None:
+        if self._released or self._live:
+            return
+        self._released = True
+        self.driver.synchronize()
+        for backing in self._arenas:
+            backing.close()
+        self._memory.release_unwanted()
+        self._clock.close()
+        self.driver.close()
 
     # ------------------------------------------------------------------ watching
 
@@ -419,7 +465,6 @@ class AdvancedMemoryPoolManager:
         with self._lock:
             if self._closed:
                 return
-            self._observer = observer
             if observer is not None:
                 self._live.observer = observer
             self._live.__class__ = LiveTable if observer is None else RecordedTable
@@ -433,6 +478,21 @@ class AdvancedMemoryPoolManager:
     def peak_reserved_bytes(self) -> int:
         """The most that `reserved_bytes` ever was."""
         return self._memory.peak_reserved_bytes
+
+    @property
+    def quick_path(self) -> tuple[dict[int, Bin], LiveTable]:
+        """The bins of the default stream and the live table, for faces that write `malloc` out."""
+        return self._bins, self._live
+
+    @property
+    def available_bytes(self) -> int:
+        """What a request could get at most: free on the device, and idle in the pool, under the cap."""
+        idle = self._memory.reserved_bytes - self.live_bytes
+        return min(self.driver.memory_info().free, self._memory.room_bytes) + idle
+
+    def owns(self, pointer: int) -> bool:
+        """Return whether `pointer` is a live block of this pool. O(1)."""
+        return pointer in self._live
 
     @property
     def live_bytes(self) -> int:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from smartpool.pool.fragmentation import Fragmentation
+from smartpool.units import MiB
 
-__all__ = ["MemorySnapshot", "TierSnapshot"]
+__all__ = ["MemorySnapshot", "OptimizationOutcome", "PoolStatistics", "Reduction", "TierSnapshot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,11 @@ class MemorySnapshot:
 
     @property
     def pressure(self) -> float:
-        """Share of the cap that is live, in [0, 1]."""
-        return self.live_bytes / self.cap_bytes
+        """Share in use of the cap or of the device, whichever is nearer to its end, in [0, 1]."""
+        device = 1 - self.device_free_bytes / self.device_total_bytes
+        return max(self.reserved_bytes / self.cap_bytes, device)
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """Return everything in plain dictionaries, ready for JSON."""
         return asdict(self) | {
             "driver_calls": dict(self.driver_calls),
@@ -89,3 +92,127 @@ class MemorySnapshot:
             "fragmentation": self.fragmentation.as_dict(),
             "pressure": self.pressure,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """Fragmentation of a recorded run against the caching baseline on the same requests.
+
+    Attributes
+    ----------
+    events
+        Requests and frees that were recorded.
+    fragmentation, baseline_fragmentation
+        ``1 - peak live / peak reserved`` of the pool, and of the model of PyTorch's caching
+        allocator on the recorded requests.
+    """
+
+    events: int
+    fragmentation: float
+    baseline_fragmentation: float
+
+    @property
+    def percentage(self) -> float:
+        """By how many per cent the pool's fragmentation is below the baseline's; negative if above."""
+        if self.baseline_fragmentation <= 0:
+            return 0.0 if self.fragmentation <= 0 else -100.0
+        return 100 * (1 - self.fragmentation / self.baseline_fragmentation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationOutcome:
+    """What one optimisation did.
+
+    Attributes
+    ----------
+    fragmentation_before, fragmentation_after
+        Overall live metric of the worst device among `devices`.
+    memory_freed_bytes
+        Given back to the devices.
+    """
+
+    devices: tuple[str, ...]
+    fragmentation_before: float
+    fragmentation_after: float
+    memory_freed_bytes: int
+
+    @property
+    def fragmentation_reduced(self) -> float:
+        """By how much the live metric fell."""
+        return self.fragmentation_before - self.fragmentation_after
+
+    @property
+    def memory_freed_mb(self) -> float:
+        """Given back to the devices, in MiB."""
+        return self.memory_freed_bytes / MiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """A pool at an instant, over all its devices. `as_dict` says it in plain dictionaries.
+
+    Attributes
+    ----------
+    devices
+        One snapshot a device.
+    reduction
+        Against the caching baseline; None while nothing was recorded.
+    target_reduction
+        What `target_achieved` asks for, as a share.
+    """
+
+    devices: tuple[MemorySnapshot, ...]
+    reduction: Reduction | None
+    target_reduction: float
+    optimizations: int
+    memory_freed_bytes: int
+    background_running: bool
+    background_passes: int
+    background_error: BaseException | None
+
+    @property
+    def current_fragmentation(self) -> float:
+        """The live metric, weighted over devices by what they reserve; 0 when nothing is reserved."""
+        reserved = sum(device.reserved_bytes for device in self.devices)
+        if not reserved:
+            return 0.0
+        return sum(d.fragmentation.overall * d.reserved_bytes for d in self.devices) / reserved
+
+    @property
+    def target_achieved(self) -> bool | None:
+        """Whether the measured reduction reaches the target; None while nothing was recorded."""
+        return None if self.reduction is None else self.reduction.percentage >= 100 * self.target_reduction
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything in plain dictionaries, ready for JSON."""
+        reduction = self.reduction
+        error = self.background_error
+        return {
+            "smartpool_stats": {
+                "current_fragmentation": self.current_fragmentation,
+                "live_bytes": sum(device.live_bytes for device in self.devices),
+                "live_blocks": sum(device.live_blocks for device in self.devices),
+                "reserved_bytes": sum(device.reserved_bytes for device in self.devices),
+                "overall_reduction_percentage": None if reduction is None else reduction.percentage,
+                "overall_reduction_basis": _basis(reduction),
+                "target_reduction_percentage": 100 * self.target_reduction,
+                "target_achieved": self.target_achieved,
+                "optimizations": self.optimizations,
+                "memory_freed_mb": self.memory_freed_bytes / MiB,
+            },
+            "devices": {device.device: device.as_dict() for device in self.devices},
+            "background": {
+                "running": self.background_running,
+                "passes": self.background_passes,
+                "error": None if error is None else f"{type(error).__name__}: {error}",
+            },
+        }
+
+
+def _basis(reduction: Reduction | None) -> str:
+    if reduction is None:
+        return "nothing was recorded: switch on SmartPoolConfig(record=True) or start_recording()"
+    return (
+        f"{reduction.events} recorded events: {reduction.fragmentation:.2%} fragmentation here, "
+        f"{reduction.baseline_fragmentation:.2%} with PyTorch's caching allocator (modelled)"
+    )

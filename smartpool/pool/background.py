@@ -1,0 +1,91 @@
+"""The background optimiser: one daemon thread that calls a function every so often, or when woken."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from typing import Protocol
+
+__all__ = ["Background", "Optimizable"]
+
+_LOGGER = logging.getLogger("smartpool")
+
+
+class Optimizable(Protocol):
+    """What the thread works on."""
+
+    def background_pass(self) -> None:
+        """Do one pass. What it raises is kept, logged, and told by `Background.error`."""
+
+
+class Background:
+    """Runs `target.background_pass()` every `interval` seconds, and soon after `wake`.
+
+    The thread is a daemon and holds `target` weakly: it keeps neither the process nor the pool
+    alive. It starts with the first `start`, and `stop` ends it.
+
+    Parameters
+    ----------
+    target
+        The pool.
+    interval
+        Seconds between two passes.
+    """
+
+    def __init__(self, target: Optimizable, interval: float) -> None:
+        self._target = weakref.ref(target, self._target_died)
+        self._interval = interval
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.passes = 0
+        self.error: BaseException | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is alive."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread unless it runs."""
+        if not self.running:
+            self._stopping = False
+            self._thread = threading.Thread(target=self._run, name="smartpool-optimizer", daemon=True)
+            self._thread.start()
+
+    def wake(self) -> None:
+        """Ask for a pass now. Cheap, never blocks, may be called under any lock."""
+        self._wake.set()
+
+    def stop(self, timeout: float | None = 5.0) -> None:
+        """End the thread, and wait for a pass that is under way. Idempotent."""
+        self._stopping = True
+        self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def take_error(self) -> BaseException | None:
+        """Return the error of the last failed pass, once."""
+        error, self.error = self.error, None
+        return error
+
+    def _target_died(self, _: object) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            target = self._target()
+            if self._stopping or target is None:
+                return
+            try:
+                target.background_pass()
+            except Exception as error:
+                self.error = error
+                _LOGGER.exception("the background optimiser failed; it goes on at the next interval")
+            self.passes += 1
+            del target
