@@ -34,7 +34,7 @@ from smartpool.planner.sweeps import Int64s
 
 __all__ = ["CoreSolver", "around", "solve_core"]
 
-CoreSolver = Callable[[Problem, int, Clock], "Int64s | None"]
+CoreSolver = Callable[[Problem, int], "Int64s | None"]
 """Fits a problem without fixed offsets into a capacity, or gives up."""
 
 VALLEY: Final = 0.9
@@ -49,7 +49,7 @@ def solve_core(problem: Problem, target: int, fit: CoreSolver, clock: Clock) -> 
     hot = problem.load >= problem.load.max(initial=0)
     while not clock.expired:
         rows = np.flatnonzero(_touches(hot, problem.first, problem.last))
-        core = _fit_core(problem, rows, target, fit, clock)
+        core = _fit_core(problem, rows, target, fit)
         if core is None:
             return
         offsets = around(problem, core, hot, clock)
@@ -83,7 +83,7 @@ def around(problem: Problem, core: Int64s, hot: np.ndarray, clock: Clock) -> Int
     return offsets
 
 
-def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver, clock: Clock) -> Int64s | None:
+def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver) -> Int64s | None:
     """Return offsets with the core placed and the fixed ones, or None."""
     offsets = np.full(len(problem), FREE) if problem.fixed is None else problem.fixed.copy()
     floor = 0
@@ -99,7 +99,7 @@ def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver, cloc
         floor = int((problem.fixed + problem.size)[beside].max(initial=0))
         step = problem.largest_alignment
         floor = (floor + step - 1) // step * step
-    found = fit(problem.take(rows).free(), target - floor, clock)
+    found = fit(problem.take(rows).free(), target - floor)
     if found is None:
         return None
     offsets[rows] = found + floor

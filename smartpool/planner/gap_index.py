@@ -158,9 +158,7 @@ class GapIndex:
     def check(self) -> None:
         """Raise `InvariantError` unless the invariant of the module holds."""
         listed = sorted(
-            (key & self._mask, (key & self._mask) + (key >> self._shift))
-            for run in self._runs
-            for key in run
+            (key & self._mask, (key & self._mask) + (key >> self._shift)) for run in self._runs for key in run
         )
         gaps = self.gaps()
         ends = [0, *(edge for gap in gaps for edge in gap), self.top]

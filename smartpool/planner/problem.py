@@ -95,6 +95,10 @@ class Problem:
             load=section_load(first, last, self.size[rows], int(high - low)),
         )
 
+    def with_fixed(self, fixed: Int64s) -> Problem:
+        """Return the same problem with these offsets fixed, `FREE` elsewhere."""
+        return replace(self, fixed=None if (fixed == FREE).all() else fixed)
+
     def free(self) -> Problem:
         """Return the same problem without fixed offsets."""
         return self if self.fixed is None else replace(self, fixed=None)

@@ -64,7 +64,7 @@ def _round_up(size: Int64s) -> Int64s:
         return size
     # Bounds are sizes that occur: scaling all sizes scales the classes.
     steps = np.floor(np.log(distinct / distinct[-1]) / np.log(RATIO) + 1e-9)
-    bounds = distinct[np.append(np.diff(steps) > 0, True)]  # noqa: FBT003
+    bounds = distinct[np.append(np.diff(steps) > 0, True)]
     rounded: Int64s = bounds[np.searchsorted(bounds, size)]
     return rounded
 

@@ -1,0 +1,240 @@
+"""Ever better plans of one part: which solver comes next, and with how much time.
+
+Problem: no solver is best everywhere. Sweeps answer in microseconds an interval and are often exact;
+the search is exact and knows no limit of time; repeated steps want windows.
+
+Method: a part's plans come from a generator. The cheap solvers go first; then rounds with a geometrically
+growing slice of time, in which each stronger solver gets its turn, so that the time lost on a solver that
+fails is a constant factor of the time that the right one takes (the argument of Luby, Sinclair and
+Zuckerman, "Optimal speedup of Las Vegas algorithms", 1993). In every round the search is asked for the
+goal, then for a little more, up to what is known already: 0.05 % above the load is often easy where
+the load itself is not.
+
+Of several parts only the highest matters. `race` always lets that one go on.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from smartpool.planner.clock import Clock, OutOfTime
+from smartpool.planner.core import solve_core
+from smartpool.planner.improve import improve
+from smartpool.planner.intervals import FREE
+from smartpool.planner.problem import Problem
+from smartpool.planner.search import ProvedInfeasible, fit
+from smartpool.planner.sweep_fit import STACKINGS, outward
+from smartpool.planner.sweeps import Int64s
+from smartpool.planner.windows import cuts_between_peaks, window_rows, windows
+
+__all__ = ["Racer", "race"]
+
+RELAX: Final = (0.0, 0.0005, 0.004, 0.02, 0.08)
+"""By how much the goal is missed on purpose, when it cannot be met in the time."""
+
+SLICE_S: Final = 1.0
+"""Of one search in the first round; each further round has `GROWTH` times as much."""
+
+SLICE_S_EACH: Final = 2e-5
+"""And at least this for each interval, as every sweep costs a tenth of it."""
+
+QUICK: Final = 2000
+"""Parts of at most so many intervals are swept with every stacking at once."""
+
+GROWTH: Final = 3.0
+
+WHOLE: Final = 600
+"""Parts of at most so many intervals are given to the search whole, before any core of them."""
+
+NOISY: Final = 8
+"""Perturbed stackings a round."""
+
+
+@dataclass(slots=True, eq=False)
+class Racer:
+    """One part in a race: its best plan, and the attempts that are still to come.
+
+    Parameters
+    ----------
+    problem
+        What to place.
+    base
+        What lies beneath it.
+    goal
+        The height, without `base`, at which nothing is left to do.
+    """
+
+    problem: Problem
+    base: int
+    goal: int
+    offsets: Int64s | None = None
+    height: int = 0
+    method: str = ""
+    bound: int = 0
+    attempts: Iterator[None] = field(default_factory=lambda: iter(()))
+
+    def start(self, clock: Clock, seed: int, *, depth: int = 0) -> Racer:
+        """Make ready to run."""
+        self.bound = self.problem.bound
+        self.goal = max(self.goal, self.bound)
+        self.attempts = _attempts(self, clock, seed, depth)
+        return self
+
+    @property
+    def top(self) -> int:
+        """Where the part ends in the whole."""
+        return self.base + self.height
+
+    @property
+    def done(self) -> bool:
+        """Whether the goal is met."""
+        return self.offsets is not None and self.height <= self.goal
+
+    def offer(self, offsets: Int64s, method: str) -> None:
+        """Keep a plan if it is the best so far."""
+        height = int((offsets + self.problem.size).max(initial=0))
+        if self.offsets is None or height < self.height:
+            self.offsets, self.height, self.method = offsets, height, method
+
+
+def race(racers: Sequence[Racer], clock: Clock) -> Iterator[None]:
+    """Run the highest part, again and again, and yield whenever the height of the whole fell.
+
+    First every part makes its first attempt. Ends when the highest part has met its goal, or has nothing
+    left to try: the others do not matter then.
+    """
+    for racer in racers:
+        if racer.offsets is None:
+            next(racer.attempts, None)
+    queue = [(-racer.top, at) for at, racer in enumerate(racers)]
+    heapq.heapify(queue)
+    yield
+    while queue and not clock.expired:
+        known, at = heapq.heappop(queue)
+        racer = racers[at]
+        if racer.done or next(racer.attempts, FINISHED) is FINISHED:
+            return
+        heapq.heappush(queue, (-racer.top, at))
+        if -queue[0][0] < -known:
+            yield
+
+
+FINISHED: Final = object()
+
+
+def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[None]:
+    """Try one thing at each step; the racer keeps what is better."""
+    problem = racer.problem
+    rng = np.random.default_rng(seed)
+    seconds = max(SLICE_S, SLICE_S_EACH * len(problem))
+    try:
+        racer.offer(outward(problem, clock=clock), "sweep from the peak")
+        yield
+        if len(problem) <= QUICK:
+            for stacking in STACKINGS[1:]:
+                racer.offer(outward(problem, stacking=stacking, clock=clock), "sweep from the peak")
+                yield
+        cuts = cuts_between_peaks(problem.load) if depth == 0 else np.zeros(0, np.int64)
+        while racer.height > racer.bound:
+            yield from _by_search(racer, clock, seconds, int(rng.integers(1 << 30)))
+            if len(cuts):
+                yield from _by_windows(racer, cuts, clock.slice(20 * seconds), int(rng.integers(1 << 30)))
+            yield from _by_chance(racer, clock.slice(seconds), rng)
+            seconds *= GROWTH
+    except OutOfTime:
+        return
+
+
+def _by_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> Iterator[None]:
+    """Ask the search for the goal, then for more and more, each for a slice of time."""
+    for relax in RELAX:
+        capacity = racer.goal + int(racer.goal * relax)
+        if capacity < racer.bound:
+            continue
+        if racer.height <= capacity:
+            return
+        try:
+            if racer.problem.fixed is None and len(racer.problem) <= WHOLE:
+                found = _fit(racer.problem, capacity, clock.slice(seconds), seed)
+                if found is not None:
+                    racer.offer(found, "search")
+                    yield
+                    return
+            for offsets in solve_core(
+                racer.problem,
+                capacity,
+                lambda part, limit: _core(part, limit, clock.slice(seconds), seed),
+                clock,
+            ):
+                racer.offer(offsets, "core and sweeps")
+                yield
+        except ProvedInfeasible:
+            if racer.problem.fixed is None:
+                racer.bound = max(racer.bound, capacity + 1)
+        except OutOfTime:
+            clock.check()
+        yield
+
+
+def _by_windows(racer: Racer, cuts: Int64s, clock: Clock, seed: int) -> Iterator[None]:
+    """Place what crosses the cuts, then race the windows between them."""
+    problem = racer.problem
+    offsets = np.full(len(problem), FREE) if problem.fixed is None else problem.fixed.copy()
+    crossers, _ = window_rows(problem, cuts)
+    try:
+        if len(crossers):
+            offsets[crossers] = outward(problem.take(crossers), clock=clock)
+        inside = windows(problem, cuts, offsets)
+        racers = [Racer(part, 0, racer.goal).start(clock, seed, depth=1) for part, _ in inside]
+        for _ in race(racers, clock):
+            whole = offsets.copy()
+            for window, (_, rows) in zip(racers, inside, strict=True):
+                if window.offsets is None:
+                    return
+                whole[rows] = window.offsets
+            racer.offer(whole, "windows")
+            yield
+    except OutOfTime:
+        return
+
+
+def _by_chance(racer: Racer, clock: Clock, rng: np.random.Generator) -> Iterator[None]:
+    """Perturb the stacking, and repair the best plan."""
+    try:
+        for _ in range(NOISY):
+            stacking = STACKINGS[int(rng.integers(len(STACKINGS)))]
+            racer.offer(outward(racer.problem, stacking=stacking, noise=rng, clock=clock), "perturbed sweep")
+            yield
+        assert racer.offsets is not None
+        for offsets in improve(racer.problem, racer.offsets, goal=racer.goal, clock=clock):
+            racer.offer(offsets, "improvement")
+            yield
+    except OutOfTime:
+        return
+
+
+def _core(problem: Problem, capacity: int, clock: Clock, seed: int) -> Int64s | None:
+    """Fit a core: by a sweep if one happens to, else by the search."""
+    for stacking in STACKINGS:
+        offsets = outward(problem, stacking=stacking, clock=clock)
+        if int((offsets + problem.size).max()) <= capacity:
+            return offsets
+    return _fit(problem, capacity, clock, seed)
+
+
+def _fit(problem: Problem, capacity: int, clock: Clock, seed: int) -> Int64s | None:
+    return fit(
+        problem.first,
+        problem.last,
+        problem.size,
+        capacity,
+        alignment=problem.alignment,
+        deadline=clock.deadline,
+        seed=seed,
+        stop=clock.stop,
+    )

@@ -1,0 +1,98 @@
+"""Cut a problem into parts that cannot disturb one another.
+
+Problem: a solver's time grows faster than its input, and one hard stretch of time should not make all
+the others wait.
+
+Method, repeated until nothing changes:
+
+* **split** where no interval crosses: connected components of the overlap graph share no instant, so
+  each has the whole address space, and the height is that of the highest;
+* **peel** intervals that live through a whole component: they go to its floor, one upon another, and the
+  rest is planned above them. No plan is lost: exchanging ranges of addresses brings them down in
+  every plan. Without them the component often splits again (weights under training steps);
+* **recognise** parts that are equal in lifetimes, sizes and alignment: one is solved, all are served.
+
+Fixed offsets forbid peeling, as the floor may be taken. With alignment only multiples of the largest one
+are peeled, so that everything above stays aligned. O(n log n) a round; the rounds are few, as each but the
+last removes an interval from every part that it looks at again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from smartpool.planner.problem import Problem
+from smartpool.planner.sweeps import Int64s
+
+__all__ = ["Part", "decompose"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Part:
+    """A problem to be solved alone, as often as it occurs.
+
+    Parameters
+    ----------
+    problem
+        What to place.
+    base
+        What lies beneath: the part's offset 0 is the whole's `base`.
+    copies
+        For each occurrence the rows of the whole, in the order of the part's own rows.
+    """
+
+    problem: Problem
+    base: int
+    copies: tuple[Int64s, ...]
+
+
+def decompose(problem: Problem) -> tuple[list[Part], Int64s]:
+    """Return the parts, and offsets in which only what was peeled is placed.
+
+    Examples
+    --------
+    >>> from smartpool.planner.intervals import IntervalSet
+    >>> from smartpool.planner.problem import normalize
+    >>> weights_and_two_steps = IntervalSet.from_arrays([0, 0, 5], [9, 5, 9], [8, 3, 3])
+    >>> parts, offsets = decompose(normalize(weights_and_two_steps).problem)
+    >>> len(parts), len(parts[0].copies), offsets.tolist()
+    (1, 2, [0, 0, 0])
+    """
+    offsets = np.zeros(len(problem), np.int64)
+    found: dict[tuple[object, ...], list[tuple[Problem, Int64s]]] = {}
+    todo = [(problem, np.arange(len(problem)), 0)]
+    while todo:
+        whole, rows, base = todo.pop()
+        for inside in whole.components():
+            part, part_rows = (
+                (whole, rows) if len(inside) == len(rows) else (whole.take(inside), rows[inside])
+            )
+            peeled = _full_span(part)
+            if peeled.any():
+                sizes = part.size[peeled]
+                offsets[part_rows[peeled]] = base + np.cumsum(sizes) - sizes
+                if not peeled.all():
+                    rest = np.flatnonzero(~peeled)
+                    todo.append((part.take(rest), part_rows[rest], base + int(sizes.sum())))
+            else:
+                found.setdefault(_signature(part, base), []).append((part, part_rows))
+    parts = [
+        Part(problem=same[0][0], base=key[0], copies=tuple(rows for _, rows in same))
+        for key, same in found.items()
+        if isinstance(key[0], int)
+    ]
+    return parts, offsets
+
+
+def _full_span(part: Problem) -> np.ndarray:
+    if part.fixed is not None:
+        return np.zeros(len(part), bool)
+    full = (part.first == 0) & (part.last == len(part.load))
+    return full & (part.size % part.largest_alignment == 0)
+
+
+def _signature(part: Problem, base: int) -> tuple[object, ...]:
+    columns = (part.first, part.last, part.size, part.alignment, part.fixed)
+    return base, *(None if column is None else column.tobytes() for column in columns)
