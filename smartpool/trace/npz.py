@@ -91,7 +91,7 @@ def read_npz(
         except _DAMAGED as error:
             raise TraceFormatError(
                 f"{path}: expected an .npz archive with the columns {', '.join(names)}; it is truncated, "
-                f"damaged or of another format ({type(error).__name__}: {error})"
+                f"damaged or of another format ({type(error).__name__}: {error!s:.120})"
             ) from None
     return columns, meta
 
@@ -158,9 +158,9 @@ def _members(archive: zipfile.ZipFile, file: IO[bytes]) -> dict[str, zipfile.Zip
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
         if name in members:
-            raise TraceFormatError(f"expected every member once, got {info.filename!r} twice")
+            raise TraceFormatError(f"expected every member once, got {name[:80]!r} twice")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise TraceFormatError(f"expected {info.filename!r} stored or deflated, got another compression")
+            raise TraceFormatError(f"expected {name[:80]!r} stored or deflated, got another compression")
         members[name] = info
     claimed = sum(info.file_size for info in members.values())
     if claimed > _allowed(os.fstat(file.fileno()).st_size):
@@ -181,7 +181,7 @@ def _member(
 ) -> tuple[np.dtype[Any], tuple[int, ...], memoryview]:
     """Return the type, shape and data of one array, its header checked against its length."""
     if name not in members:
-        raise TraceFormatError(f"expected a column {name!r}, got {sorted(members)[:16]}")
+        raise TraceFormatError(f"expected a column {name!r}, got {sorted(members)!s:.120}")
     info = members[name]
     data = bytearray()
     with archive.open(info) as stream:

@@ -339,16 +339,26 @@ class TestHostile:
                 archive.writestr(f"{number:08}", b"")
         refused(scratch, "expected a directory of at most 1 MiB")
 
+    def test_names_of_members_do_not_fill_the_message(self, scratch):
+        write_zip(scratch, {"x" * 60_000: b""})
+        assert len(str(refused(scratch, "expected a column 'op', got").value)) < 400
+        # The entry's length of name says 65535: `zipfile` quotes all of it.
+        write_zip(scratch, members(padding=bytes(range(256)) * 300), zipfile.ZIP_STORED)
+        content = bytearray(scratch.read_bytes())
+        content[26:28] = b"\xff\xff"
+        scratch.write_bytes(content)
+        assert len(str(refused(scratch, "BadZipFile").value)) < 400
+
     def test_member_twice(self, scratch):
         write_zip(scratch, members())
         with zipfile.ZipFile(scratch, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("op.npy", array_bytes(GOOD.op))
-        refused(scratch, "expected every member once, got 'op.npy' twice")
+        refused(scratch, "expected every member once, got 'op' twice")
 
     @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
     def test_compression_that_unpacks_without_bound(self, scratch, compression):
         write_zip(scratch, members(), compression)
-        refused(scratch, "expected 'op.npy' stored or deflated")
+        refused(scratch, "expected 'op' stored or deflated")
 
     def test_encrypted_member(self, scratch):
         write_zip(scratch, members())
