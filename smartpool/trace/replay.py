@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from itertools import islice
+from itertools import islice, repeat
 from time import perf_counter
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +57,17 @@ class ReplayTarget(Protocol):
     def driver_calls(self) -> Mapping[str, int]:
         """Number of driver calls so far, by name."""
 
-    def malloc(self, nbytes: int, stream: int) -> int:
-        """Return the address of `nbytes` > 0 bytes for use on stream number `stream`.
+    def stream(self, number: int) -> Any:
+        """Return what `malloc` and `free` call the trace's stream of that number. Asked once a replay."""
+
+    def malloc(self, nbytes: int, stream: Any) -> int:
+        """Return the address of `nbytes` > 0 bytes for use on `stream`.
 
         Raises a `MemoryError` when there is no memory for them, and stays as it was.
         """
 
-    def free(self, pointer: int, stream: int) -> None:
-        """Take back what `malloc` returned; it was last used on stream number `stream`."""
+    def free(self, pointer: int, stream: Any) -> None:
+        """Take back what `malloc` returned; it was last used on `stream`."""
 
     def reserved_bytes(self) -> int:
         """Return the physical memory held now."""
@@ -162,12 +165,12 @@ def replay(
     """
     if streams not in STREAM_MODES:
         raise ValueError(f"expected streams to be one of {STREAM_MODES}, got {streams!r}")
-    loop = _Loop(trace, own_streams=streams == "own")
+    loop = _Loop(trace, target, own_streams=streams == "own")
     reserved = np.zeros(loop.points, dtype=np.int64)
     done, peak = 0, 0
     report_every = max(1, loop.points // 200)
     for point in range(loop.points):
-        done += loop.advance(target, loop.events_per_point)
+        done += loop.advance(loop.events_per_point)
         highest = target.peak_reserved_bytes
         reserved[point] = highest if highest > peak else target.reserved_bytes()
         peak = highest
@@ -178,30 +181,31 @@ def replay(
 
 def loop_seconds(trace: Trace) -> float:
     """Return the wall time that the loop of `replay` itself takes on this trace, here and now."""
-    loop = _Loop(trace, own_streams=False)
-    loop.advance(_Nothing(), trace.events)
+    loop = _Loop(trace, _Nothing(), own_streams=False)
+    loop.advance(trace.events)
     return loop.seconds
 
 
 class _Loop:
     """The events of a trace as lists, how far they were played, and the time that took."""
 
-    def __init__(self, trace: Trace, *, own_streams: bool) -> None:
-        allocates = trace.op == ALLOCATE
-        stream = trace.stream if own_streams else np.zeros_like(trace.stream)
+    def __init__(self, trace: Trace, target: ReplayTarget, *, own_streams: bool) -> None:
+        handles = [target.stream(number) for number in range(trace.streams if own_streams else 1)]
+        streams = [handles[number] for number in trace.stream.tolist()] if own_streams else repeat(handles[0])
         numbers = trace.allocation_numbers().tolist()
-        sizes = np.where(allocates, trace.size, 0).tolist()  # 0 says that the event is a free
-        self._rows = iter(zip(numbers, sizes, stream.tolist(), strict=True))
+        sizes = np.where(trace.op == ALLOCATE, trace.size, 0).tolist()  # 0 says that the event is a free
+        self._rows = iter(zip(numbers, sizes, streams, strict=False))
+        self._target = target
         self._pointers: list[int | None] = [None] * trace.allocations
         self.events_per_point = max(1, -(-trace.events // TIMELINE_POINTS))
         self.points = -(-trace.events // self.events_per_point)
         self.failed: list[int] = []
         self.seconds = 0.0
 
-    def advance(self, target: ReplayTarget, events: int) -> int:
+    def advance(self, events: int) -> int:
         """Play the next `events` events, or what is left of them, and return how many."""
         pointers = self._pointers
-        malloc, free = target.malloc, target.free
+        malloc, free = self._target.malloc, self._target.free
         rows = list(islice(self._rows, events))
         start = perf_counter()
         for number, nbytes, stream in rows:
@@ -226,6 +230,9 @@ class _Nothing:
     peak_reserved_bytes = 0
     driver_seconds = 0.0
     driver_calls: Mapping[str, int] = {}
+
+    def stream(self, number: int) -> int:
+        return number
 
     def malloc(self, nbytes: int, stream: int) -> int:  # noqa: ARG002
         return 0

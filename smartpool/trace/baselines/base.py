@@ -55,16 +55,24 @@ class Baseline(ABC):
         """Driver calls by name."""
         return self._driver.calls
 
+    def stream(self, number: int) -> int:
+        """Return the number itself: baselines know streams by their numbers in the trace."""
+        return number
+
     def reserved_bytes(self) -> int:
         """Return the physical memory held now."""
         return self._reserved
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give all memory back to the driver, what is live too."""
 
     def _grew(self, nbytes: int) -> None:
         """Account for memory taken from the driver, or given back to it when negative."""
         self._reserved += nbytes
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self._reserved)
 
-    def _stream(self, number: int) -> int:
+    def _handle(self, number: int) -> int:
         """Return the driver's stream for a number of the trace."""
         handle = self._streams.get(number)
         if handle is None:
@@ -183,6 +191,18 @@ class CachingBaseline(Baseline):
         for home in self._lists():
             for block in [block for block in home if block.is_whole]:
                 self._release(block)
+
+    def close(self) -> None:
+        """Give all memory back to the driver, what is live too."""
+        self._live.clear()
+        for segment in self._segments.values():
+            self._give_back(segment)
+        self._segments.clear()
+        self._reserved = 0
+
+    def _give_back(self, segment: Segment) -> None:
+        """Give one segment back to the driver, whatever is in it."""
+        self._driver.free(segment.pointer)
 
     def _unmapped(self) -> Iterable[Block]:
         """Return every block that is addresses without memory."""

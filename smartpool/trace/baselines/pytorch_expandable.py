@@ -65,7 +65,7 @@ class PyTorchExpandableAllocator(CachingBaseline):
         pool = self._pools.get(key)
         if pool is None:
             chunk_size = SMALL_SEGMENT if key[0] else LARGE_SEGMENT
-            pool = self._pools[key] = _Pool(chunk_size, self._stream(stream))
+            pool = self._pools[key] = _Pool(chunk_size, self._handle(stream))
         return pool
 
     def _lists(self) -> Iterable[FreeBlocks]:
@@ -179,6 +179,13 @@ class PyTorchExpandableAllocator(CachingBaseline):
             self._addresses.release(segment.start, segment.size)
             self._driver.unreserve(segment.pointer, segment.size)
 
+    def _give_back(self, segment: Segment) -> None:
+        reservation = cast("_Reservation", segment)
+        for address, chunk in reservation.chunks.items():
+            self._driver.unmap(address + segment.shift, reservation.chunk_size)
+            self._driver.release_chunk(chunk)
+        self._driver.unreserve(segment.pointer, segment.size)
+
     def _unmapped(self) -> Iterable[Block]:
         return [block for pool in self._pools.values() for block in pool.unmapped()]
 
@@ -187,14 +194,12 @@ class PyTorchExpandableAllocator(CachingBaseline):
         super().check()
         covered: dict[int, set[int]] = {start: set() for start in self._segments}
         for block in (*self._live.values(), *(block for pool in self._lists() for block in pool)):
-            segment = cast("_Reservation", block.segment)
-            first = block.address - (block.address - segment.start) % segment.chunk_size
-            covered[segment.start].update(range(first, block.address + block.size, segment.chunk_size))
-        for start, segment in self._segments.items():
-            if covered[start] != set(cast("_Reservation", segment).chunks):
-                raise InvariantError(
-                    f"{self.name}: chunks in the segment at {start:#x} are not under its blocks"
-                )
+            inside = cast("_Reservation", block.segment)
+            first = block.address - (block.address - inside.start) % inside.chunk_size
+            covered[inside.start].update(range(first, block.address + block.size, inside.chunk_size))
+        mapped = {start: set(cast("_Reservation", one).chunks) for start, one in self._segments.items()}
+        if covered != mapped:
+            raise InvariantError(f"{self.name}: expected chunks at {covered!r}, got {mapped!r}")
 
 
 class _Reservation(Segment):

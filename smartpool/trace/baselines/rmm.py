@@ -56,7 +56,7 @@ class RmmPool(CachingBaseline):
     def free(self, pointer: int, stream: int) -> None:
         """Take back what `malloc` returned: record the stream's event, then coalesce."""
         super().free(pointer, stream)
-        self._driver.record_event(self._event(stream), self._stream(stream))
+        self._driver.record_event(self._event(stream), self._handle(stream))
 
     def _rounded(self, nbytes: int) -> int:
         return max(_GRAIN, align_up(nbytes, _GRAIN))
@@ -81,7 +81,7 @@ class RmmPool(CachingBaseline):
         for number in self._others(mine):
             block = self._free_on[number].best(size)
             if block is not None:
-                self._driver.wait_event(self._stream(mine), self._event(number))
+                self._driver.wait_event(self._handle(mine), self._event(number))
                 return block  # its rest stays with the other stream
         for number in self._others(mine):
             self._take_over(mine, number)
@@ -96,7 +96,7 @@ class RmmPool(CachingBaseline):
 
     def _take_over(self, mine: int, number: int) -> None:
         """Move all free blocks of one stream to another, which waits for it."""
-        self._driver.wait_event(self._stream(mine), self._event(number))
+        self._driver.wait_event(self._handle(mine), self._event(number))
         home = self._free_on[mine]
         other = self._free_on.pop(number)
         for block in sorted(other, key=lambda block: block.address):
