@@ -1,0 +1,200 @@
+"""``smartpool replay`` tells what each allocator would have reserved for recorded requests.
+
+Every allocator plays every trace on a device of its own. Exit status 3 says that a request failed for
+lack of memory, whichever allocator it was: with ``--capacity`` that is the question asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import smartpool
+from smartpool.config import POLICIES
+from smartpool.errors import InvalidSizeError, TraceError
+from smartpool.report.text import printable
+from smartpool.trace.baselines import BASELINES
+from smartpool.trace.bundled import bundled, bundled_names
+from smartpool.trace.importers import read_any
+from smartpool.trace.replay import STREAM_MODES, Progress, Run, replay
+from smartpool.trace.targets import SMARTPOOL, open_target
+from smartpool.trace.trace import Trace
+from smartpool.units import parse_size
+
+__all__ = ["add_parser", "find_trace", "machine", "run", "runs_as_json"]
+
+DEFAULT_DEVICE: Final = "model:141GiB"
+DEFAULT_BASELINES: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm")
+SCHEMA: Final = 1
+
+_OK: Final = 0
+_FAILED_REQUESTS: Final = 3
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="play traces against SmartPool and models of its peers",
+        description=(__doc__ or "").replace("``", ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "traces",
+        nargs="+",
+        metavar="TRACE",
+        help=f"a file that smartpool can read, or a bundled trace: {', '.join(bundled_names())}",
+    )
+    parser.add_argument(
+        "--device",
+        default=DEFAULT_DEVICE,
+        help="where to play: model:SIZE (time by the driver's measured costs) or cpu (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        type=_baselines,
+        default=DEFAULT_BASELINES,
+        metavar="NAMES",
+        help=f"baselines, separated by commas, or all, or none: {', '.join(BASELINES)} "
+        f"(default: {','.join(DEFAULT_BASELINES)})",
+    )
+    parser.add_argument(
+        "--capacity",
+        type=_size,
+        metavar="SIZE",
+        help="make the device smaller, as 24GiB or a number of bytes; requests may then fail",
+    )
+    parser.add_argument(
+        "--streams",
+        choices=STREAM_MODES,
+        default=STREAM_MODES[0],
+        help="play all on one stream, or each event on its own (default: %(default)s)",
+    )
+    parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="SmartPool's policy")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand and return the exit status."""
+    traces = [find_trace(name) for name in args.traces]
+    names = [SMARTPOOL, *args.against]
+    runs: list[Run] = []
+    with _progress(len(traces) * len(names)) as begin:
+        for trace in traces:
+            for name in names:
+                with open_target(
+                    name, args.device, capacity_bytes=args.capacity, policy=args.policy
+                ) as target:
+                    progress = begin(trace, target.name)
+                    runs.append(replay(trace, target, streams=args.streams, progress=progress))
+    if args.json:
+        print(json.dumps(runs_as_json(runs), indent=1))
+    else:
+        _print_table(runs)
+    return _FAILED_REQUESTS if any(one.failed_requests for one in runs) else _OK
+
+
+def find_trace(name: str) -> Trace:
+    """Return the trace in a file, or the bundled one of that name.
+
+    Raises
+    ------
+    TraceError
+        When there is neither, or the file cannot be used.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return read_any(path)
+    if name in bundled_names():
+        return Trace.load(bundled(name))
+    raise TraceError(
+        f"expected a trace file or one of the bundled traces {', '.join(bundled_names())}, got {name!r}: "
+        "there is no such file"
+    )
+
+
+def runs_as_json(runs: list[Run]) -> dict[str, object]:
+    """Return the object that ``--json`` prints."""
+    return {
+        "schema": SCHEMA,
+        "version": smartpool.__version__,
+        "machine": machine(),
+        "runs": [one.as_json() for one in runs],
+    }
+
+
+def machine() -> dict[str, object]:
+    """Return what a reader of timings needs to know about this machine."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+    }
+
+
+@contextmanager
+def _progress(replays: int) -> Iterator[Callable[[Trace, str], Progress | None]]:
+    """Yield what begins a replay and returns its progress: a bar where a terminal shows errors."""
+    if not sys.stderr.isatty() or find_spec("rich") is None:
+        yield lambda *_: None
+        return
+    from rich import progress as bars  # noqa: PLC0415  an extra, and only here
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+
+    columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TextColumn("{task.description}"))
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=replays)
+        begun = itertools.count()
+
+        def begin(trace: Trace, name: str) -> Progress:
+            before = next(begun)
+            bar.update(task, description=escape(printable(f"{trace.name}: {name}")))
+            return lambda done, events: bar.update(task, completed=before + done / events)
+
+        yield begin
+
+
+def _print_table(runs: list[Run]) -> None:
+    # `rich` is an extra, and --json does without it.
+    from smartpool.cli.console import make_console  # noqa: PLC0415
+    from smartpool.report.table import print_runs  # noqa: PLC0415
+
+    print_runs(runs, make_console())
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    """Return the baselines that ``--against`` names, each once, in order."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if names == ["none"]:
+        return ()
+    chosen = tuple(dict.fromkeys(BASELINES if names == ["all"] else names))
+    unknown = [name for name in chosen if name not in BASELINES]
+    if unknown or not chosen:
+        raise argparse.ArgumentTypeError(
+            f"expected names out of {', '.join(BASELINES)}, or all, or none, got {text!r}"
+        )
+    return chosen
+
+
+def _size(text: str) -> int:
+    """Return the bytes that ``--capacity`` names."""
+    try:
+        size = parse_size(text)
+    except InvalidSizeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if size == 0:
+        raise argparse.ArgumentTypeError("expected a size above 0")
+    return size
