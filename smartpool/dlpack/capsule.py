@@ -162,16 +162,27 @@ def export(
             copy=copy,
             make_copy=make_copy,
         )
-    return _export(
-        owner,
-        pointer=pointer,
-        shape=shape,
-        dtype=dtype,
-        device=device,
-        strides=strides,
-        read_only=read_only,
-        max_version=max_version,
-    )
+    array = _over(owner, pointer, shape, dtype, strides)
+    if read_only:
+        array.setflags(write=False)
+    as_numpy_says = dtype.native and device[0] == _CPU and 0 not in shape and not _STRIDES_MISSING
+    if max_version is not None and _major(max_version) >= 1:
+        capsule = array.__dlpack__(max_version=VERSION)
+        if not as_numpy_says:
+            versioned = ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME))
+            if dtype.code > TypeCode.BOOL:
+                versioned.minor = max(versioned.minor, 1)
+            _correct(versioned, array, dtype, device)
+        return capsule
+    if read_only:
+        raise DLPackError(
+            "expected a consumer that knows read-only memory, got one that speaks only the legacy DLPack; "
+            "pass max_version=(1, 0) or later, or a writable buffer"
+        )
+    capsule = array.__dlpack__()
+    if not as_numpy_says:
+        _correct(ManagedTensor.from_address(_pointer_of(capsule, LEGACY_NAME)), array, dtype, device)
+    return capsule
 
 
 def host_array(
@@ -197,9 +208,10 @@ def host_array(
         raise InvalidRequestError(
             f"expected a dtype that NumPy has, got {dtype.name}; use {dtype.carrier.name} to see the bits"
         )
-    return _over(owner, pointer=pointer, shape=shape, dtype=dtype, strides=strides, read_only=read_only).view(
-        np.ndarray
-    )
+    array = _over(owner, pointer, shape, dtype, strides).view(np.ndarray)
+    if read_only:
+        array.setflags(write=False)
+    return array
 
 
 def outstanding() -> int:
@@ -214,55 +226,17 @@ def outstanding() -> int:
 # ------------------------------------------------------------------ making capsules
 
 
-def _export(
-    owner: object,
-    *,
-    pointer: int,
-    shape: tuple[int, ...],
-    dtype: DType,
-    device: tuple[int, int],
-    strides: tuple[int, ...] | None,
-    max_version: tuple[int, int] | None,
-    read_only: bool = False,
-    copied: bool = False,
-) -> Any:
-    array = _over(owner, pointer=pointer, shape=shape, dtype=dtype, strides=strides, read_only=read_only)
-    as_numpy_says = dtype.native and device[0] == _CPU and 0 not in shape and not _STRIDES_MISSING
-    if max_version is not None and _major(max_version) >= 1:
-        capsule = array.__dlpack__(max_version=VERSION)
-        if not as_numpy_says or copied:
-            managed = ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME))
-            if copied:
-                managed.flags |= Flags.IS_COPIED
-            if dtype.code > TypeCode.BOOL:
-                managed.minor = max(managed.minor, 1)
-            _correct(managed, array, dtype, device)
-        return capsule
-    if read_only:
-        raise DLPackError(
-            "expected a consumer that knows read-only memory, got one that speaks only the legacy DLPack; "
-            "pass max_version=(1, 0) or later, or a writable buffer"
-        )
-    capsule = array.__dlpack__()
-    if not as_numpy_says:
-        _correct(ManagedTensor.from_address(_pointer_of(capsule, LEGACY_NAME)), array, dtype, device)
-    return capsule
-
-
 def _over(
-    owner: object,
-    *,
-    pointer: int,
-    shape: tuple[int, ...],
-    dtype: DType,
-    strides: tuple[int, ...] | None,
-    read_only: bool,
+    owner: object, pointer: int, shape: tuple[int, ...], dtype: DType, strides: tuple[int, ...] | None, /
 ) -> _Export:
     """Return an array over any address, of `dtype` or its carrier."""
     carrier = dtype.carrier
     byte_strides = None if strides is None else [stride * carrier.itemsize for stride in strides]
     try:
-        offset = _offset(pointer, shape)
+        if pointer < _WINDOW_START or (shape and min(shape) < 1):
+            offset = _offset_without_elements(shape)
+        else:
+            offset = pointer - _WINDOW_START
         array = _Export(shape, carrier, _WINDOW, offset, byte_strides)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidRequestError(
@@ -270,21 +244,16 @@ def _over(
             f"strides={strides!r}: {error}; use non-negative extents, as many strides, and a real address"
         ) from error
     array.owner = owner
-    if read_only:
-        array.setflags(write=False)
     return array
 
 
-def _offset(pointer: int, shape: tuple[int, ...]) -> int:
-    """Return where `pointer` is in the window, after checks that NumPy leaves out for a buffer."""
-    smallest = min(shape, default=1)
-    if smallest < 0:
+def _offset_without_elements(shape: tuple[int, ...]) -> int:
+    """Return where to put an array without elements; refuse what NumPy takes unseen with a buffer."""
+    if min(shape, default=1) < 0:
         raise ValueError("an extent is negative")
-    if smallest == 0:  # without elements the address may be anything
-        return 0
-    if pointer < _WINDOW_START:
+    if 0 not in shape:
         raise ValueError("nothing is mapped in the first page")
-    return pointer - _WINDOW_START
+    return 0  # the address may be anything, and is written as null
 
 
 def _correct(managed: _Managed, array: _Export, dtype: DType, device: tuple[int, int]) -> None:
@@ -330,16 +299,12 @@ def _export_copy(
             "this memory cannot copy itself: copy the consumer's view"
         )
     copied = make_copy(target)
-    return _export(
-        copied.owner,
-        pointer=copied.pointer,
-        shape=shape,
-        dtype=dtype,
-        device=target,
-        strides=None,
-        max_version=max_version,
-        copied=True,
+    capsule = export(
+        copied.owner, pointer=copied.pointer, shape=shape, dtype=dtype, device=target, max_version=max_version
     )
+    if max_version is not None and _major(max_version) >= 1:
+        ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME)).flags |= Flags.IS_COPIED
+    return capsule
 
 
 def _major(max_version: Sequence[int]) -> int:
