@@ -246,6 +246,11 @@ class AddressBook:
     def _window(self, call: str, address: int, size: int) -> list[Mapping]:
         """Return the mappings in a range that is granular, in one reservation, and cuts no mapping."""
         end = address + size
+        exact = self._mappings.exact(address)
+        if exact is not None and exact[0] == end:
+            return [
+                exact[1]
+            ]  # one whole mapping, the usual case: granular and in one reservation as it stands
         if size <= 0 or size % self.granularity or address % self.granularity:
             advice = f"expected an address and a positive size that are multiples of {self.granularity}"
             raise refusal(call, advice, address=address, size=size)

@@ -1,8 +1,8 @@
 """What each driver call costs on the modelled device: one NVIDIA H200, driver 580 (CUDA 13.0).
 
-Every cost is a line, ``base + per_mib * MiB``, fitted to medians that were measured from Python,
-so the binding's own microsecond is in them. Calls over several mappings cost the sum over the
-mappings, because the driver works handle by handle.
+Every cost is a line, ``base + per_mib * MiB``, fitted to medians measured from Python on an idle
+device (`bench/gpu/driver_costs.py`, `bench/results/driver_costs.json`), so the binding's own
+microsecond is in them. `docs/drivers.md` shows the measurements beside the lines.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Cost:
 
     Examples
     --------
-    >>> round(Cost(14.0, 0.7).seconds(2 << 20) * 1e6, 3)
-    15.4
+    >>> round(Cost(14.0, 0.63).seconds(2 << 20) * 1e6, 3)
+    15.26
     """
 
     base: float
@@ -36,8 +36,19 @@ class Cost:
 class CostTable:
     """The cost of every call of the protocol, by its name.
 
-    `enable_access` and `unmap` are for each mapping in the range. `allocate_small` and
-    `free_small` are for raw memory of up to `small_limit` bytes, which shares pages.
+    Attributes
+    ----------
+    allocate, free
+        For the physical memory that a raw allocation takes or returns, in MiB.
+    allocate_small, free_small
+        For raw memory of up to `small_limit` bytes. It shares pages: `allocate` and `free` come on
+        top when a page is taken or returned.
+    enable_access
+        For each mapping in the range that has no access yet: one call over many is no cheaper.
+    enable_access_call
+        The least that a call costs; over mappings that have access already it costs no more.
+    unmap
+        For each mapping in the range.
     """
 
     memory_info: Cost
@@ -52,6 +63,7 @@ class CostTable:
     release_chunk: Cost
     map_chunk: Cost
     enable_access: Cost
+    enable_access_call: Cost
     unmap: Cost
     create_stream: Cost
     destroy_stream: Cost
@@ -67,29 +79,30 @@ class CostTable:
 
 
 H200 = CostTable(
-    memory_info=Cost(4.6),
-    allocate=Cost(60.0, 0.30),
-    free=Cost(30.0, 2.0),
-    allocate_small=Cost(60.0),
-    free_small=Cost(30.0),
+    memory_info=Cost(6.5),
+    allocate=Cost(49.0, 0.07),
+    free=Cost(42.0, 0.52),
+    allocate_small=Cost(2.4),
+    free_small=Cost(3.0),
     small_limit=1 * MiB,
-    reserve=Cost(3.0),
-    unreserve=Cost(3.0),
-    create_chunk=Cost(12.5, 0.030),
-    release_chunk=Cost(14.0, 0.69),
-    map_chunk=Cost(2.4, 0.0018),
-    enable_access=Cost(30.0, 0.044),
-    unmap=Cost(18.5, 0.0145),
-    create_stream=Cost(5.0),
-    destroy_stream=Cost(5.0),
-    synchronize=Cost(3.0),
-    create_event=Cost(0.5),
-    destroy_event=Cost(0.5),
-    record_event=Cost(1.9),
-    event_done=Cost(0.5),
-    wait_event=Cost(1.0),
-    synchronize_event=Cost(1.0),
-    fill=Cost(2.0, 0.26),
-    copy=Cost(2.0, 0.5),
+    reserve=Cost(3.5),
+    unreserve=Cost(6.0),
+    create_chunk=Cost(12.0, 0.017),
+    release_chunk=Cost(14.0, 0.63),
+    map_chunk=Cost(1.8, 0.0004),
+    enable_access=Cost(28.7, 0.042),
+    enable_access_call=Cost(1.4),
+    unmap=Cost(19.0, 0.0125),
+    create_stream=Cost(3.8),
+    destroy_stream=Cost(4.1),
+    synchronize=Cost(1.1),
+    create_event=Cost(0.7),
+    destroy_event=Cost(0.8),
+    record_event=Cost(1.0),
+    event_done=Cost(1.0),
+    wait_event=Cost(0.9),
+    synchronize_event=Cost(0.9),
+    fill=Cost(5.3),
+    copy=Cost(6.3),
 )
 """One NVIDIA H200."""

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from smartpool.driver import pages
 from smartpool.driver.bookkeeping import Mapping
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host import HostDriver
 from smartpool.driver.protocol import MemoryInfo
-from smartpool.errors import DriverOutOfMemoryError, InvalidSizeError
+from smartpool.errors import InvalidSizeError
 from smartpool.units import KiB, MiB
 
 __all__ = ["CpuDriver"]
@@ -34,6 +33,26 @@ __all__ = ["CpuDriver"]
 _CPU: Final = (1, 0)  # kDLCPU
 _PAGE: Final = mmap.PAGESIZE
 _UNKNOWN_TOTAL: Final = 1 << 40
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _timed(
+    hook: Callable[Concatenate[CpuDriver, _Arguments], _Result],
+) -> Callable[Concatenate[CpuDriver, _Arguments], _Result]:
+    """Add the time that a hook takes to the driver's `seconds`."""
+
+    @wraps(hook)
+    def timed(self: CpuDriver, /, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        begin = perf_counter()
+        try:
+            return hook(self, *arguments, **named)
+        finally:
+            self.seconds += perf_counter() - begin
+
+    return timed
 
 
 class CpuDriver(HostDriver):
@@ -64,83 +83,74 @@ class CpuDriver(HostDriver):
         if granularity % _PAGE or granularity & (granularity - 1) or granularity <= 0:
             raise InvalidSizeError(f"expected a granularity of 2**k * {_PAGE} bytes, got {granularity}")
         footprint = Footprint(capacity or physical_memory(), page=_PAGE, small_limit=0)
-        super().__init__("cpu", _CPU, granularity if pages.AVAILABLE else 0, footprint)
+        super().__init__("cpu", _CPU, granularity if pages.VIRTUAL else 0, footprint)
         self._ask_system = capacity is None
-        self._raw: dict[int, mmap.mmap] = {}
         self._offsets: dict[int, int] = {}
         self._chunk_file: pages.ChunkFile | None = None
 
+    @_timed
     def _memory_info(self) -> MemoryInfo:
-        with self._timed():
-            free = self._footprint.capacity - self._footprint.held
-            if self._ask_system:
-                free = min(free, _meminfo("MemAvailable") or free)
-            return MemoryInfo(free, self._footprint.capacity)
+        free = self._footprint.free
+        if self._ask_system:
+            free = min(free, _meminfo("MemAvailable") or free)
+        return MemoryInfo(free, self._footprint.capacity)
 
-    def _allocate(self, size: int) -> int:
-        with self._timed():
-            try:
-                memory = _anonymous(size)
-            except (OSError, OverflowError, ValueError) as error:
-                raise DriverOutOfMemoryError(
-                    "allocate", "ENOMEM", {"size": size}, advice=str(error)
-                ) from error
-            address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            self._raw[address] = memory
-            return address
+    @_timed
+    def _allocate(self, size: int, growth: int) -> int:  # noqa: ARG002 - counted above
+        return pages.allocate(size)
 
-    def _free(self, address: int, size: int) -> None:  # noqa: ARG002 - the mapping knows its size
-        with self._timed():
-            self._raw.pop(address).close()
+    @_timed
+    def _free(self, address: int, size: int, freed: int) -> None:  # noqa: ARG002
+        pages.free(address, size)
 
+    @_timed
     def _reserve(self, size: int) -> int:
-        with self._timed():
-            return pages.reserve(size, self.granularity)
+        return pages.reserve(size, self.granularity)
 
+    @_timed
     def _unreserve(self, address: int, size: int) -> None:
-        with self._timed():
-            pages.unreserve(address, size)
+        pages.unreserve(address, size)
 
+    @_timed
     def _create_chunk(self, handle: int, size: int) -> None:
-        with self._timed():
-            if self._chunk_file is None:
-                self._chunk_file = pages.ChunkFile()
-            self._offsets[handle] = self._chunk_file.take(size)
+        if self._chunk_file is None:
+            self._chunk_file = pages.ChunkFile()
+        self._offsets[handle] = self._chunk_file.take(size)
 
+    @_timed
     def _release_chunk(self, handle: int, size: int) -> None:
-        with self._timed():
-            self._file().give(self._offsets[handle], size)
-            del self._offsets[handle]
+        self._file().give(self._offsets[handle], size)
+        del self._offsets[handle]
 
+    @_timed
     def _map(self, mapping: Mapping) -> None:
-        with self._timed():
-            file, offset = self._file().file, self._offsets[mapping.handle]
-            pages.map_pages(mapping.address, mapping.size, file, offset)
+        file, offset = self._file().file, self._offsets[mapping.handle]
+        pages.map_pages(mapping.address, mapping.size, file, offset)
 
+    @_timed
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None:  # noqa: ARG002
-        with self._timed():
-            pages.protect(address, size)
+        pages.protect(address, size)
 
+    @_timed
     def _unmap(self, address: int, size: int, mappings: list[Mapping]) -> None:
         if mappings:
-            with self._timed():
-                pages.unmap_pages(address, size)
+            pages.unmap_pages(address, size)
 
+    @_timed
     def _fill(self, address: int, value: int, size: int) -> None:
-        with self._timed():
-            ctypes.memset(address, value, size)
+        ctypes.memset(address, value, size)
 
+    @_timed
     def _copy(self, destination: int, source: int, size: int) -> None:
-        with self._timed():
-            ctypes.memmove(destination, source, size)
+        ctypes.memmove(destination, source, size)
 
+    @_timed
     def _read(self, address: int, size: int) -> bytes:
-        with self._timed():
-            return ctypes.string_at(address, size)
+        return ctypes.string_at(address, size)
 
+    @_timed
     def _write(self, address: int, data: bytes) -> None:
-        with self._timed():
-            ctypes.memmove(address, data, len(data))
+        ctypes.memmove(address, data, len(data))
 
     def _spend(self, call: str) -> None:
         """Nothing: the bookkeeping of streams and events is not the device's time."""
@@ -152,14 +162,6 @@ class CpuDriver(HostDriver):
     def _file(self) -> pages.ChunkFile:
         assert self._chunk_file is not None, "a chunk exists, so its file does"
         return self._chunk_file
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        begin = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += perf_counter() - begin
 
 
 def physical_memory() -> int:
@@ -183,10 +185,3 @@ def _meminfo(field: str) -> int | None:
     except OSError:
         pass
     return None
-
-
-def _anonymous(size: int) -> mmap.mmap:
-    """Return fresh private pages. Shared ones, the default, would be an object in the kernel each."""
-    if sys.platform == "win32":
-        return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

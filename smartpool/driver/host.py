@@ -80,9 +80,10 @@ class HostDriver(ABC):
                 self.faults.check("allocate", size=size)
             self._book.check_size("allocate", size)
             self._refuse_when_closed("allocate", size=size)
-            if not self._footprint.fits_raw(size):
+            growth = self._footprint.growth(size)
+            if growth > self._footprint.free:
                 raise self._out_of_memory("allocate", size)
-            address = self._allocate(size)
+            address = self._allocate(size, growth)
             self._footprint.add_raw(size)
             self._book.add_raw(address, size)
             return address
@@ -94,12 +95,13 @@ class HostDriver(ABC):
             if self.faults.alert:
                 self.faults.check("free", address=address)
             size = self._book.remove_raw(address)
+            freed = self._footprint.remove_raw(size)
             try:
-                self._free(address, size)
+                self._free(address, size, freed)
             except BaseException:
                 self._book.add_raw(address, size)
+                self._footprint.add_raw(size)
                 raise
-            self._footprint.remove_raw(size)
             self._finish_closing()
 
     # --- virtual memory ---
@@ -138,7 +140,7 @@ class HostDriver(ABC):
                 self.faults.check("create_chunk", size=size)
             self._book.check_granular("create_chunk", size)
             self._refuse_when_closed("create_chunk", size=size)
-            if not self._footprint.fits_chunk(size):
+            if size > self._footprint.free:
                 raise self._out_of_memory("create_chunk", size)
             handle = self._next_chunk
             self._create_chunk(handle, size)
@@ -369,9 +371,9 @@ class HostDriver(ABC):
     @abstractmethod
     def _memory_info(self) -> MemoryInfo: ...
     @abstractmethod
-    def _allocate(self, size: int) -> int: ...
+    def _allocate(self, size: int, growth: int) -> int: ...
     @abstractmethod
-    def _free(self, address: int, size: int) -> None: ...
+    def _free(self, address: int, size: int, freed: int) -> None: ...
     @abstractmethod
     def _reserve(self, size: int) -> int: ...
     @abstractmethod
@@ -424,8 +426,7 @@ class HostDriver(ABC):
             raise DriverError(call, "CLOSED", arguments, advice="the driver was closed: open another one")
 
     def _out_of_memory(self, call: str, size: int) -> DriverOutOfMemoryError:
-        free = self._footprint.capacity - self._footprint.held
-        advice = f"{free} of {self._footprint.capacity} bytes are free"
+        advice = f"{self._footprint.free} of {self._footprint.capacity} bytes are free"
         return DriverOutOfMemoryError(call, "OUT_OF_MEMORY", {"size": size}, advice=advice)
 
     def _checked(

@@ -52,7 +52,7 @@ class ModelDriver(HostDriver):
     >>> base, chunk = driver.reserve(1 << 40), driver.create_chunk(32 << 20)
     >>> driver.map_chunk(base, chunk); driver.enable_access(base, 32 << 20)
     >>> driver.name, driver.calls["map_chunk"], round(driver.seconds * 1e6)
-    ('model:80GiB', 1, 50)
+    ('model:80GiB', 1, 48)
     """
 
     def __init__(self, capacity: int = 141 * GiB, costs: CostTable = H200) -> None:
@@ -67,22 +67,24 @@ class ModelDriver(HostDriver):
 
     def _memory_info(self) -> MemoryInfo:
         self.seconds += self.costs.memory_info.seconds()
-        return MemoryInfo(self._footprint.capacity - self._footprint.held, self._footprint.capacity)
+        return MemoryInfo(self._footprint.free, self._footprint.capacity)
 
-    def _allocate(self, size: int) -> int:
+    def _allocate(self, size: int, growth: int) -> int:
         if size <= self.costs.small_limit:
-            self.seconds += self.costs.allocate_small.seconds(size)
-            return self._raw_space.take(align_up(size, 512))
-        self.seconds += self.costs.allocate.seconds(size)
-        return self._raw_space.take(align_up(size, _GRANULARITY))
+            self.seconds += self.costs.allocate_small.seconds()
+        if growth:
+            self.seconds += self.costs.allocate.seconds(growth)
+        return self._raw_space.take(self._spacing(size))
 
-    def _free(self, address: int, size: int) -> None:
+    def _free(self, address: int, size: int, freed: int) -> None:
         if size <= self.costs.small_limit:
-            self.seconds += self.costs.free_small.seconds(size)
-            self._raw_space.give(address, align_up(size, 512))
-        else:
-            self.seconds += self.costs.free.seconds(size)
-            self._raw_space.give(address, align_up(size, _GRANULARITY))
+            self.seconds += self.costs.free_small.seconds()
+        if freed:
+            self.seconds += self.costs.free.seconds(freed)
+        self._raw_space.give(address, self._spacing(size))
+
+    def _spacing(self, size: int) -> int:
+        return align_up(size, 512 if size <= self.costs.small_limit else _GRANULARITY)
 
     def _reserve(self, size: int) -> int:
         self.seconds += self.costs.reserve.seconds(size)
@@ -102,8 +104,9 @@ class ModelDriver(HostDriver):
         self.seconds += self.costs.map_chunk.seconds(mapping.size)
 
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None:
-        cost = self.costs.enable_access
-        self.seconds += len(mappings) * cost.seconds() + size / MiB * cost.per_mib * 1e-6
+        costs = self.costs
+        new = sum(costs.enable_access.seconds(mapping.size) for mapping in mappings if not mapping.accessible)
+        self.seconds += max(new, costs.enable_access_call.seconds())
 
     def _unmap(self, address: int, size: int, mappings: list[Mapping]) -> None:
         for mapping in mappings:

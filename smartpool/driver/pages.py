@@ -1,7 +1,8 @@
-"""Pages of host memory by the system's own calls: reserve, map a file's pages, protect, unmap.
+"""Pages of host memory by the system's own calls: allocate, reserve, map a file's pages, protect, unmap.
 
-Only what `mmap` in the standard library does not offer: mappings at fixed addresses. Linux only;
-elsewhere `AVAILABLE` is False.
+What the standard library's `mmap` does not offer: mappings at fixed addresses (Linux), and memory
+that is not tied to the life of a Python object (POSIX), so that a buffer which outlives its pool,
+or the interpreter's last minutes, leaks at worst and never dangles.
 
 Nothing here knows the rules of the driver protocol; a call that the system refuses becomes a
 `DriverError` with the name of its ``errno``.
@@ -19,9 +20,22 @@ from typing import Final
 
 from smartpool.errors import DriverError, DriverOutOfMemoryError
 
-__all__ = ["AVAILABLE", "ChunkFile", "map_pages", "protect", "reserve", "unmap_pages", "unreserve"]
+__all__ = [
+    "VIRTUAL",
+    "ChunkFile",
+    "allocate",
+    "free",
+    "map_pages",
+    "protect",
+    "reserve",
+    "unmap_pages",
+    "unreserve",
+]
 
-AVAILABLE: Final = sys.platform == "linux" and hasattr(os, "memfd_create")
+VIRTUAL: Final = sys.platform == "linux" and hasattr(os, "memfd_create")
+"""Whether there is more than `allocate` and `free`."""
+
+RAW: Final = os.name == "posix"
 
 _PROT_NONE: Final = 0
 _MAP_FIXED: Final = 0x10
@@ -42,12 +56,32 @@ def _bind(name: str, result: object, *arguments: object) -> Callable[..., int]:
     return function  # type: ignore[no-any-return]
 
 
-if AVAILABLE:
-    _pointer, _size, _int, _long = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_long
+_pointer, _size, _int, _long = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_long
+if RAW:
     _mmap = _bind("mmap", _pointer, _pointer, _size, _int, _int, _int, _long)
     _munmap = _bind("munmap", _int, _pointer, _size)
+if VIRTUAL:
     _mprotect = _bind("mprotect", _int, _pointer, _size, _int)
     _fallocate = _bind("fallocate", _int, _int, _int, _long, _long)
+
+
+def allocate(size: int) -> int:
+    """Return the address of fresh, private pages that read as zeros."""
+    if not RAW:
+        return _allocate_object(size)
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _mmap(_ANYWHERE, size, access, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if address == _MAP_FAILED:
+        raise _failure("allocate", size=size)
+    return address
+
+
+def free(address: int, size: int) -> None:
+    """Give back what `allocate` returned."""
+    if not RAW:
+        _objects.pop(address).close()
+    elif _munmap(address, size):
+        raise _failure("free", address=address, size=size)
 
 
 def reserve(size: int, alignment: int) -> int:
@@ -129,10 +163,24 @@ class ChunkFile:
             os.close(self.file)
 
 
+_objects: Final[dict[int, mmap.mmap]] = {}
+"""Memory by address where the system's calls cannot be had: the standard library's objects hold it."""
+
+
+def _allocate_object(size: int) -> int:
+    try:
+        memory = mmap.mmap(-1, size)
+    except (OSError, OverflowError, ValueError) as error:
+        raise DriverOutOfMemoryError("allocate", "ENOMEM", {"size": size}, advice=str(error)) from error
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    _objects[address] = memory
+    return address
+
+
 def _failure(call: str, code: int | None = None, **arguments: object) -> DriverError:
     number = ctypes.get_errno() if code is None else code
     name = errno.errorcode.get(number, str(number))
-    if call == "create_chunk" and number in (errno.ENOMEM, errno.ENOSPC, errno.EFBIG):
+    if call in ("allocate", "create_chunk") and number in (errno.ENOMEM, errno.ENOSPC, errno.EFBIG):
         return DriverOutOfMemoryError(call, name, arguments, advice=os.strerror(number))
     advice = _TOO_MANY if number == errno.ENOMEM else os.strerror(number)
     return DriverError(call, name, arguments, advice=advice)

@@ -66,7 +66,10 @@ class Context:
         self, call: str, function: Callable[..., Any], values: tuple[Any, ...], **arguments: object
     ) -> Any:
         """Call the driver with this context current, and leave the thread's own as it was."""
-        if int(self._get_current()[1]) == self.handle:
+        code, current = self._get_current()
+        if code is not self._success:  # after a fork, for one
+            raise failure(call, code, arguments)
+        if int(current) == self.handle:
             return self.call(call, function, values, **arguments)
         with self.current():
             return self.call(call, function, values, **arguments)
@@ -74,7 +77,7 @@ class Context:
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make this context current. On a thread that had none it stays: the thread is then set up."""
-        before = int(self._get_current()[1])
+        before = int(self.bindings.expect("cuCtxGetCurrent", self._get_current()))
         if before in (0, self.handle):
             self.bindings.expect("cuCtxSetCurrent", self.api.cuCtxSetCurrent(self.raw))
             yield
