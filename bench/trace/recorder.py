@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import write_results
 
+from smartpool import SmartPool
 from smartpool.trace import Recorder, Trace, bundled
 
 EVENTS = 100_000
@@ -85,6 +86,24 @@ def per_event(call, pointers):
     return (perf_counter_ns() - begin) / len(pointers) / 1000
 
 
+def pool_operation_us():
+    """Median microseconds of a cached `malloc` or `free`, without recording and with it."""
+    found = {False: [], True: []}
+    with SmartPool("model:8GiB") as pool:
+        pool.free(pool.malloc(4096))
+        for _ in range(REPEAT):
+            for recording, times in found.items():
+                if recording:
+                    pool.start_recording()
+                begin = perf_counter_ns()
+                for _ in range(EVENTS // 2):
+                    pool.free(pool.malloc(4096))
+                times.append((perf_counter_ns() - begin) / EVENTS / 1000)
+                if recording:
+                    pool.stop_recording()
+    return median(found[False]), median(found[True])
+
+
 def main():
     pointers = [0x7F0000000000 + 512 * n for n in range(EVENTS)]
     makers = {
@@ -127,6 +146,8 @@ def main():
     recording = rows["Recorder.allocated"]["median_us"]
     print(f"\nrecording an event: {recording:.3f} us (goal: at most {GOAL_US}), {bytes_an_event:.0f} bytes")
     print(f"Recorder.trace(): {building:.2f} us an event; Trace.load: {median(reading):.3f} us an event")
+    quiet, recorded = pool_operation_us()
+    print(f"a pool's cached malloc or free: {quiet:.3f} us, {recorded:.3f} us when recorded")
     path = write_results(
         "recorder",
         {
@@ -136,6 +157,7 @@ def main():
             "rows": rows,
             "bytes_an_event": round(bytes_an_event),
             "trace_us_an_event": round(building, 3),
+            "pool_operation_us": {"quiet": round(quiet, 4), "recorded": round(recorded, 4)},
             "load_us_an_event": round(median(reading), 4),
         },
     )

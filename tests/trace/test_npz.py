@@ -125,6 +125,17 @@ class TestRoundTrip:
         assert scratch.stat().st_size > 20 * events
         assert Trace.load(scratch) == trace
 
+    def test_memory_is_at_most_five_times_what_the_file_unpacks_to(self, scratch):
+        events = 200_000
+        Trace.from_columns(
+            "long", op=np.arange(events) % 2, id=np.arange(events) // 2, size=[8] * events
+        ).save(scratch)
+        tracemalloc.start()
+        Trace.load(scratch)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5 * 22 * events + MiB
+
     def test_metadata_that_could_not_be_read_is_not_written(self, scratch):
         trace = Trace.from_columns("x", op=[], id=[], size=[], meta={"long": "x" * MiB})
         with pytest.raises(TraceFormatError, match="metadata of at most 1048576 characters"):
