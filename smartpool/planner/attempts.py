@@ -24,11 +24,12 @@ import numpy as np
 
 from smartpool.planner.clock import Clock, OutOfTime
 from smartpool.planner.core import solve_core
+from smartpool.planner.gap_index import Side
 from smartpool.planner.improve import improve
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
 from smartpool.planner.search import ProvedInfeasible, fit
-from smartpool.planner.sweep_fit import STACKINGS, outward
+from smartpool.planner.sweep_fit import WAYS, outward
 from smartpool.planner.sweeps import Int64s
 from smartpool.planner.windows import cuts_between_peaks, window_rows, windows
 
@@ -133,12 +134,10 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
     rng = np.random.default_rng(seed)
     seconds = max(SLICE_S, SLICE_S_EACH * len(problem))
     try:
-        racer.offer(outward(problem, clock=clock), "sweep from the peak")
-        yield
-        if len(problem) <= QUICK:
-            for stacking in STACKINGS[1:]:
-                racer.offer(outward(problem, stacking=stacking, clock=clock), "sweep from the peak")
-                yield
+        for stacking, side in WAYS if len(problem) <= QUICK else WAYS[:1]:
+            offsets = outward(problem, ceiling=racer.goal, stacking=stacking, side=side, clock=clock)
+            racer.offer(offsets, "sweep from the peak")
+            yield
         cuts = cuts_between_peaks(problem.load) if depth == 0 else np.zeros(0, np.int64)
         while racer.height > racer.bound:
             yield from _by_search(racer, clock, seconds, int(rng.integers(1 << 30)))
@@ -188,7 +187,9 @@ def _by_windows(racer: Racer, cuts: Int64s, clock: Clock, seed: int) -> Iterator
     crossers, _ = window_rows(problem, cuts)
     try:
         if len(crossers):
-            offsets[crossers] = outward(problem.take(crossers), clock=clock)
+            offsets[crossers] = outward(
+                problem.take(crossers), side=Side.LOW, stacking="lifetime", clock=clock
+            )
         inside = windows(problem, cuts, offsets)
         racers = [Racer(part, 0, racer.goal).start(clock, seed, depth=1) for part, _ in inside]
         for _ in race(racers, clock):
@@ -207,8 +208,12 @@ def _by_chance(racer: Racer, clock: Clock, rng: np.random.Generator) -> Iterator
     """Perturb the stacking, and repair the best plan."""
     try:
         for _ in range(NOISY):
-            stacking = STACKINGS[int(rng.integers(len(STACKINGS)))]
-            racer.offer(outward(racer.problem, stacking=stacking, noise=rng, clock=clock), "perturbed sweep")
+            stacking, side = WAYS[int(rng.integers(len(WAYS)))]
+            ceiling = racer.goal + int((racer.height - racer.goal) * rng.random())
+            offsets = outward(
+                racer.problem, ceiling=ceiling, stacking=stacking, side=side, noise=rng, clock=clock
+            )
+            racer.offer(offsets, "perturbed sweep")
             yield
         assert racer.offsets is not None
         for offsets in improve(racer.problem, racer.offsets, goal=racer.goal, clock=clock):
@@ -220,8 +225,8 @@ def _by_chance(racer: Racer, clock: Clock, rng: np.random.Generator) -> Iterator
 
 def _core(problem: Problem, capacity: int, clock: Clock, seed: int) -> Int64s | None:
     """Fit a core: by a sweep if one happens to, else by the search."""
-    for stacking in STACKINGS:
-        offsets = outward(problem, stacking=stacking, clock=clock)
+    for stacking, side in WAYS:
+        offsets = outward(problem, ceiling=capacity, stacking=stacking, side=side, clock=clock)
         if int((offsets + problem.size).max()) <= capacity:
             return offsets
     return _fit(problem, capacity, clock, seed)

@@ -52,14 +52,14 @@ def solve_core(problem: Problem, target: int, fit: CoreSolver, clock: Clock) -> 
         core = _fit_core(problem, rows, target, fit)
         if core is None:
             return
-        offsets = around(problem, core, hot, clock)
+        offsets = around(problem, core, hot, target, clock)
         yield offsets
         over = np.flatnonzero(offsets + problem.size > target)
         if not len(over) or not _heat(problem, hot, over[np.argsort(-(offsets + problem.size)[over])]):
             return
 
 
-def around(problem: Problem, core: Int64s, hot: np.ndarray, clock: Clock) -> Int64s:
+def around(problem: Problem, core: Int64s, hot: np.ndarray, target: int, clock: Clock) -> Int64s:
     """Return offsets for all, with `core` (`FREE` elsewhere) kept, by sweeps from each hot run."""
     cuts = _valleys(problem.load, hot)
     first, last = problem.first, problem.last
@@ -79,7 +79,9 @@ def around(problem: Problem, core: Int64s, hot: np.ndarray, clock: Clock) -> Int
         if len(inside):
             beside = obstacles[(first[obstacles] < high) & (last[obstacles] > low)]
             rows = np.concatenate([beside, inside])
-            offsets[rows] = outward(problem.clip(rows, low, high), core=offsets[rows], clock=clock)
+            offsets[rows] = outward(
+                problem.clip(rows, low, high), ceiling=target, core=offsets[rows], clock=clock
+            )
     return offsets
 
 

@@ -55,10 +55,10 @@ def decompose(problem: Problem) -> tuple[list[Part], Int64s]:
     --------
     >>> from smartpool.planner.intervals import IntervalSet
     >>> from smartpool.planner.problem import normalize
-    >>> weights_and_two_steps = IntervalSet.from_arrays([0, 0, 5], [9, 5, 9], [8, 3, 3])
+    >>> weights_and_two_steps = IntervalSet.from_arrays([0, 0, 2, 5, 7], [9, 3, 5, 8, 9], [8, 3, 4, 3, 4])
     >>> parts, offsets = decompose(normalize(weights_and_two_steps).problem)
-    >>> len(parts), len(parts[0].copies), offsets.tolist()
-    (1, 2, [0, 0, 0])
+    >>> len(parts), len(parts[0].copies), parts[0].base, offsets.tolist()
+    (1, 2, 8, [0, 0, 0, 0, 0])
     """
     offsets = np.zeros(len(problem), np.int64)
     found: dict[tuple[object, ...], list[tuple[Problem, Int64s]]] = {}
@@ -89,8 +89,9 @@ def decompose(problem: Problem) -> tuple[list[Part], Int64s]:
 def _full_span(part: Problem) -> np.ndarray:
     if part.fixed is not None:
         return np.zeros(len(part), bool)
-    full = (part.first == 0) & (part.last == len(part.load))
-    return full & (part.size % part.largest_alignment == 0)
+    full: np.ndarray = (part.first == 0) & (part.last == len(part.load))
+    full &= part.size % part.largest_alignment == 0
+    return full
 
 
 def _signature(part: Problem, base: int) -> tuple[object, ...]:

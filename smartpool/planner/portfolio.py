@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
@@ -117,10 +118,8 @@ def solve(
     best.offer(color_classes(problem), "size classes")
     goal = problem.bound if capacity is None else max(problem.bound, capacity // normalized.unit)
     if best.height > goal:
-        try:
+        with suppress(KeyboardInterrupt, OutOfTime):
             _run(problem, best, goal, clock, seed)
-        except (KeyboardInterrupt, OutOfTime):
-            pass
     return best.plan()
 
 

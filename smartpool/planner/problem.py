@@ -138,19 +138,17 @@ class Normalized:
 def normalize(intervals: IntervalSet) -> Normalized:
     """Reduce an input to what a solver needs; see the module."""
     rows = np.flatnonzero((intervals.size > 0) & (intervals.start < intervals.end))
-    order = np.lexsort(
-        tuple(
-            column[rows]
-            for column in (
-                -intervals.priority,
-                intervals.fixed,
-                intervals.alignment,
-                -intervals.size,
-                intervals.end,
-                intervals.start,
-            )
-        )
+    columns = (
+        -intervals.priority[rows],
+        intervals.fixed[rows],
+        intervals.alignment[rows],
+        -intervals.size[rows],
+        intervals.end[rows],
+        intervals.start[rows],
     )
+    # Most of these columns are constant in most instances, and a sort of a million rows is not free.
+    varied = tuple(column for column in columns if len(column) and (column != column[0]).any())
+    order = np.lexsort(varied) if varied else np.arange(len(rows))
     rows = rows[order]
     size, alignment, fixed = intervals.size[rows], intervals.alignment[rows], intervals.fixed[rows]
     unit = int(np.gcd.reduce(np.concatenate([size, fixed[fixed != FREE]]))) if len(rows) else 1
