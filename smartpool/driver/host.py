@@ -10,54 +10,29 @@ between, the device is lost with ``ILLEGAL_ADDRESS``: the pool above failed to w
 
 from __future__ import annotations
 
-import threading
-from abc import ABC, abstractmethod
-from collections import Counter
+from abc import abstractmethod
 from collections.abc import Callable
 
 from smartpool.driver.bookkeeping import AddressBook, Mapping, refusal
-from smartpool.driver.faults import Faults
 from smartpool.driver.footprint import Footprint
+from smartpool.driver.host_streams import HostStreams
 from smartpool.driver.protocol import MemoryInfo
-from smartpool.driver.queues import FIRST_HANDLE, Queues
-from smartpool.errors import (
-    DriverError,
-    DriverOutOfMemoryError,
-    InvariantError,
-    StreamError,
-    UnsupportedError,
-)
+from smartpool.driver.queues import FIRST_HANDLE
+from smartpool.errors import DriverOutOfMemoryError, InvariantError, UnsupportedError
 
 __all__ = ["HostDriver"]
 
 
-class HostDriver(ABC):
-    """A driver whose device is this process.
-
-    Attributes
-    ----------
-    calls
-        How often each call of the protocol was made, failed calls included.
-    seconds
-        What the calls cost: modelled (`model`) or measured (`cpu`).
-    faults
-        Scripted failures.
-    """
+class HostDriver(HostStreams):
+    """A driver whose device is this process."""
 
     def __init__(self, name: str, dl_device: tuple[int, int], granularity: int, footprint: Footprint) -> None:
-        self.name = name
+        super().__init__(name)
         self.dl_device = dl_device
         self.granularity = granularity
-        self.default_stream = 0
-        self.calls: Counter[str] = Counter()
-        self.seconds = 0.0
-        self.faults = Faults()
-        self._lock = threading.Lock()
         self._book = AddressBook(granularity)
-        self._queues = Queues(self._lock)
         self._footprint = footprint
         self._next_chunk = FIRST_HANDLE
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {self._footprint.held} bytes held>"
@@ -201,96 +176,6 @@ class HostDriver(ABC):
                 self._book.restore(mappings)
                 raise
 
-    # --- streams ---
-
-    def stream(self, obj: object) -> int:
-        """Return the stream handle that `obj` stands for: None, or a handle of this driver."""
-        if obj is None:
-            return self.default_stream
-        if isinstance(obj, int) and not isinstance(obj, bool) and self._queues.knows_stream(obj):
-            return obj
-        raise StreamError(
-            f"expected None, 0 or a stream from this driver's create_stream, got {obj!r}: "
-            f"it is destroyed, or not a stream of {self.name}"
-        )
-
-    def create_stream(self) -> int:
-        """Return a new stream."""
-        with self._lock:
-            self._begin("create_stream")
-            self._refuse_when_closed("create_stream")
-            return self._queues.create_stream()
-
-    def destroy_stream(self, stream: int) -> None:
-        """Destroy a stream; its pending work still completes."""
-        with self._lock:
-            self._begin("destroy_stream", stream=stream)
-            self._queues.destroy_stream(stream)
-
-    def synchronize(self, stream: int | None = None) -> None:
-        """Block until all work of `stream` (None: of the device) is done."""
-        with self._lock:
-            self._begin("synchronize", stream=stream)
-            self._queues.wait_idle(stream)
-            if self.faults.lost is not None:
-                self.faults.check("synchronize", stream=stream)
-
-    def pause(self, stream: int | None = None) -> None:
-        """Hold `stream` (None: the default one): what is queued from now on stays pending."""
-        with self._lock:
-            self._queues.pause(stream or 0)
-
-    def resume(self, stream: int | None = None) -> None:
-        """Do the pending work of `stream`, destroyed or not (None: the default one), and hold it no more."""
-        with self._lock:
-            self._queues.resume(stream or 0)
-
-    def pending(self, stream: int | None = None) -> int:
-        """Return how many pieces of work are pending on `stream` (None: the default one)."""
-        with self._lock:
-            return self._queues.pending(stream or 0)
-
-    # --- events ---
-
-    def create_event(self) -> int:
-        """Return a new event, which counts as done until it is recorded."""
-        with self._lock:
-            self._begin("create_event")
-            self._refuse_when_closed("create_event")
-            return self._queues.create_event()
-
-    def destroy_event(self, event: int) -> None:
-        """Destroy an event; waits queued on it are unaffected."""
-        with self._lock:
-            self._begin("destroy_event", event=event)
-            self._queues.destroy_event(event)
-
-    def record_event(self, event: int, stream: int) -> None:
-        """Make `event` stand for all work queued on `stream` up to now."""
-        with self._lock:
-            self._begin("record_event", event=event, stream=stream)
-            self._queues.record(event, stream)
-
-    def event_done(self, event: int) -> bool:
-        """Return whether the work that the event stands for is done."""
-        with self._lock:
-            self._begin("event_done", event=event)
-            return self._queues.is_done(event)
-
-    def wait_event(self, stream: int, event: int) -> None:
-        """Make later work on `stream` wait for what the event stands for now."""
-        with self._lock:
-            self._begin("wait_event", stream=stream, event=event)
-            self._queues.wait(stream, event)
-
-    def synchronize_event(self, event: int) -> None:
-        """Block until the event is done."""
-        with self._lock:
-            self._begin("synchronize_event", event=event)
-            self._queues.wait_done(event)
-            if self.faults.lost is not None:
-                self.faults.check("synchronize_event", event=event)
-
     # --- data ---
 
     def fill(self, address: int, value: int, size: int, stream: int) -> None:
@@ -398,20 +283,10 @@ class HostDriver(ABC):
     def _write(self, address: int, data: bytes) -> None: ...
 
     @abstractmethod
-    def _spend(self, call: str) -> None:
-        """Account for a call that does nothing physical."""
-
-    @abstractmethod
     def _last_given_back(self) -> None:
         """Release what the driver holds: it is closed, and callers hold nothing any more. Repeatable."""
 
     # --- helpers ---
-
-    def _begin(self, call: str, **arguments: object) -> None:
-        self.calls[call] += 1
-        if self.faults.alert:
-            self.faults.check(call, **arguments)
-        self._spend(call)
 
     def _begin_virtual(self, call: str) -> None:
         self.calls[call] += 1
@@ -420,10 +295,6 @@ class HostDriver(ABC):
                 f"{call}: {self.name} has no virtual memory on this platform; use raw allocations, "
                 "or the model device"
             )
-
-    def _refuse_when_closed(self, call: str, **arguments: object) -> None:
-        if self._closed:
-            raise DriverError(call, "CLOSED", arguments, advice="the driver was closed: open another one")
 
     def _out_of_memory(self, call: str, size: int) -> DriverOutOfMemoryError:
         advice = f"{self._footprint.free} of {self._footprint.capacity} bytes are free"

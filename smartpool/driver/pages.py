@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -130,13 +131,14 @@ class ChunkFile:
     would meet the limit on open files, commonly 1024, at 2 GiB of 2 MiB chunks.
     """
 
-    __slots__ = ("_closed", "_end", "_length", "file")
+    __slots__ = ("__weakref__", "_closer", "_end", "_length", "file")
 
     def __init__(self) -> None:
         self.file = os.memfd_create("smartpool", os.MFD_CLOEXEC)
         self._end = 0
         self._length = 0
-        self._closed = False
+        # The file may go with this object: what is mapped stays, and what is not nobody can reach.
+        self._closer = weakref.finalize(self, os.close, self.file)
 
     def take(self, size: int) -> int:
         """Return the offset of `size` fresh bytes, which read as zeros."""
@@ -158,9 +160,7 @@ class ChunkFile:
 
     def close(self) -> None:
         """Close the file; pages that are mapped stay. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            os.close(self.file)
+        self._closer()
 
 
 _objects: Final[dict[int, mmap.mmap]] = {}

@@ -14,12 +14,12 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any, Final
 
 from smartpool.driver.bookkeeping import AddressBook, refusal
-from smartpool.driver.cuda.bindings import Bindings, failure, load
+from smartpool.driver.cuda.bindings import Bindings, load
 from smartpool.driver.cuda.context import Context
+from smartpool.driver.cuda.events import Events
 from smartpool.driver.cuda.streams import StreamTable
 from smartpool.driver.protocol import MemoryInfo
 from smartpool.errors import DriverError, UnsupportedError
@@ -27,7 +27,6 @@ from smartpool.errors import DriverError, UnsupportedError
 __all__ = ["CudaDriver"]
 
 _DLPACK_CUDA: Final = 2
-_SPARE_EVENTS: Final = 256
 
 
 class CudaDriver:
@@ -60,10 +59,8 @@ class CudaDriver:
 
     def __init__(self, ordinal: int = 0, bindings: Bindings | None = None) -> None:
         self.context = context = Context(bindings or load(), ordinal)
-        self._api = api = context.api
+        self._api = context.api
         self._call, self._call_here = context.call, context.call_here
-        self._success, self._not_ready = context.bindings.success, context.bindings.not_ready
-        self._event_record, self._event_query = api.cuEventRecord, api.cuEventQuery
         self.ordinal = ordinal
         self.name = f"cuda:{ordinal}"
         self.dl_device = (_DLPACK_CUDA, ordinal)
@@ -76,8 +73,9 @@ class CudaDriver:
         self._book = AddressBook(self.granularity)
         self._streams = StreamTable(context.bindings, self.name, context.handle)
         self.stream, self.stream_handle = self._streams.identify, self._streams.handle
-        self._events: dict[int, Any] = {}
-        self._spare_events: list[Any] = []
+        self._events = events = Events(context, self._streams)
+        self.record_event, self.event_done = events.record, events.done
+        self.wait_event, self.synchronize_event = events.wait, events.synchronize
         self._closed = False
         self._released = False
 
@@ -226,72 +224,17 @@ class CudaDriver:
             handle = self.stream_handle(stream)
             self._call_here("synchronize", self._api.cuStreamSynchronize, (handle,), stream=stream)
 
-    # --- events ---
+    # --- events: the rest of the calls are bound to `Events` when the driver is made ---
 
     def create_event(self) -> int:
         """Return an event, fresh or recycled, that counts as done until it is recorded."""
         self._refuse_when_closed("create_event")
-        try:
-            event = self._spare_events.pop()
-            self.calls["create_event"] += 1
-        except IndexError:
-            flags = self._api.CUevent_flags.CU_EVENT_DISABLE_TIMING
-            event = self._call_here("create_event", self._api.cuEventCreate, (flags,))[1]
-        handle = int(event)
-        self._events[handle] = event
-        return handle
+        return self._events.create()
 
     def destroy_event(self, event: int) -> None:
         """Destroy an event; waits already queued on it are unaffected."""
-        gone = self._event("destroy_event", event)
-        del self._events[event]
-        # Only a done event can be handed out again as new: a pending one would not count as done.
-        if (
-            len(self._spare_events) < _SPARE_EVENTS
-            and not self._closed
-            and self._event_query(gone)[0] is self._success
-        ):
-            self.calls["destroy_event"] += 1
-            self._spare_events.append(gone)
-        else:
-            self._call("destroy_event", self._api.cuEventDestroy, (gone,), event=event)
+        self._events.destroy(event)
         self._finish_closing()
-
-    def record_event(self, event: int, stream: int) -> None:
-        """Make `event` stand for all work queued on `stream` up to now."""
-        raw, handle = self._event("record_event", event), self.stream_handle(stream)
-        begin = perf_counter()
-        code = self._event_record(raw, handle)[0]
-        self.context.seconds += perf_counter() - begin
-        if code is self._success:
-            self.calls["record_event"] += 1
-        else:
-            # A default stream is one of the current context. Where that is not ours CUDA refuses, since
-            # the event is; so asking for the context beforehand (0.2 us) is not needed.
-            self._call_here("record_event", self._event_record, (raw, handle), event=event, stream=stream)
-
-    def event_done(self, event: int) -> bool:
-        """Return whether the work that the event stands for is done."""
-        handle = self._event("event_done", event)
-        self.calls["event_done"] += 1
-        begin = perf_counter()
-        code = self._event_query(handle)[0]
-        self.context.seconds += perf_counter() - begin
-        if code is self._success:
-            return True
-        if code is self._not_ready:
-            return False
-        raise failure("event_done", code, {"event": event})
-
-    def wait_event(self, stream: int, event: int) -> None:
-        """Make later work on `stream` wait, on the device, for what the event stands for now."""
-        handles = (self.stream_handle(stream), self._event("wait_event", event), 0)
-        self._on_stream("wait_event", self._api.cuStreamWaitEvent, handles, stream=stream, event=event)
-
-    def synchronize_event(self, event: int) -> None:
-        """Block the host until the event is done."""
-        handle = self._event("synchronize_event", event)
-        self._call("synchronize_event", self._api.cuEventSynchronize, (handle,), event=event)
 
     # --- data ---
 
@@ -390,12 +333,6 @@ class CudaDriver:
 
     # --- helpers ---
 
-    def _event(self, call: str, event: int) -> Any:
-        found = self._events.get(event)
-        if found is None:
-            raise refusal(call, "no such event: pass one from create_event, not destroyed", event=event)
-        return found
-
     def _check_granular(self, call: str, size: int) -> None:
         self._require_virtual(call)
         self._book.check_granular(call, size)
@@ -431,11 +368,10 @@ class CudaDriver:
         if not self._closed or self._released:
             return
         with self._lock:
-            if self._released or not self._book.is_empty or self._events or self._streams.owned:
+            if self._released or not self._book.is_empty or len(self._events) or self._streams.owned:
                 return
             self._released = True
-        while self._spare_events:
-            self._api.cuEventDestroy(self._spare_events.pop())
+        self._events.drain()
         self.context.release()
 
     def _find_granularity(self) -> int:
