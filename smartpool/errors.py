@@ -25,6 +25,7 @@ __all__ = [
     "InvalidRequestError",
     "InvalidSizeError",
     "InvariantError",
+    "MissingPackageError",
     "OutOfMemoryError",
     "PlanningError",
     "PoolClosedError",
@@ -75,6 +76,10 @@ class StreamError(SmartPoolError, ValueError):
 
 class UnsupportedError(SmartPoolError, NotImplementedError):
     """The device or platform cannot do what was asked. Nothing was done in its place."""
+
+
+class MissingPackageError(SmartPoolError, ImportError):
+    """An optional package is not installed. The message says what needs it and how to install it."""
 
 
 # ------------------------------------------------------------------ memory

@@ -1,0 +1,55 @@
+"""One self-contained HTML page: it opens offline, asks the network for nothing, and runs only our script.
+
+The page carries a content security policy that allows the one script by its hash and no connection
+at all. So even text that slipped through the escaping could not run or send anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from importlib import resources
+
+from smartpool.report.svg import escaped
+
+__all__ = ["data_block", "html_page"]
+
+
+def html_page(title: str, body: str) -> str:
+    """Return a page with our style and script.
+
+    Parameters
+    ----------
+    title
+        Plain text; escaped here.
+    body
+        HTML, put in as it is: whoever builds it escapes what is in it.
+    """
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escaped(title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n"
+        f"<body>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def data_block(data: object) -> str:
+    r"""Return `data` as a block of JSON that the page's script can read and no parser can leave early.
+
+    >>> data_block({"name": "</script>"})
+    '<script type="application/json">{"name":"\\u003c/script>"}</script>'
+    """
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json">{text}</script>'
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

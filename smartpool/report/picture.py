@@ -1,0 +1,186 @@
+"""Memory over time, allocators against one another, as one page to show and to keep.
+
+For each trace: one chart in which every allocator's reserved memory is a line above the program's
+live memory, a small panel an allocator in which memory held for nothing is a shaded area, and the
+figures in a table. The lines differ in colour, dash and label, so that nobody needs the colour, and
+every value can be read with the pointer or the arrow keys.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import smartpool
+from smartpool.report.chart import chart, panels, swatch
+from smartpool.report.comparison import COLUMNS, FRAGMENTATION, Column, Comparison, best_of, best_text
+from smartpool.report.page import html_page
+from smartpool.report.svg import escaped
+from smartpool.report.text import format_bytes, format_count
+from smartpool.trace.replay import Run
+
+__all__ = ["picture", "write_picture"]
+
+OURS: Final = "smartpool"
+COLOURS: Final = 8
+"""Colours in page.css: the first is ours, the others go round."""
+
+_PANELS_TEXT: Final = (
+    "Shaded: reserved, and not live. Dashed: the peak of live memory, the least that an allocator can reserve. "
+    "All panels have the same scale."
+)
+
+
+def write_picture(runs: Iterable[Run], path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+    """Write the picture of `runs` to `path` and return the path.
+
+    Parameters
+    ----------
+    runs
+        Runs with a timeline, of any number of traces and allocators.
+    path
+        The file to write.
+    title
+        The heading; None for one of our own.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written.
+    """
+    target = Path(path)
+    target.write_text(picture(runs, title=title), encoding="utf-8")
+    return target
+
+
+def picture(runs: Iterable[Run], *, title: str | None = None) -> str:
+    """Return the picture of `runs` as the text of an HTML page. See `write_picture`."""
+    comparison = Comparison(runs)
+    heading = title if title is not None else _heading(comparison)
+    slots = _slots(comparison.allocators)
+    parts = [f'<header><p class="brand">SmartPool</p><h1>{escaped(heading)}</h1></header>', "<main>"]
+    if len(comparison.traces) > 1:
+        parts.append(_overview(comparison, slots))
+    parts += [_trace_section(trace, comparison.of_trace(trace), slots) for trace in comparison.traces]
+    if not comparison.runs:
+        parts.append("<section><p>There are no runs to show.</p></section>")
+    parts += ["</main>", _footer()]
+    return html_page(heading, "\n".join(parts))
+
+
+def _heading(comparison: Comparison) -> str:
+    names = comparison.traces
+    return "Memory over time" if len(names) < 2 else f"Memory over time: {len(names)} traces"
+
+
+def _slots(allocators: Sequence[str]) -> dict[str, int]:
+    """Return the colour of each allocator: the same one in every part of the page."""
+    others = [name for name in allocators if name != OURS]
+    return {OURS: 0} | {name: 1 + number % (COLOURS - 1) for number, name in enumerate(others)}
+
+
+# ---------------------------------------------------------------------- sections
+
+
+def _trace_section(trace: str, runs: Sequence[Run], slots: Mapping[str, int]) -> str:
+    parts = [
+        f'<section><h2>{escaped(trace)}</h2><p class="lead">{_lead(runs)}</p>',
+        chart(runs, slots),
+        "<h3>Memory held for nothing</h3>",
+        f'<p class="lead">{_PANELS_TEXT}</p>',
+        panels(runs, slots),
+        "<h3>Figures</h3>",
+        _table(runs, slots),
+        "</section>",
+    ]
+    return "\n".join(parts)
+
+
+def _lead(runs: Sequence[Run]) -> str:
+    """Say in words what the chart shows."""
+    first = runs[0]
+    events = f"{format_count(first.events)} events on {format_count(first.streams)} stream"
+    devices = " and ".join(dict.fromkeys(escaped(run.device) for run in runs))
+    text = (
+        f"{events}{'' if first.streams == 1 else 's'}, replayed on {devices}. At its peak the program held "
+        f"<b>{format_bytes(max(run.peak_live_bytes for run in runs))}</b>"
+    )
+    served = [run for run in runs if run.failed_requests == 0]
+    if len(served) < 2:
+        return f"{text}."
+    least = min(served, key=lambda run: run.peak_reserved_bytes)
+    most = max(served, key=lambda run: run.peak_reserved_bytes)
+    return (
+        f"{text}. For that, {escaped(least.allocator)} reserved "
+        f"<b>{format_bytes(least.peak_reserved_bytes)}</b>, and {escaped(most.allocator)} "
+        f"<b>{format_bytes(most.peak_reserved_bytes)}</b>."
+    )
+
+
+def _overview(comparison: Comparison, slots: Mapping[str, int]) -> str:
+    """Return the fragmentation of every allocator on every trace, with the means."""
+    rows = []
+    for trace in comparison.traces:
+        best = best_of(comparison.of_trace(trace), FRAGMENTATION)
+        runs = [comparison.cell(trace, name) for name in comparison.allocators]
+        cells = ["<td></td>" if run is None else _figure(run, FRAGMENTATION, best) for run in runs]
+        rows.append(f'<tr><th scope="row">{escaped(trace)}</th>{"".join(cells)}</tr>')
+    means = [comparison.mean(name, FRAGMENTATION) for name in comparison.allocators]
+    known = [mean for mean in means if mean is not None]
+    best = best_text(known, FRAGMENTATION) if len(known) > 1 else None
+    texts = ["" if mean is None else FRAGMENTATION.text(mean) for mean in means]
+    cells = [f"<td{' class=best' if text and text == best else ''}>{text}</td>" for text in texts]
+    rows.append(f'<tr class="mean"><th scope="row">mean</th>{"".join(cells)}</tr>')
+    heads = [f'<th scope="col">{swatch(slots[name])}{escaped(name)}</th>' for name in comparison.allocators]
+    return (
+        '<section><h2>Fragmentation</h2><div class="scroll"><table class="even">'
+        f'<thead><tr><th scope="col">trace</th>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _table(runs: Sequence[Run], slots: Mapping[str, int]) -> str:
+    """Return the figures of one trace, a row an allocator."""
+    best = {column.title: best_of(runs, column) for column in COLUMNS}
+    heads = [
+        f'<th scope="col" title="{escaped(column.meaning)}">{escaped(column.title)}</th>'
+        for column in COLUMNS
+    ]
+    rows = []
+    for run in runs:
+        cells = "".join(_figure(run, column, best[column.title]) for column in COLUMNS)
+        name = f"{swatch(slots[run.allocator])}{escaped(run.allocator)}"
+        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    return (
+        '<div class="scroll"><table><thead><tr><th scope="col">allocator</th>'
+        f"{''.join(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _figure(run: Run, column: Column, best: str | None) -> str:
+    """Return one cell; fragmentation also as a bar behind the figure."""
+    value = column.value(run)
+    text = column.text(value)
+    classes = []
+    if run.failed_requests:
+        classes.append("failed")
+    elif text == best:
+        classes.append("best")
+    bar = ""
+    if column is FRAGMENTATION:
+        classes.append("share")
+        bar = f' style="--share:{min(max(value, 0.0), 1.0) * 100:.2f}%"'
+    return f'<td class="{" ".join(classes)}"{bar}>{text}</td>'
+
+
+def _footer() -> str:
+    meanings = "".join(
+        f"<dt>{escaped(column.title)}</dt><dd>{escaped(column.meaning)}.</dd>" for column in COLUMNS
+    )
+    return (
+        f"<footer><dl>{meanings}</dl><p>A line shows the most that was reserved, and the area the most that "
+        "was live, within each step of the drawing. Allocators other than SmartPool are models of their "
+        f"policies. Made by SmartPool {escaped(smartpool.__version__)}.</p></footer>"
+    )
