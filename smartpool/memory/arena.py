@@ -155,6 +155,18 @@ class Arena:
         self.live_bytes += size
         return block
 
+    def place_at(self, gap: Range, start: int, size: int) -> None:
+        """Lay a block onto [start, start + size), all of it inside `gap`. O(log n)."""
+        if start < gap.start or start + size > gap.end:
+            raise InvariantError(f"[{start:#x}, +{size}) is not inside {gap}")
+        uses = self._remove_gap(gap.start, gap.size)
+        if start > gap.start:
+            self._add_gap(gap.start, start - gap.start, uses)
+        if start + size < gap.end:
+            self._add_gap(start + size, gap.end - start - size, uses)
+        self._blocks[start] = size
+        self.live_bytes += size
+
     def free(self, start: int, uses: Uses = None) -> int:
         """End the block at `start`, join the gap with its neighbours, and return the block's size.
 
@@ -233,6 +245,13 @@ class Arena:
         """Return the gap that ends at `end`, or None."""
         start = self._gap_before.get(end)
         return None if start is None else Range(start, end - start)
+
+    def gap_around(self, address: int) -> Range | None:
+        """Return the gap that covers `address`, or None. O(gaps): for rare questions."""
+        for start, size in self._gap_at.items():
+            if start <= address < start + size:
+                return Range(start, size)
+        return None
 
     def uses_of(self, gap: Range) -> Uses:
         """Return which streams may still touch `gap`."""

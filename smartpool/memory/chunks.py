@@ -70,6 +70,24 @@ class ChunkMap:
         self.mapped_bytes -= chunk.size
         return chunk
 
+    def at(self, address: int) -> MappedChunk | None:
+        """Return the chunk that covers `address`, or None. O(log n)."""
+        start = self._starts.floor(address)
+        if start is None:
+            return None
+        chunk = self._at[start]
+        return chunk if address < chunk.end else None
+
+    def covering(self, start: int, end: int) -> list[MappedChunk]:
+        """Return the chunks that touch [start, end), by address."""
+        first = self.at(start)
+        chunks = [] if first is None or first.start == start else [first]
+        for address in self._starts.from_(start):
+            if address >= end:
+                break
+            chunks.append(self._at[address])
+        return chunks
+
     def inside(self, start: int, end: int) -> Iterator[MappedChunk]:
         """Yield the chunks that lie wholly in [start, end), by address."""
         for address in self._starts.from_(start):

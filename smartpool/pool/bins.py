@@ -48,12 +48,14 @@ class Bin(list[int]):
         Further streams that used a block (`record_stream`). Such a bin belongs to one block.
     quiet
         Whether nothing was freed into the bin since it was last emptied.
+    touched
+        Where the bin enters itself when that ends.
     """
 
-    __slots__ = ("nbytes", "others", "quiet", "size", "stream", "tier")
+    __slots__ = ("nbytes", "others", "quiet", "size", "stream", "tier", "touched")
     __hash__ = object.__hash__  # type: ignore[assignment]  # bins are places, not values
 
-    def __init__(self, nbytes: int, size: int, stream: int, tier: Tier) -> None:
+    def __init__(self, nbytes: int, size: int, stream: int, tier: Tier, touched: set[Bin]) -> None:
         super().__init__()
         self.nbytes = nbytes
         self.size = size
@@ -61,6 +63,7 @@ class Bin(list[int]):
         self.tier = tier
         self.others: tuple[int, ...] = ()
         self.quiet = True
+        self.touched = touched
 
     def __eq__(self, other: object) -> bool:
         return self is other

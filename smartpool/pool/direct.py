@@ -15,7 +15,7 @@ class DirectBin(Bin):
     __slots__ = ("_release",)
 
     def __init__(self, like: Bin, release: Callable[[int], None]) -> None:
-        super().__init__(like.nbytes, like.size, like.stream, like.tier)
+        super().__init__(like.nbytes, like.size, like.stream, like.tier, like.touched)
         self._release = release
 
     def append(self, pointer: int) -> None:

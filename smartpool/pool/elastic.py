@@ -1,66 +1,53 @@
-"""Elastic arenas: blocks anywhere in reserved addresses, with chunks mapped where they are needed.
+"""The elastic heap: blocks anywhere in reserved addresses, free memory usable wherever it lies.
 
 Problem: physical memory that is free in the wrong place. An allocator that cannot move blocks
 keeps it, and grows.
-Method: addresses are nearly free, so an arena reserves far more of them than the device has
-memory. When no mapped gap fits a request, chunks are mapped behind the gap that lacks least, or at
-fresh addresses. They are new as long as the budget of the policy allows it; after that they are
-idle chunks from elsewhere: a chunk on which no block lies is mapped a second time where it is
-needed, at once, since later work of the same stream is ordered behind what may still run on the
-old mapping (work of other streams waits for the gap's uses as it would in place). The old mapping
-is *retired*: no block is placed there again, and it is unmapped when an event shows that the
-device is done with it. No byte is copied, no pointer moves, the host never waits.
-Source: GMLake (ASPLOS 2024) stitches with a second mapping; PyTorch's expandable segments grow in
-place. Stealing with a retired old mapping is ours.
-Bound: a request is refused only when live blocks, with the parts of their chunks that no other
-block can use, and the request together exceed the cap.
+Method: every chunk is mapped once at its *home* address and stays there; blocks are placed in home
+addresses by best fit, and a chunk may be shared by many. When no gap fits a request and the
+policy's budget forbids to grow, the free pieces that exist are shown side by side at fresh
+addresses by a second mapping of their chunks: a *window* (`smartpool.pool.windows`), chosen by
+`smartpool.memory.stitch`. Its block occupies its pieces at home, so every byte is accounted once
+and in one place. Nothing is unmapped to make a window and no host waits: later work of the same
+stream is ordered behind what may still run on the old addresses, and work of other streams waits
+for the uses that the gaps carry. No byte is copied and no pointer moves.
 
-Failure. Growing takes several driver calls; each registers its undo, and a call that fails leaves
-arena, chunks and addresses as they were. An unmap that fails during such an undo leaves the
-mapping retired: a leak of addresses, never a dangling block.
+Small requests are placed in *slabs*: blocks of 2 MiB of the home arena with an arena of their
+own, so that a short life of a few bytes does not split the large gaps. A slab that is free as a
+whole goes back when something does not fit.
+Source: stitching by second mapping is GMLake's (ASPLOS 2024), growing in place PyTorch's
+expandable segments'; home addresses, windows over partial chunks, and the budget are ours.
+Bound: a request is refused only when live bytes and the request together exceed the cap by the
+free pieces that lie in the middle of chunks (live on both sides), which no mapping can reach.
+
+Failure. Each step of several driver calls registers its undo, and a call that fails leaves
+arenas, chunks and addresses as they were.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import Final
 
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvariantError
-from smartpool.memory.arena import Arena, Range, Uses, join_uses
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
 from smartpool.memory.chunks import ChunkMap, MappedChunk
+from smartpool.memory.stitch import choose_pieces
 from smartpool.pool.device_memory import DeviceMemory
+from smartpool.pool.placement import place_for_stream
 from smartpool.pool.policy import Policy
 from smartpool.pool.streams import StreamClock
+from smartpool.pool.windows import Windows
 from smartpool.units import align_up
 
-__all__ = ["ElasticArena"]
+__all__ = ["ElasticHeap"]
 
-_RESERVE_FACTOR = 8
-_SITES_EXAMINED = 32
-
-
-@dataclass(frozen=True, slots=True)
-class _Retired:
-    """A mapping under which nothing is placed any more, and whose work may still touch it."""
-
-    chunk: MappedChunk
-    uses: Uses
+_RESERVE_FACTOR: Final = 8
+_SITES_EXAMINED: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """Where chunks go: at `start`, `missing` bytes at least, `room` at most; `gap` lies before it."""
-
-    start: int
-    missing: int
-    room: int
-    gap: Range | None
-
-
-class ElasticArena:
-    """One arena with its chunks. The pool's lock guards it.
+class ElasticHeap:
+    """Blocks, slabs, chunks and windows of one device. The pool's lock guards it.
 
     Parameters
     ----------
@@ -69,246 +56,360 @@ class ElasticArena:
     clock
         Stream order.
     policy
-        How large chunks are, and when to steal.
-    siblings
-        All elastic arenas of the pool, this one included: where idle chunks may be taken from.
+        How large chunks are, and how much may be reserved beyond the peak of live bytes.
     """
 
-    def __init__(
-        self, memory: DeviceMemory, clock: StreamClock, policy: Policy, siblings: list[ElasticArena]
-    ) -> None:
-        self.arena = Arena()
-        self.chunks = ChunkMap()
+    def __init__(self, memory: DeviceMemory, clock: StreamClock, policy: Policy) -> None:
+        self.windows = Windows(memory.driver, clock)
+        self.peak_live_bytes = 0
+        self._home = Arena()
+        self._small = Arena()
+        self._slabs: set[int] = set()
+        self._chunks = ChunkMap()
         self._memory = memory
         self._driver = memory.driver
         self._clock = clock
         self._policy = policy
-        self._siblings = siblings
-        self._addresses = Arena()  # its blocks are mappings, its gaps unmapped addresses
+        self._addresses = Arena()  # its blocks are home mappings, its gaps unmapped addresses
         self._reservations: list[Range] = []
-        self._retired: deque[_Retired] = deque()
-        siblings.append(self)
+        self._loose: dict[int, int] = {}  # home mappings whose undo failed: start -> chunk handle
 
     def __repr__(self) -> str:
-        return f"<ElasticArena: {self.arena!r} on {len(self.chunks)} chunks>"
+        return f"<ElasticHeap: {self._home!r}, {len(self._chunks)} chunks, {len(self.windows)} windows>"
 
-    # ------------------------------------------------------------------ growing
+    # ------------------------------------------------------------------ blocks
 
-    def grow(self, size: int, peak_live_bytes: int, home_uses: Uses) -> None:
-        """Make a gap of at least `size` bytes, by new chunks or by idle ones from elsewhere.
+    def allocate(self, size: int, alignment: int, stream: int, waste: float | None = None) -> int | None:
+        """Place a block in a gap; see `Heap.allocate`."""
+        arena = self._small if size < self._policy.slab_limit else self._home
+        return place_for_stream(arena, self._clock, size, alignment, stream, waste)
 
-        `home_uses` stand for the gaps that carry no uses of their own. Raises
-        `DriverOutOfMemoryError` when neither the device nor idle chunks can give enough, and what
-        the driver raises; nothing has changed then.
-        """
-        self.reap()
-        site = self._find_site(size)
-        with ExitStack() as undo:
-            chunks, uses = self._gather(site, peak_live_bytes, home_uses, undo)
-            start = site.start
-            for handle, chunk_size in chunks:
-                self._map(MappedChunk(start, chunk_size, handle), undo)
-                start += chunk_size
-            self._driver.enable_access(site.start, start - site.start)
-            undo.pop_all()
-        start = site.start
-        for handle, chunk_size in chunks:
-            self.chunks.add(MappedChunk(start, chunk_size, handle))
-            start += chunk_size
-        self.arena.extend(site.start, start - site.start, uses=uses)
+    def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
+        """Find memory for a block that fits no gap; see `Heap.extend`."""
+        self.peak_live_bytes = max(self.peak_live_bytes, self.live_bytes + size)
+        if self.windows.crowded:
+            self.windows.reap()
+        if size < self._policy.slab_limit and self._add_slab():
+            address = self.allocate(size, alignment, stream)
+            if address is not None:
+                return address
+        self._return_slabs()
+        address = place_for_stream(self._home, self._clock, size, alignment, stream)
+        return self._extend_home(size, alignment, stream, uses) if address is None else address
 
-    def _find_site(self, size: int) -> _Site:
-        """Prefer the addresses behind the largest gap that ends where nothing is mapped."""
-        granularity = self._driver.granularity
-        best: _Site | None = None
-        slack = self._policy.largest_chunk
-        for examined, hole in enumerate(self._addresses.gaps_by_size()):
-            if examined == _SITES_EXAMINED or hole.size < granularity:
-                break
-            gap = self.arena.gap_before(hole.start)
-            missing = align_up(size - gap.size if gap else size, granularity)
-            if hole.size >= missing + slack and (best is None or missing < best.missing):
-                best = _Site(hole.start, missing, hole.size, gap)
-        if best is None:
-            hole = self._reserve(align_up(size, granularity) + slack)
-            best = _Site(hole.start, align_up(size, granularity), hole.size, None)
-        return best
+    def free(self, address: int, uses: Uses) -> None:
+        """End the block at `address`; see `Heap.free`."""
+        if self._small.size_at(address) is not None:  # asked first: a slab starts where its first block does
+            self._small.free(address, uses)
+        elif address in self.windows:
+            window = self.windows.retire(address, uses)
+            for piece in window.pieces:
+                self._home.free(piece.start, uses)
+        else:
+            self._home.free(address, uses)
 
-    def _reserve(self, at_least: int) -> Range:
-        granularity = self._driver.granularity
-        total = self._driver.memory_info().total
-        size = align_up(max(_RESERVE_FACTOR * total, at_least), granularity)
-        reservation = Range(self._driver.reserve(size), size)
-        self._reservations.append(reservation)
-        self._addresses.extend(*reservation, barrier=True)
-        return reservation
+    # ------------------------------------------------------------------ slabs
 
-    def _gather(
-        self, site: _Site, peak_live_bytes: int, home_uses: Uses, undo: ExitStack
-    ) -> tuple[list[tuple[int, int]], Uses]:
-        """Return (handle, size) of chunks for `site`, and the uses that stolen ones bring along."""
-        memory, granularity = self._memory, self._driver.granularity
-        chunks: list[tuple[int, int]] = []
-        uses: Uses = None
-        missing, room = site.missing, site.room
-        largest = self._policy.chunk_bytes(missing, memory.reserved_bytes)
-        may_create = self._policy.budget_bytes(peak_live_bytes) - memory.reserved_bytes >= missing
-        idle = self._idle_chunks(site.gap)
-        while missing > 0:
-            found = None if may_create else next(idle, None)
-            if found is not None:
-                owner, gap, chunk = found
-                if chunk.size > room:
-                    continue
-                uses = join_uses(uses, owner.arena.uses_of(gap))
-                owner._give_up(gap, chunk, home_uses, undo)  # noqa: SLF001 - a sibling
-                handle, size = chunk.handle, chunk.size
-            else:
-                size = min(largest, missing)
+    def _add_slab(self) -> bool:
+        """Make a block of the home arena into a slab; False when there is no room for one."""
+        size = self._policy.slab_bytes
+        gap = self._home.find(size)
+        if gap is None:
+            try:
+                with ExitStack() as undo:
+                    self._grow(size, undo)
+                    undo.pop_all()
+            except DriverOutOfMemoryError:
+                return False
+            gap = self._home.find(size)
+        if gap is None:
+            return False
+        uses = self._home.uses_of(gap)
+        start = self._home.place(gap, size)
+        self._slabs.add(start)
+        self._small.extend(start, size, barrier=True, uses=uses)
+        return True
+
+    def _return_slabs(self) -> None:
+        """Turn slabs in which nothing is live back into gaps of the home arena."""
+        for gap in list(self._small.fitting(self._policy.slab_bytes)):
+            uses = self._small.uses_of(gap)
+            self._small.retract(gap, *gap)
+            self._slabs.remove(gap.start)
+            self._home.free(gap.start, uses)
+
+    # ------------------------------------------------------------------ growing and stitching
+
+    def _extend_home(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
+        """Grow within the budget; otherwise stitch what is free, and create only what is missing."""
+        shift = alignment - self._driver.granularity if alignment > self._driver.granularity else 0
+        budget = max(0, self._policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
+        missing = self._find_site(size + shift)[1]
+        if missing <= budget and missing <= self._memory.room_bytes:
+            with ExitStack() as undo:
                 try:
-                    handle = memory.create_chunk(size)
+                    self._grow(size + shift, undo)
                 except DriverOutOfMemoryError:
-                    if may_create:
-                        may_create = False  # idle chunks first, then what is left of the device
-                    elif largest > granularity:
-                        largest = align_up(min(largest, missing) // 2, granularity)
-                    else:
-                        raise
-                    continue
-                undo.callback(memory.release_chunk, handle)
-            chunks.append((handle, size))
-            missing -= size
-            room -= size
-        return chunks, uses
+                    pass  # the device holds less than the cap says: stitch
+                else:
+                    undo.pop_all()
+                    address = place_for_stream(self._home, self._clock, size, alignment, stream)
+                    if address is None:
+                        raise InvariantError(f"no gap of {size} bytes after growing {self!r}")
+                    return address
+        return self._stitch(size, alignment, stream, uses, budget)
 
-    def _map(self, chunk: MappedChunk, undo: ExitStack) -> None:
-        hole = self._addresses.gap_at(chunk.start)
-        if hole is None or hole.size < chunk.size:
-            raise InvariantError(
-                f"no {chunk.size} unmapped addresses at {chunk.start:#x}: {self._addresses!r}"
-            )
-        self._driver.map_chunk(chunk.start, chunk.handle)
-        self._addresses.place(hole, chunk.size)
-        undo.callback(self._undo_map, chunk)
+    def _stitch(self, size: int, alignment: int, stream: int, uses: Uses, budget: int) -> int:
+        stitching = choose_pieces(
+            size,
+            self._home.gaps_by_size(),
+            self._chunks,
+            budget_bytes=budget,
+            granularity=self._driver.granularity,
+            edge_start=alignment <= ALIGNMENT,
+        )
+        with ExitStack() as undo:
+            created = self._create_home(stitching.create_bytes, undo) if stitching.create_bytes else ()
+            pieces = _joined((*stitching.before, *created, *stitching.after), size)
+            self._wait_for(pieces, stream, uses)
+            if len(pieces) == 1 and pieces[0].start % alignment == 0:
+                address = pieces[0].start
+                self._take(pieces, undo)
+            else:
+                chunks = [c for piece in pieces for c in self._chunks.covering(piece.start, piece.end)]
+                self._take(pieces, undo)
+                address = self.windows.open(pieces, chunks, alignment).block.start
+            undo.pop_all()
+        return address
+
+    def _wait_for(self, pieces: tuple[Range, ...], stream: int, uses: Uses) -> None:
+        """Order `stream` behind whoever may still touch the pieces."""
+        joined: Uses = None
+        for piece in pieces:
+            joined = join_uses(joined, self._home.uses_of(self._gap_around(piece)))
+        self._clock.wait(joined or uses, stream)
+
+    def _take(self, pieces: tuple[Range, ...], undo: ExitStack) -> None:
+        """Make each piece a block of the home arena."""
+        for piece in pieces:
+            gap = self._gap_around(piece)
+            uses = self._home.uses_of(gap)
+            self._home.place_at(gap, *piece)
+            undo.callback(self._home.free, piece.start, uses)
+
+    def _gap_around(self, piece: Range) -> Range:
+        gap = self._home.gap_at(piece.start) or self._home.gap_before(piece.end)
+        if gap is None or gap.start > piece.start or gap.end < piece.end:
+            gap = self._home.gap_around(piece.start)
+        if gap is None or gap.end < piece.end:
+            raise InvariantError(f"{piece} is not free in {self._home!r}")
+        return gap
+
+    def _grow(self, size: int, undo: ExitStack) -> None:
+        """Map new chunks at home so that a gap of `size` bytes exists."""
+        start, missing = self._find_site(size)
+        self._map_home(start, missing, undo)
+
+    def _create_home(self, size: int, undo: ExitStack) -> tuple[Range, ...]:
+        """Map `size` bytes of new chunks at home and return where they are."""
+        start, _ = self._find_site(size, fresh=True)
+        self._map_home(start, size, undo)
+        return (Range(start, size),)
+
+    def _map_home(self, start: int, size: int, undo: ExitStack) -> None:
+        chunks: list[MappedChunk] = []
+        address = start
+        for chunk_size in self._policy.cut(size, self.peak_live_bytes, self._driver.granularity):
+            chunk = MappedChunk(address, chunk_size, self._memory.create_chunk(chunk_size))
+            undo.callback(self._memory.release_chunk, chunk.handle)
+            self._driver.map_chunk(chunk.start, chunk.handle)
+            hole = self._addresses.gap_at(chunk.start)
+            if hole is None:
+                raise InvariantError(f"no addresses at {chunk.start:#x} in {self._addresses!r}")
+            self._addresses.place(hole, chunk.size)
+            undo.callback(self._undo_map, chunk)
+            chunks.append(chunk)
+            address = chunk.end
+        self._driver.enable_access(start, size)
+        for chunk in chunks:
+            self._chunks.add(chunk)
+            undo.callback(self._chunks.remove, chunk.start)
+        self._home.extend(start, size)
+        undo.callback(self._retract, Range(start, size))
+
+    def _retract(self, part: Range) -> None:
+        self._home.retract(self._gap_around(part), *part)
 
     def _undo_map(self, chunk: MappedChunk) -> None:
         try:
             self._driver.unmap(chunk.start, chunk.size)
         except DriverError:
-            self._retired.append(_Retired(chunk, None))
-            self._memory.aliases[chunk.handle] += 1
+            self._loose[chunk.start] = chunk.handle
+            self.windows.mappings[chunk.handle] += 1
         else:
             self._addresses.free(chunk.start)
 
-    # ------------------------------------------------------------------ giving up chunks
+    def _find_site(self, size: int, *, fresh: bool = False) -> tuple[int, int]:
+        """Return (address, bytes missing there) for a gap of `size` bytes.
 
-    def _idle_chunks(self, spared: Range | None) -> Iterator[tuple[ElasticArena, Range, MappedChunk]]:
-        """Yield chunks on which no block lies, smallest gaps first: (owner, gap around it, chunk).
-
-        Each is to be taken (`_give_up`) or left before the next is asked for. Nothing is yielded
-        out of `spared`, the gap of this arena that is to be filled up.
+        Best is behind the largest gap that ends where nothing is mapped; with `fresh`, all of
+        `size` is to be mapped, and the best is simply an end.
         """
-        for owner in self._siblings:
-            for gap in list(owner.arena.fitting(self._driver.granularity)):
-                if owner is self and gap == spared:
-                    continue
-                rest = gap
-                for chunk in list(owner.chunks.inside(gap.start, gap.end)):
-                    yield owner, rest, chunk
-                    rest = owner.arena.gap_at(chunk.end) or rest
+        granularity = self._driver.granularity
+        best: tuple[int, int] | None = None
+        for examined, hole in enumerate(self._addresses.gaps_by_size()):
+            if examined == _SITES_EXAMINED:
+                break
+            gap = None if fresh else self._home.gap_before(hole.start)
+            missing = align_up(size - gap.size if gap else size, granularity)
+            if hole.size >= missing and (best is None or missing < best[1]):
+                best = (hole.start, missing)
+        if best is None:
+            total = self._driver.memory_info().total
+            reserved = align_up(max(_RESERVE_FACTOR * total, size), granularity)
+            reservation = Range(self._driver.reserve(reserved), reserved)
+            self._reservations.append(reservation)
+            self._addresses.extend(*reservation, barrier=True)
+            best = (reservation.start, align_up(size, granularity))
+        return best
 
-    def _give_up(self, gap: Range, chunk: MappedChunk, home_uses: Uses, undo: ExitStack) -> None:
-        """Take an idle chunk out of `gap`; its mapping is retired, its handle free for another."""
-        uses = self.arena.uses_of(gap)
-        self.arena.retract(gap, chunk.start, chunk.size)
-        self.chunks.remove(chunk.start)
-        retired = _Retired(chunk, uses or home_uses)
-        self._retired.append(retired)
-        self._memory.aliases[chunk.handle] += 1
+    # ------------------------------------------------------------------ giving memory back
 
-        def take_back() -> None:
-            self._memory.aliases[chunk.handle] -= 1
-            self._retired.remove(retired)
-            self.chunks.add(chunk)
-            self.arena.extend(chunk.start, chunk.size, uses=uses)
-
-        undo.callback(take_back)
-
-    def reap(self, *, wait: bool = False) -> None:
-        """Unmap retired mappings with which the device is done; with `wait`, all of them."""
-        retired = self._retired
-        while retired:
-            chunk, uses = retired[0].chunk, retired[0].uses
-            if wait:
-                self._clock.synchronize(uses)
-            elif not self._clock.idle(uses):
-                return
-            self._driver.unmap(chunk.start, chunk.size)
-            retired.popleft()
-            self._addresses.free(chunk.start)
-            self._memory.unalias(chunk.handle)
-
-    def release_idle(self, limit_bytes: int, home_uses: Uses, *, wait: bool = False) -> int:
-        """Give idle chunks back to the device, up to about `limit_bytes`; return the bytes given back.
-
-        Without `wait`, chunks with which the device may not be done are left.
-        """
-        for sibling in self._siblings:
-            sibling.reap(wait=wait)
+    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
+        """Give idle chunks back to the device; see `Heap.release_idle`."""
+        self._return_slabs()
+        self._unmap_loose()
+        self.windows.reap(wait=wait)
         released = 0
-        for gap in list(self.arena.gaps_by_size()):
+        for gap in list(self._home.gaps_by_size()):
             if released >= limit_bytes or gap.size < self._driver.granularity:
                 break
-            uses = self.arena.uses_of(gap) or home_uses
+            gap_uses = self._home.uses_of(gap) or uses
             if wait:
-                self._clock.synchronize(uses)
-            elif not self._clock.idle(uses):
+                self._clock.synchronize(gap_uses)
+            elif not self._clock.idle(gap_uses):
                 continue
             rest = gap
-            for chunk in list(self.chunks.inside(gap.start, gap.end)):
+            for chunk in list(self._chunks.inside(gap.start, gap.end)):
                 if released >= limit_bytes:
                     break
-                if self._memory.aliases.get(chunk.handle):
-                    continue  # unmapped elsewhere first: the next pass takes it
-                self._driver.unmap(chunk.start, chunk.size)
-                self.arena.retract(rest, chunk.start, chunk.size)
-                self.chunks.remove(chunk.start)
-                self._addresses.free(chunk.start)
-                rest = self.arena.gap_at(chunk.end) or rest
-                self._memory.release_chunk(chunk.handle)
-                released += chunk.size
-        return released
+                if not self.windows.mappings[chunk.handle]:
+                    self._release_chunk(rest, chunk)
+                    released += chunk.size
+                    rest = self._home.gap_at(chunk.end) or rest
+
+    def _release_chunk(self, gap: Range, chunk: MappedChunk) -> None:
+        self._driver.unmap(chunk.start, chunk.size)
+        self._home.retract(gap, chunk.start, chunk.size)
+        self._chunks.remove(chunk.start)
+        self._addresses.free(chunk.start)
+        self._memory.release_chunk(chunk.handle)
+
+    def _unmap_loose(self) -> None:
+        for start, handle in list(self._loose.items()):
+            self._driver.unmap(start, self._addresses.size_at(start) or 0)
+            del self._loose[start]
+            self._addresses.free(start)
+            self.windows.mappings[handle] -= 1
 
     def close(self) -> None:
-        """Give everything back. No block may be live, and the device must be idle."""
-        for retired in self._retired:
-            self._driver.unmap(retired.chunk.start, retired.chunk.size)
-        for chunk in self.chunks:
-            self._driver.unmap(chunk.start, chunk.size)
-            self._memory.release_chunk(chunk.handle)
-        for reservation in self._reservations:
-            self._driver.unreserve(*reservation)
-        self._reservations.clear()
+        """Give everything back; see `Heap.close`."""
+        self.windows.close()
+        self._unmap_loose()
+        self._return_slabs()
+        for gap in self._home.gaps():
+            rest = gap
+            for chunk in list(self._chunks.inside(gap.start, gap.end)):
+                self._release_chunk(rest, chunk)
+                rest = self._home.gap_at(chunk.end) or rest
+        while self._reservations:
+            self._driver.unreserve(*self._reservations[-1])
+            self._reservations.pop()
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in blocks."""
+        return self._home.live_bytes - self._small.free_bytes
+
+    @property
+    def extent_bytes(self) -> int:
+        """Bytes in blocks and gaps."""
+        return self._home.extent_bytes
+
+    @property
+    def largest_gap_bytes(self) -> int:
+        """Bytes of the largest gap."""
+        gaps = (self._home.largest_gap, self._small.largest_gap)
+        return max((gap.size for gap in gaps if gap), default=0)
+
+    def block_size(self, address: int) -> int | None:
+        """Return the size of the block at `address`, or None."""
+        window = self.windows.at(address)
+        if window is not None:
+            return window.block.size
+        return self._small.size_at(address) or self._home.size_at(address)
+
+    def is_gap(self, address: int) -> bool:
+        """Return whether a gap starts at `address`."""
+        return self._home.gap_at(address) is not None or self._small.gap_at(address) is not None
+
+    def blocks(self) -> Iterator[Range]:
+        """Yield the blocks, in no order."""
+        windows = self.windows.opened()
+        hidden = self._slabs | {piece.start for window in windows for piece in window.pieces}
+        yield from (window.block for window in windows)
+        yield from (block for block in self._home.blocks() if block.start not in hidden)
+        yield from self._small.blocks()
+
+    def free_ranges(self) -> Iterator[int]:
+        """Yield the sizes of the gaps."""
+        for arena in (self._home, self._small):
+            yield from (gap.size for gap in arena.gaps_by_size())
+
+    def mark(self, uses: Mapping[int, int]) -> None:
+        """Add `uses` to every gap."""
+        self._home.mark(uses)
+        self._small.mark(uses)
 
     def check(self) -> None:
-        """Prove that blocks, gaps, chunks and addresses agree."""
-        self.arena.check()
-        self.chunks.check()
-        self._addresses.check()
-        mappings = sorted(
-            [(chunk.start, chunk.size) for chunk in self.chunks]
-            + [(item.chunk.start, item.chunk.size) for item in self._retired]
-        )
-        if mappings != [tuple(block) for block in self._addresses.blocks()]:
-            raise InvariantError(f"mappings {mappings} are not the taken addresses of {self._addresses!r}")
-        if self.arena.extent_bytes != self.chunks.mapped_bytes:
-            raise InvariantError(f"extent {self.arena.extent_bytes} != mapped {self.chunks.mapped_bytes}")
-        covered = _union(Range(chunk.start, chunk.size) for chunk in self.chunks)
-        if covered != _union(self.arena.blocks() + self.arena.gaps()):
-            raise InvariantError("a block or a gap lies where no chunk is mapped")
+        """Prove that blocks, gaps, slabs, chunks, windows and addresses agree."""
+        for part in (self._home, self._small, self._chunks, self._addresses, self.windows):
+            part.check()
+        mappings = {(chunk.start, chunk.size) for chunk in self._chunks}
+        mappings |= {(start, self._addresses.size_at(start) or 0) for start in self._loose}
+        if mappings != {tuple(block) for block in self._addresses.blocks()}:
+            raise InvariantError(f"home mappings {mappings} are not the taken addresses of {self!r}")
+        covered = _union([Range(chunk.start, chunk.size) for chunk in self._chunks])
+        if covered != _union(self._home.blocks() + self._home.gaps()):
+            raise InvariantError("a block or a gap lies where no chunk is at home")
+        slabs = {(start, self._policy.slab_bytes) for start in self._slabs}
+        if not slabs <= {tuple(block) for block in self._home.blocks()}:
+            raise InvariantError(f"slabs {slabs} are not blocks of {self._home!r}")
+        for window in self.windows.opened():
+            for piece in window.pieces:
+                if self._home.size_at(piece.start) != piece.size:
+                    raise InvariantError(f"{piece} of {window} is not a block of {self._home!r}")
 
 
-def _union(ranges: Iterable[Range]) -> list[Range]:
+def _joined(pieces: tuple[Range, ...], size: int) -> tuple[Range, ...]:
+    """Join pieces that touch at home, and cut the last so that they hold `size` bytes together."""
+    joined: list[Range] = []
+    for piece in pieces:
+        if joined and joined[-1].end == piece.start:
+            joined[-1] = Range(joined[-1].start, joined[-1].size + piece.size)
+        else:
+            joined.append(piece)
+    surplus = sum(piece.size for piece in joined) - size
+    last = joined[-1]
+    if not 0 <= surplus < last.size:
+        raise InvariantError(f"{pieces} do not hold {size} bytes")
+    joined[-1] = Range(last.start, last.size - surplus)
+    return tuple(joined)
+
+
+def _union(ranges: list[Range]) -> list[Range]:
     """Return the maximal runs that `ranges` cover."""
     runs: list[Range] = []
     for item in sorted(ranges):

@@ -37,14 +37,15 @@ from smartpool.errors import (
     SmartPoolError,
     UnknownPointerError,
 )
-from smartpool.memory.arena import ALIGNMENT, Range, Uses, join_uses
+from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable, RecordedTable, RequestObserver
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.direct import DirectBin
-from smartpool.pool.elastic import ElasticArena
+from smartpool.pool.elastic import ElasticHeap
 from smartpool.pool.fragmentation import Fragmentation, interval_fragmentation, share_wasted
+from smartpool.pool.heap import Heap
 from smartpool.pool.policy import POLICY_OF_NAME
-from smartpool.pool.segments import SegmentArena
+from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.statistics import MemorySnapshot, TierSnapshot
 from smartpool.pool.streams import StreamClock
 from smartpool.pool.tiers import Tier, tier_of
@@ -53,7 +54,6 @@ from smartpool.units import align_up, format_size
 
 __all__ = ["AdvancedMemoryPoolManager"]
 
-_STREAM_CANDIDATES: Final = 8
 _EVERYTHING: Final = 1 << 62
 
 
@@ -101,11 +101,12 @@ class AdvancedMemoryPoolManager:
         self._bins: dict[int, Bin] = {}
         self._live = LiveTable()
         self._touched: set[Bin] = set()
+        self._touched_small: set[Bin] = set()  # of requests below the policy's slab limit
         self._bins_of: dict[int, dict[int, Bin]] = {self._home: self._bins}
         self._peak_live_bytes = 0
-        self._searches = self._flushes = self._grows = self._waits = 0
-        self._arena_of = self._make_arenas()
-        self._arenas = tuple(dict.fromkeys(self._arena_of.values()))
+        self._searches = self._flushes = self._grows = 0
+        self._policy = POLICY_OF_NAME[self.config.policy]
+        self._heap = self._make_heap()
 
     def __repr__(self) -> str:
         state = "closed, " if self._closed else ""
@@ -181,7 +182,7 @@ class AdvancedMemoryPoolManager:
             raise self._bad_pointer(pointer) from None
         if bin_.quiet:
             bin_.quiet = False
-            self._touched.add(bin_)
+            bin_.touched.add(bin_)
         bin_.append(pointer)
 
     def malloc_aligned(self, nbytes: int, alignment: int, stream: object = None) -> int:
@@ -201,7 +202,7 @@ class AdvancedMemoryPoolManager:
             if handle == bin_.stream or handle in bin_.others:
                 return
             self._bins_of.setdefault(handle, {})
-            own = Bin(bin_.nbytes, bin_.size, bin_.stream, bin_.tier)
+            own = Bin(bin_.nbytes, bin_.size, bin_.stream, bin_.tier, bin_.touched)
             own.others = (*bin_.others, handle)
             dict.__setitem__(self._live, pointer, own)  # not a request: observers are not told
 
@@ -218,7 +219,7 @@ class AdvancedMemoryPoolManager:
         if own == stream:
             return
         with self._lock:
-            self._waits += self._clock.wait(self._clock.stamp(own), stream)
+            self._clock.wait(self._clock.stamp(own), stream)
             self.record_stream(pointer, stream)
 
     def _malloc_on(self, nbytes: int, stream: object) -> int:
@@ -244,7 +245,7 @@ class AdvancedMemoryPoolManager:
             else:
                 bin_ = self._bin(bin_.nbytes, handle)
         bin_.quiet = False
-        self._touched.add(bin_)
+        bin_.touched.add(bin_)
         bin_.append(pointer)
 
     def _bin(self, nbytes: int, stream: int) -> Bin:
@@ -255,7 +256,8 @@ class AdvancedMemoryPoolManager:
         bin_ = bins.get(nbytes)
         if bin_ is None:
             size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
-            bin_ = bins.setdefault(nbytes, Bin(nbytes, size, stream, tier_of(nbytes)))
+            touched = self._touched_small if size < self._policy.slab_limit else self._touched
+            bin_ = bins.setdefault(nbytes, Bin(nbytes, size, stream, tier_of(nbytes), touched))
         return bin_
 
     # ------------------------------------------------------------------ the searching path
@@ -278,46 +280,18 @@ class AdvancedMemoryPoolManager:
 
     def _find_place(self, bin_: Bin, alignment: int) -> int:
         self._searches += 1
-        backing = self._arena_of[bin_.tier]
-        pointer = self._place(backing, bin_, alignment)
-        if pointer is None:
-            self.flush()
-            pointer = self._place(backing, bin_, alignment)
-        if pointer is None:
-            self._grow(backing, bin_, alignment)
-            pointer = self._place(backing, bin_, alignment)
-        if pointer is None:
-            raise InvariantError(f"no gap for {bin_!r} after growing {backing!r}")
-        return pointer
+        heap, size, stream = self._heap, bin_.size, bin_.stream
+        touched = bin_.touched
+        # While bins hold large blocks, only a snug gap is taken: something freed lately may fit better.
+        waste = self._policy.waste if touched and touched is self._touched else None
+        pointer = heap.allocate(size, alignment, stream, waste)
+        if pointer is None and touched:
+            self._empty_bins(touched)
+            pointer = heap.allocate(size, alignment, stream)
+        return self._grow(bin_, alignment) if pointer is None else pointer
 
-    def _place(self, backing: ElasticArena | SegmentArena, bin_: Bin, alignment: int) -> int | None:
-        arena = backing.arena
-        if not self._several_streams:
-            return arena.allocate(bin_.size, alignment)
-        gap = arena.find(bin_.size, alignment)
-        if gap is None:
-            return None
-        if not self._clock.ready(arena.uses_of(gap), bin_.stream):
-            gap = self._gap_without_wait(backing, bin_, alignment) or gap
-            self._waits += self._clock.wait(arena.uses_of(gap), bin_.stream)
-        return arena.place(gap, bin_.size, alignment)
-
-    def _gap_without_wait(
-        self, backing: ElasticArena | SegmentArena, bin_: Bin, alignment: int
-    ) -> Range | None:
-        """Return one of the next best gaps, if the stream may touch it at once."""
-        arena = backing.arena
-        for attempt, gap in enumerate(arena.fitting(bin_.size)):
-            if attempt == _STREAM_CANDIDATES:
-                break
-            fits = align_up(gap.start, alignment) + bin_.size <= gap.end
-            if fits and self._clock.ready(arena.uses_of(gap), bin_.stream):
-                return gap
-        return None
-
-    def _grow(self, backing: ElasticArena | SegmentArena, bin_: Bin, alignment: int) -> None:
-        # Reserved addresses are aligned to the granularity at least; beyond that, make room to shift.
-        size = bin_.size + (alignment - ALIGNMENT if alignment > ALIGNMENT else 0)
+    def _grow(self, bin_: Bin, alignment: int) -> int:
+        size = bin_.size + (alignment if alignment > self.driver.granularity else 0)
         if size > self._memory.cap_bytes:
             raise RequestTooLargeError(
                 f"expected at most {self._memory.cap_bytes} bytes ({format_size(self._memory.cap_bytes)}, "
@@ -325,20 +299,20 @@ class AdvancedMemoryPoolManager:
                 f"({format_size(bin_.nbytes)}); ask for less, or raise max_bytes where it is the limit"
             )
         self._grows += 1
-        live = sum(other.arena.live_bytes for other in self._arenas) + bin_.size
-        self._peak_live_bytes = max(self._peak_live_bytes, live)
+        self.flush()
+        self._peak_live_bytes = max(self._peak_live_bytes, self._heap.live_bytes + bin_.size)
         try:
-            backing.grow(size, self._peak_live_bytes, self._home_uses())
+            pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
         except DriverOutOfMemoryError:
             self._release_idle(_EVERYTHING, wait=True)
             try:
-                backing.grow(size, self._peak_live_bytes, self._home_uses())
+                pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
             except DriverOutOfMemoryError as error:
                 raise self._out_of_memory(bin_, error) from error
-
         limit = self.config.memory_pressure_threshold * self._memory.cap_bytes
         if self.on_pressure is not None and self._memory.reserved_bytes > limit:
             self.on_pressure()
+        return pointer
 
     def flush(self) -> None:
         """Empty the bins into the arenas, where free blocks join with their neighbours.
@@ -346,22 +320,37 @@ class AdvancedMemoryPoolManager:
         O(k log n) for k cached blocks. Requests and frees of other threads go on meanwhile.
         """
         with self._lock:
-            if len(self._bins_of) > 1 and not self._several_streams:
-                self._begin_several_streams()
-            self._flushes += 1
-            touched = self._touched
-            stamps: dict[int, Uses] = {}
-            while touched:
-                bin_ = touched.pop()
-                bin_.quiet = True
-                arena = self._arena_of[bin_.tier].arena
-                uses = self._uses_after(bin_, stamps) if self._several_streams else None
-                while True:
-                    try:
-                        pointer = bin_.pop()
-                    except IndexError:
-                        break
-                    arena.free(pointer, uses)
+            # A free and a flush that ran side by side may have left a block in a quiet bin.
+            for bins in list(self._bins_of.values()):
+                for bin_ in list(bins.values()):
+                    if bin_:
+                        bin_.touched.add(bin_)
+            self._empty_bins(self._touched)
+            self._empty_bins(self._touched_small)
+
+    def _empty_bins(self, touched: set[Bin]) -> None:
+        if len(self._bins_of) > 1 and not self._several_streams:
+            self._begin_several_streams()
+        self._flushes += 1
+        stamps: dict[int, Uses] = {}
+        while touched:
+            bin_ = touched.pop()
+            bin_.quiet = True
+            try:
+                self._empty(bin_, stamps)
+            except BaseException:
+                touched.add(bin_)
+                raise
+
+    def _empty(self, bin_: Bin, stamps: dict[int, Uses]) -> None:
+        """Give the blocks of a bin back to the heap."""
+        uses = self._uses_after(bin_, stamps) if self._several_streams else None
+        while True:
+            try:
+                pointer = bin_.pop()
+            except IndexError:
+                return
+            self._heap.free(pointer, uses)
 
     def _uses_after(self, bin_: Bin, stamps: dict[int, Uses]) -> Uses:
         """Return the uses of blocks freed into `bin_`; each stream is stamped once a flush."""
@@ -375,9 +364,8 @@ class AdvancedMemoryPoolManager:
     def _begin_several_streams(self) -> None:
         """From now on gaps carry their uses; those that are there were used on the first stream."""
         self._several_streams = True
-        uses = self._clock.stamp(self._home)
-        for backing in self._arenas:
-            backing.arena.mark(uses)
+        uses = self._clock.mark([self._home])
+        self._heap.mark(uses)
 
     def _home_uses(self) -> Uses:
         """Return what gaps without uses of their own stand for."""
@@ -392,24 +380,14 @@ class AdvancedMemoryPoolManager:
         left for the next time.
         """
         with self._lock:
-            self._flush_all()
+            self.flush()
             return self._release_idle(max(0, self._memory.reserved_bytes - keep_bytes), wait=wait)
 
     def _release_idle(self, limit_bytes: int, *, wait: bool) -> int:
         before = self._memory.reserved_bytes
-        for backing in self._arenas:
-            limit = limit_bytes - (before - self._memory.reserved_bytes)
-            if limit > 0:
-                backing.release_idle(limit, self._home_uses(), wait=wait)
+        self._heap.release_idle(limit_bytes, self._home_uses(), wait=wait)
         self._memory.release_unwanted()
         return before - self._memory.reserved_bytes
-
-    def _flush_all(self) -> None:
-        """Flush, and also what a free and a flush that ran side by side may have left behind."""
-        self.flush()
-        for bins in list(self._bins_of.values()):
-            self._touched.update(bin_ for bin_ in list(bins.values()) if bin_)
-        self.flush()
 
     def close(self) -> None:
         """Refuse requests from now on, and give the memory back once nothing is live. Idempotent.
@@ -422,7 +400,7 @@ class AdvancedMemoryPoolManager:
             self._closed = True
             for bins in self._bins_of.values():
                 for bin_ in bins.values():
-                    self._touched.add(bin_)
+                    bin_.touched.add(bin_)
                 bins.clear()
             self._live.on_empty = self._release_everything
             self._live.__class__ = ClosedTable
@@ -448,9 +426,10 @@ class AdvancedMemoryPoolManager:
         if self._released or self._live:
             return
         self._released = True
+        self._empty_bins(self._touched)
+        self._empty_bins(self._touched_small)
         self.driver.synchronize()
-        for backing in self._arenas:
-            backing.close()
+        self._heap.close()
         self._memory.release_unwanted()
         self._clock.close()
         self.driver.close()
@@ -510,8 +489,7 @@ class AdvancedMemoryPoolManager:
 
     def _fragmentation(self, live_bytes: int) -> Fragmentation:
         info = self.driver.memory_info()
-        ranges = (gap.size for backing in self._arenas for gap in backing.arena.gaps_by_size())
-        extent = sum(backing.arena.extent_bytes for backing in self._arenas)
+        ranges, extent = self._heap.free_ranges(), self._heap.extent_bytes
         enabled = self.config.enable_interval_coloring
         return Fragmentation(
             interval_graph=interval_fragmentation(ranges, extent) if enabled else 0.0,
@@ -529,25 +507,24 @@ class AdvancedMemoryPoolManager:
             live_bytes = sum(bin_.nbytes for bin_ in live)
             self._peak_live_bytes = max(self._peak_live_bytes, live_bytes)
             info = self.driver.memory_info()
-            largest = (backing.arena.largest_gap for backing in self._arenas)
             return MemorySnapshot(
                 device=self.driver.name,
                 live_bytes=live_bytes,
                 live_blocks=len(live),
                 block_bytes=sum(bin_.size for bin_ in live),
                 cached_bytes=sum(bin_.size * count for bin_, count in cached),
-                gap_bytes=sum(backing.arena.free_bytes for backing in self._arenas),
+                gap_bytes=sum(self._heap.free_ranges()),
                 reserved_bytes=self._memory.reserved_bytes,
                 peak_reserved_bytes=self._memory.peak_reserved_bytes,
                 peak_live_bytes=self._peak_live_bytes,
-                largest_free_bytes=max((gap.size for gap in largest if gap), default=0),
+                largest_free_bytes=self._heap.largest_gap_bytes,
                 cap_bytes=self._memory.cap_bytes,
                 device_free_bytes=info.free,
                 device_total_bytes=info.total,
                 searches=self._searches,
                 flushes=self._flushes,
                 grows=self._grows,
-                waits=self._waits,
+                waits=self._clock.waits,
                 driver_calls=dict(self.driver.calls),
                 driver_seconds=self.driver.seconds,
                 tiers=_by_tier(live, cached),
@@ -557,13 +534,12 @@ class AdvancedMemoryPoolManager:
     def check(self) -> None:
         """Prove the invariants; `InvariantError` when one is broken. Other threads must be still."""
         with self._lock:
-            for backing in self._arenas:
-                backing.check()
+            self._heap.check()
             live = {pointer: bin_.size for pointer, bin_ in self._live.items() if bin_.__class__ is Bin}
             bins = {id(b): b for bs in self._bins_of.values() for b in bs.values()}
-            bins |= {id(b): b for b in self._touched}
+            bins |= {id(b): b for b in (*self._touched, *self._touched_small)}
             cached = [(pointer, b.size) for b in bins.values() for pointer in b]
-            blocks = sorted(tuple(block) for backing in self._arenas for block in backing.arena.blocks())
+            blocks = sorted(tuple(block) for block in self._heap.blocks())
             if sorted([*live.items(), *cached]) != blocks:
                 raise InvariantError(f"live {live} and cached {cached} are not the blocks {blocks}")
             held = self._memory.reserved_bytes
@@ -578,13 +554,11 @@ class AdvancedMemoryPoolManager:
                 f"expected an address that malloc returned, got {pointer!r} of type {type(pointer).__name__}"
             )
         with self._lock:
-            for backing in self._arenas:
-                arena = backing.arena
-                if arena.size_at(pointer) is not None or arena.gap_at(pointer) is not None:
-                    return DoubleFreeError(
-                        f"expected the address of a live block, got {pointer:#x}, which is free already; "
-                        "free every block once"
-                    )
+            if self._heap.block_size(pointer) is not None or self._heap.is_gap(pointer):
+                return DoubleFreeError(
+                    f"expected the address of a live block, got {pointer:#x}, which is free already; "
+                    "free every block once"
+                )
             return UnknownPointerError(
                 f"expected the address of a live block of this pool on {self.driver.name}, got {pointer:#x}; "
                 "free it with the allocator that returned it, and by the address that it returned"
@@ -604,18 +578,10 @@ class AdvancedMemoryPoolManager:
 
     # ------------------------------------------------------------------ set-up
 
-    def _make_arenas(self) -> dict[Tier, ElasticArena | SegmentArena]:
-        small: ElasticArena | SegmentArena
-        rest: ElasticArena | SegmentArena
+    def _make_heap(self) -> Heap:
         if self.driver.granularity:
-            policy = POLICY_OF_NAME[self.config.policy]
-            siblings: list[ElasticArena] = []
-            small = ElasticArena(self._memory, self._clock, policy, siblings)
-            rest = ElasticArena(self._memory, self._clock, policy, siblings)
-        else:
-            small = SegmentArena(self._memory, self._clock, small=True)
-            rest = SegmentArena(self._memory, self._clock, small=False)
-        return {Tier.SMALL: small, Tier.MEDIUM: rest, Tier.LARGE: rest, Tier.HUGE: rest}
+            return ElasticHeap(self._memory, self._clock, self._policy)
+        return SegmentHeap(self._memory, self._clock)
 
     def _allocate_directly(self, bin_: Bin) -> tuple[Bin, int]:
         """Serve a request by a raw segment of its own (`enable_advanced_pooling=False`)."""

@@ -1,23 +1,27 @@
 """Policies: what a pool pays for with bytes, and what with driver calls.
 
-A chunk costs about 50 us whether it is made new (create 13, map 2, access 30) or stolen (map 2,
-access 30, later unmap 19), so calls are saved only by leaving more memory mapped, and bytes only
-by mapping less. The knob between them is the *slack*: reserved memory may grow freely up to
-``(1 + slack)`` times the largest live bytes so far. Below that peak a waste costs nothing that
-anyone could use; above it an idle chunk is stolen before a new one is made.
+A new chunk costs about 47 us (create, map, enable access), showing one a second time 32 (map,
+enable access); its size hardly matters. So large chunks save calls; but the free part in the
+middle of a chunk is of use to nobody, so large chunks cost bytes. The other knob is the *slack*:
+reserved memory may grow unasked up to ``(1 + slack)`` times the largest live bytes so far. Below
+that peak a waste takes nothing from anyone; above it, free pieces are stitched together before
+anything is created.
+
+`docs/elastic.md` has the measurements behind the numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from smartpool.units import MiB
+from smartpool.units import KiB, MiB, align_up
 
 __all__ = ["POLICY_OF_NAME", "Policy"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The numbers of one policy.
 
@@ -25,30 +29,46 @@ class Policy:
     ----------
     slack
         Share of the largest live bytes so far by which reserved memory may exceed it unasked.
-    chunk_share
-        A new chunk is this share of what is reserved, rounded down to a power of two ...
-    smallest_chunk, largest_chunk
-        ... and kept within these bounds, in bytes.
+    chunk_share, smallest_chunk
+        A chunk is at most this share of the largest live bytes so far, or `smallest_chunk` bytes
+        if that is more.
+    slab_limit, slab_bytes
+        Requests below `slab_limit` bytes are placed in slabs of `slab_bytes`.
+    waste
+        A gap that would leave more than this times the request is taken only after the bins were
+        emptied: what was freed lately may fit better.
     """
 
     slack: float
     chunk_share: float
     smallest_chunk: int
-    largest_chunk: int
+    slab_limit: int = 64 * KiB
+    slab_bytes: int = 2 * MiB
+    waste: float = 0.5
 
     def budget_bytes(self, peak_live_bytes: int) -> int:
-        """Return the reserved bytes up to which new chunks are made without looking for idle ones."""
+        """Return the reserved bytes up to which growing is free."""
         return int((1 + self.slack) * peak_live_bytes)
 
-    def chunk_bytes(self, missing: int, reserved_bytes: int) -> int:
-        """Return the largest chunk to make when `missing` bytes are to be mapped."""
-        wanted = max(int(reserved_bytes * self.chunk_share), self.smallest_chunk)
-        chunk = min(1 << wanted.bit_length() - 1, self.largest_chunk)
-        return min(chunk, missing) if missing >= self.smallest_chunk else self.smallest_chunk
+    def cut(self, size: int, peak_live_bytes: int, granularity: int) -> Iterator[int]:
+        """Yield the sizes of chunks that together make `size` bytes, as even as the granularity allows.
+
+        >>> MiB = 1 << 20
+        >>> policy = Policy(slack=0, chunk_share=0.1, smallest_chunk=4 * MiB)
+        >>> [part // MiB for part in policy.cut(14 * MiB, 0, 2 * MiB)]
+        [4, 4, 4, 2]
+        """
+        largest = max(self.smallest_chunk, int(self.chunk_share * peak_live_bytes), granularity)
+        pieces = -(-size // (largest // granularity * granularity))
+        while size:
+            part = min(size, align_up(-(-size // pieces), granularity))
+            yield part
+            size -= part
+            pieces -= 1
 
 
 POLICY_OF_NAME: Final = {
-    "tight": Policy(slack=0.0, chunk_share=1 / 1024, smallest_chunk=2 * MiB, largest_chunk=2 * MiB),
-    "balanced": Policy(slack=0.01, chunk_share=1 / 64, smallest_chunk=2 * MiB, largest_chunk=32 * MiB),
-    "fast": Policy(slack=0.10, chunk_share=1 / 16, smallest_chunk=2 * MiB, largest_chunk=256 * MiB),
+    "tight": Policy(slack=0.0, chunk_share=0.0, smallest_chunk=2 * MiB, slab_limit=0, waste=0.0),
+    "balanced": Policy(slack=0.01, chunk_share=1 / 32, smallest_chunk=8 * MiB),
+    "fast": Policy(slack=0.03, chunk_share=1 / 16, smallest_chunk=32 * MiB),
 }

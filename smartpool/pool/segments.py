@@ -1,4 +1,4 @@
-"""Segment arenas: how a tier grows where a device has no virtual memory.
+"""Segment heaps: how a pool grows where a device has no virtual memory.
 
 Each segment is one raw allocation, apart from its neighbours by a barrier, and is given back whole
 when nothing in it is live. This is the classic design (PyTorch, CuPy, RMM); it is here for platforms
@@ -7,23 +7,26 @@ without the virtual-memory calls, not for its fragmentation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from smartpool.errors import InvariantError
-from smartpool.memory.arena import Arena, Range, Uses
+from smartpool.errors import DriverOutOfMemoryError, InvariantError
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses
 from smartpool.pool.device_memory import DeviceMemory
+from smartpool.pool.placement import place_for_stream
 from smartpool.pool.streams import StreamClock
 from smartpool.units import MiB, align_up
 
-__all__ = ["SegmentArena"]
+__all__ = ["SegmentHeap"]
 
+_SMALL_REQUEST: Final = 1 * MiB
 _SMALL_SEGMENT: Final = 2 * MiB
-_SEGMENT_STEP: Final = 2 * MiB
 _SHARED_SEGMENT: Final = 32 * MiB
+_SEGMENT_STEP: Final = 2 * MiB
 
 
-class SegmentArena:
-    """One arena on raw segments. The pool's lock guards it.
+class SegmentHeap:
+    """Two arenas on raw segments, for the SMALL tier and for the rest. The pool's lock guards it.
 
     Parameters
     ----------
@@ -31,62 +34,118 @@ class SegmentArena:
         The device's physical memory.
     clock
         Stream order.
-    small
-        Whether it serves the SMALL tier: segments of 2 MiB instead of 32.
     """
 
-    def __init__(self, memory: DeviceMemory, clock: StreamClock, *, small: bool) -> None:
-        self.arena = Arena()
+    def __init__(self, memory: DeviceMemory, clock: StreamClock) -> None:
+        self._small, self._rest = Arena(), Arena()
         self._memory = memory
         self._clock = clock
-        self._segment_bytes = _SMALL_SEGMENT if small else _SHARED_SEGMENT
-        self._segments: dict[int, int] = {}  # start -> size
+        self._segments: dict[int, tuple[Arena, int]] = {}  # start -> (arena, size)
 
     def __repr__(self) -> str:
-        return f"<SegmentArena: {self.arena!r} in {len(self._segments)} segments>"
+        return f"<SegmentHeap: {self._small!r}, {self._rest!r}, {len(self._segments)} segments>"
 
-    def grow(self, size: int, peak_live_bytes: int, home_uses: Uses) -> None:  # noqa: ARG002 - as ElasticArena
-        """Make a gap of at least `size` bytes in a new segment; nothing has changed when it raises."""
-        segment = align_up(max(size, self._segment_bytes), _SEGMENT_STEP)
-        if segment > self._memory.room_bytes:
-            segment = size
-        start = self._memory.allocate_segment(segment)
-        self._segments[start] = segment
-        self.arena.extend(start, segment, barrier=True)
+    def allocate(self, size: int, alignment: int, stream: int, waste: float | None = None) -> int | None:
+        """Place a block in a gap; see `Heap.allocate`."""
+        return place_for_stream(self._arena(size), self._clock, size, alignment, stream, waste)
 
-    def release_idle(self, limit_bytes: int, home_uses: Uses, *, wait: bool = False) -> int:
-        """Give whole free segments back, up to about `limit_bytes`; return the bytes given back."""
+    def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:  # noqa: ARG002 - a Heap
+        """Place a block in a new segment; see `Heap.extend`."""
+        arena = self._arena(size)
+        least = size + (alignment - ALIGNMENT)
+        segment = align_up(
+            max(least, _SMALL_SEGMENT if arena is self._small else _SHARED_SEGMENT), _SEGMENT_STEP
+        )
+        try:
+            start = self._memory.allocate_segment(segment)
+        except DriverOutOfMemoryError:
+            segment = least
+            start = self._memory.allocate_segment(segment)
+        self._segments[start] = (arena, segment)
+        arena.extend(start, segment, barrier=True)
+        address = arena.allocate(size, alignment)
+        if address is None:
+            raise InvariantError(f"no gap of {size} bytes in a new segment of {segment}")
+        return address
+
+    def free(self, address: int, uses: Uses) -> None:
+        """End the block at `address`; see `Heap.free`."""
+        arena = self._small if self._small.size_at(address) is not None else self._rest
+        arena.free(address, uses)
+
+    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
+        """Give whole free segments back; see `Heap.release_idle`."""
         released = 0
-        for start, size in list(self._segments.items()):
-            gap = self.arena.gap_at(start)
+        for start, (arena, size) in list(self._segments.items()):
+            gap = arena.gap_at(start)
             if released >= limit_bytes or gap is None or gap.size != size:
                 continue
-            uses = self.arena.uses_of(gap) or home_uses
+            gap_uses = arena.uses_of(gap) or uses
             if wait:
-                self._clock.synchronize(uses)
-            elif not self._clock.idle(uses):
+                self._clock.synchronize(gap_uses)
+            elif not self._clock.idle(gap_uses):
                 continue
             self._memory.free_segment(start)
-            self.arena.retract(gap, start, size)
+            arena.retract(gap, start, size)
             del self._segments[start]
             released += size
-        return released
-
-    def reap(self, *, wait: bool = False) -> None:
-        """Do nothing: a segment has one mapping for life."""
 
     def close(self) -> None:
-        """Give everything back. No block may be live, and the device must be idle."""
+        """Give everything back; see `Heap.close`."""
         for start in list(self._segments):
             self._memory.free_segment(start)
             del self._segments[start]
 
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in blocks."""
+        return self._small.live_bytes + self._rest.live_bytes
+
+    @property
+    def extent_bytes(self) -> int:
+        """Bytes in blocks and gaps."""
+        return self._small.extent_bytes + self._rest.extent_bytes
+
+    @property
+    def largest_gap_bytes(self) -> int:
+        """Bytes of the largest gap."""
+        return max(self.free_ranges(), default=0)
+
+    def block_size(self, address: int) -> int | None:
+        """Return the size of the block at `address`, or None."""
+        return self._small.size_at(address) or self._rest.size_at(address)
+
+    def is_gap(self, address: int) -> bool:
+        """Return whether a gap starts at `address`."""
+        return self._small.gap_at(address) is not None or self._rest.gap_at(address) is not None
+
+    def blocks(self) -> Iterator[Range]:
+        """Yield the blocks, in no order."""
+        yield from self._small.blocks()
+        yield from self._rest.blocks()
+
+    def free_ranges(self) -> Iterator[int]:
+        """Yield the sizes of the gaps."""
+        for arena in (self._small, self._rest):
+            yield from (gap.size for gap in arena.gaps_by_size())
+
+    def mark(self, uses: Mapping[int, int]) -> None:
+        """Add `uses` to every gap."""
+        self._small.mark(uses)
+        self._rest.mark(uses)
+
     def check(self) -> None:
         """Prove that segments, blocks and gaps agree."""
-        self.arena.check()
-        segments = [Range(*item) for item in self._segments.items()]
-        if sum(segment.size for segment in segments) != self.arena.extent_bytes:
-            raise InvariantError(f"segments {segments} are not the extent of {self.arena!r}")
-        for block in self.arena.blocks():
-            if not any(segment.start <= block.start and block.end <= segment.end for segment in segments):
-                raise InvariantError(f"{block} lies in no segment")
+        for arena in (self._small, self._rest):
+            arena.check()
+            segments = [
+                Range(start, size) for start, (owner, size) in self._segments.items() if owner is arena
+            ]
+            if sum(segment.size for segment in segments) != arena.extent_bytes:
+                raise InvariantError(f"segments {segments} are not the extent of {arena!r}")
+            for block in arena.blocks():
+                if not any(part.start <= block.start and block.end <= part.end for part in segments):
+                    raise InvariantError(f"{block} lies in no segment")
+
+    def _arena(self, size: int) -> Arena:
+        return self._small if size < _SMALL_REQUEST else self._rest

@@ -28,7 +28,13 @@ __all__ = ["StreamClock"]
 
 
 class StreamClock:
-    """Positions and events of the streams of one device. The pool's lock guards it."""
+    """Positions and events of the streams of one device. The pool's lock guards it.
+
+    Attributes
+    ----------
+    waits
+        How many waits between streams were queued on the device.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -37,6 +43,7 @@ class StreamClock:
         self._pending: dict[int, deque[tuple[int, int]]] = {}  # stream -> (position, event), in order
         self._joined: dict[tuple[int, int], int] = {}  # (waiting, other) -> position waited for
         self._spare: list[int] = []
+        self.waits = 0
 
     def mark(self, streams: Iterable[int]) -> dict[int, int]:
         """Return uses that cover all work queued so far on `streams`. Records no event yet."""
@@ -64,9 +71,8 @@ class StreamClock:
         """Return whether the device is done with memory that has `uses`. Never blocks."""
         return not uses or all(self._is_done(stream, position) for stream, position in uses.items())
 
-    def wait(self, uses: Uses, stream: int) -> int:
-        """Order later work of `stream` behind `uses`, on the device; return the waits issued."""
-        waits = 0
+    def wait(self, uses: Uses, stream: int) -> None:
+        """Order later work of `stream` behind `uses`, on the device."""
         for other, position in (uses or {}).items():
             if other == stream or self._joined.get((stream, other), 0) >= position:
                 continue
@@ -75,8 +81,7 @@ class StreamClock:
             reached, event = self._covering(other, position)
             self._driver.wait_event(stream, event)
             self._joined[stream, other] = reached
-            waits += 1
-        return waits
+            self.waits += 1
 
     def synchronize(self, uses: Uses) -> None:
         """Block the host until the device is done with memory that has `uses`."""

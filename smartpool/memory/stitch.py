@@ -1,0 +1,170 @@
+"""Stitching: which free ranges to show side by side at fresh addresses, so that one block fits.
+
+Problem: a request fits no gap, though the gaps together hold enough. A chunk can be mapped at a
+second address, but only as a whole; so choose pieces of gaps that make a contiguous *window* when
+their chunks are mapped one behind the other, with few chunks (each costs about 32 us) and leaving
+few useless remains.
+Method: a window is ``[left edge] [whole chunks] [new chunks] [right edge]``. A left edge is the
+free end of a chunk whose beginning is live; a right edge is the free beginning of a chunk whose
+end is live; each window has room for one of each, and whole idle chunks fill the middle, the
+largest first, then the smallest that covers the rest. All pairs of the `EDGES` largest edges are
+tried, and the cheapest choice wins: bytes to be created beyond the budget first, then calls, with
+a bonus for bytes on edges, because nothing else than a window can use them. Using edges is what
+brings fragmentation down: it is the difference between "a chunk is idle or not" and bytes.
+Source: ours; windows of whole chunks are GMLake's stitching (Guo and others, ASPLOS 2024).
+Bound: O(g log g) for the g largest gaps looked at, g <= `GAPS`; not optimal (covering with fewest
+chunks is subset sum), but never more than one chunk above what the edges chosen need.
+Rejected: exact covers (the remains they avoid are reused anyway), looking at windows made earlier
+(saved one per cent of the driver's time), more than one partial chunk on a side (impossible: the
+live part of the second would lie inside the block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from smartpool.memory.arena import Range
+from smartpool.memory.chunks import ChunkMap
+from smartpool.units import MiB, align_up
+
+__all__ = ["Stitching", "choose_pieces"]
+
+GAPS: Final = 1024
+EDGES: Final = 6
+_ALIAS_US: Final = 32
+_CREATE_US: Final = 47
+_EDGE_BONUS_US_PER_MIB: Final = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stitching:
+    """A window for one block.
+
+    Attributes
+    ----------
+    before
+        Pieces that come first, in order.
+    create_bytes
+        New memory that comes next; a multiple of the granularity.
+    after
+        The right edge, or nothing.
+    """
+
+    before: tuple[Range, ...]
+    create_bytes: int
+    after: tuple[Range, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the window."""
+        return sum(piece.size for piece in self.before + self.after) + self.create_bytes
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What the gaps offer: edges, largest first; whole chunks, largest first."""
+
+    lefts: list[Range]
+    rights: list[Range]
+    whole: list[Range]
+
+
+def choose_pieces(
+    size: int,
+    gaps: Iterable[Range],
+    chunks: ChunkMap,
+    *,
+    budget_bytes: int,
+    granularity: int,
+    edge_start: bool = True,
+) -> Stitching:
+    """Return pieces of `gaps` that together hold `size` bytes, with what must be created beside them.
+
+    Parameters
+    ----------
+    size
+        Bytes of the block, a multiple of 512.
+    gaps
+        Free ranges, largest first.
+    chunks
+        The chunks mapped under them.
+    budget_bytes
+        What may be created before it counts as a waste, at least 0.
+    granularity
+        What is created is a multiple of it.
+    edge_start
+        Whether the window may begin in the middle of a chunk: not for blocks of large alignment.
+    """
+    parts = _parts(islice(gaps, GAPS), chunks)
+    idle = sum(piece.size for piece in parts.whole)
+    best: tuple[float, float] | None = None
+    chosen = Stitching((), align_up(size, granularity), ())
+    lefts: list[Range | None] = [*(parts.lefts[:EDGES] if edge_start else ()), None]
+    for left in lefts:
+        for right in [*parts.rights[:EDGES], None]:
+            edges = (left.size if left else 0) + (right.size if right else 0)
+            rest = size - edges
+            if rest < 0:
+                continue
+            create = align_up(max(0, rest - idle), granularity)
+            middle = _cover(parts.whole, rest - create)
+            calls = _ALIAS_US * (len(middle) + (left is not None) + (right is not None))
+            bonus = _EDGE_BONUS_US_PER_MIB * edges / MiB
+            key = (max(0, create - budget_bytes), calls + (_CREATE_US if create else 0) - bonus)
+            if best is None or key < best:
+                best = key
+                before = (*((left,) if left else ()), *sorted(middle))
+                chosen = Stitching(before, create, (right,) if right else ())
+    return _trimmed(chosen, size)
+
+
+def _parts(gaps: Iterable[Range], chunks: ChunkMap) -> _Parts:
+    parts = _Parts([], [], [])
+    for gap in gaps:
+        first, last = chunks.at(gap.start), chunks.at(gap.end - 1)
+        if first is None or last is None:
+            continue
+        if first.start < gap.start and first.end <= gap.end:
+            parts.lefts.append(Range(gap.start, first.end - gap.start))
+        if last.end > gap.end and last.start >= gap.start:
+            parts.rights.append(Range(last.start, gap.end - last.start))
+        parts.whole.extend(Range(chunk.start, chunk.size) for chunk in chunks.inside(gap.start, gap.end))
+    for pieces in (parts.lefts, parts.rights, parts.whole):
+        pieces.sort(key=lambda piece: (-piece.size, piece.start))
+    return parts
+
+
+def _cover(whole: list[Range], need: int) -> list[Range]:
+    """Return chunks out of `whole` (largest first) that hold `need` bytes."""
+    chosen: list[Range] = []
+    skipped: Range | None = None
+    for piece in whole:
+        if need <= 0:
+            return chosen
+        if piece.size > need:
+            skipped = piece  # the smallest so far that covers the rest alone
+            continue
+        chosen.append(piece)
+        need -= piece.size
+    if need > 0 and skipped is not None:
+        chosen.append(skipped)
+    return chosen
+
+
+def _trimmed(stitching: Stitching, size: int) -> Stitching:
+    """Cut off what the pieces have too much, where the remains are most useful."""
+    before, after = list(stitching.before), list(stitching.after)
+    surplus = stitching.size - size
+    for pieces in (after, before):
+        while pieces and surplus >= pieces[-1].size:
+            surplus -= pieces.pop().size
+        if pieces and surplus:
+            last = pieces.pop()
+            pieces.append(Range(last.start, last.size - surplus))
+            surplus = 0
+        if stitching.create_bytes:
+            break  # what is left over is new memory behind the block
+    return Stitching(tuple(before), stitching.create_bytes, tuple(after))

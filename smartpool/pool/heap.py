@@ -1,0 +1,73 @@
+"""What the manager asks of the memory under it: a heap, elastic or in segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from smartpool.memory.arena import Range, Uses
+
+__all__ = ["Heap"]
+
+
+class Heap(Protocol):
+    """Blocks in arenas, and the physical memory under them. The pool's lock guards it.
+
+    Sizes are multiples of 512, alignments powers of two of at least 512. A call that raises has
+    changed nothing.
+    """
+
+    def allocate(self, size: int, alignment: int, stream: int, waste: float | None = None) -> int | None:
+        """Place a block in a gap, for use on `stream`, and return its address.
+
+        None when no gap fits, or when the best one would leave more than `waste` times the size.
+        """
+
+    def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
+        """Find memory for a block that fits no gap: new, idle, or stitched; return its address.
+
+        `uses` stand for gaps that carry none of their own. Raises `DriverOutOfMemoryError` when
+        neither the device nor idle memory can give enough.
+        """
+
+    def free(self, address: int, uses: Uses) -> None:
+        """End the block at `address`; `KeyError` when there is none."""
+
+    def block_size(self, address: int) -> int | None:
+        """Return the size of the block at `address`, or None."""
+
+    def is_gap(self, address: int) -> bool:
+        """Return whether a gap starts at `address`."""
+
+    def blocks(self) -> Iterator[Range]:
+        """Yield the blocks, in no order."""
+
+    def free_ranges(self) -> Iterator[int]:
+        """Yield the sizes of the gaps."""
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in blocks."""
+
+    @property
+    def extent_bytes(self) -> int:
+        """Bytes in blocks and gaps."""
+
+    @property
+    def largest_gap_bytes(self) -> int:
+        """Bytes of the largest gap; 0 when there is none."""
+
+    def mark(self, uses: Mapping[int, int]) -> None:
+        """Add `uses` to every gap."""
+
+    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
+        """Give idle memory back to the device, up to about `limit_bytes`.
+
+        Without `wait`, memory that the device may still touch is left. `uses` as in `extend`.
+        """
+
+    def close(self) -> None:
+        """Give everything back. No block may be live, and the device must be idle."""
+
+    def check(self) -> None:
+        """Prove the invariants."""

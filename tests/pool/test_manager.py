@@ -1,0 +1,441 @@
+"""The pool of one device against a naive model: contents, accounting, streams, faults."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from smartpool.config import SmartPoolConfig
+from smartpool.driver.cpu import CpuDriver
+from smartpool.driver.model import ModelDriver
+from smartpool.errors import (
+    DoubleFreeError,
+    DriverError,
+    InvalidSizeError,
+    OutOfMemoryError,
+    PoolClosedError,
+    RequestTooLargeError,
+    SmartPoolError,
+    StreamError,
+    UnknownPointerError,
+)
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.units import KiB, MiB
+
+CAPACITY = 64 * MiB
+SIZES = st.one_of(
+    st.integers(0, 4 * KiB),
+    st.integers(0, 3 * MiB),
+    st.sampled_from([512, 1 * MiB, 2 * MiB, 2 * MiB + 1, 5 * MiB, 17 * MiB]),
+)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Any program of requests, frees, streams, trims and failing driver calls."""
+
+    readable = False
+
+    def __init__(self):
+        super().__init__()
+        self.live = {}  # pointer -> (nbytes, pattern)
+
+    def open(self):
+        return ModelDriver(CAPACITY)
+
+    @initialize(policy=st.sampled_from(["balanced", "tight", "fast"]))
+    def start(self, policy):
+        self.driver = self.open()
+        self.pool = AdvancedMemoryPoolManager(self.driver, SmartPoolConfig(policy=policy))
+        self.streams = [0, self.driver.create_stream(), self.driver.create_stream()]
+
+    def teardown(self):
+        if not hasattr(self, "pool"):
+            return
+        self.driver.faults.clear()
+        for stream in self.streams:
+            self.driver.resume(stream)
+        for pointer in list(self.live):
+            self.drop(pointer)
+        self.pool.trim(wait=True)
+        assert self.pool.reserved_bytes == 0
+        self.pool.check()
+        self.pool.close()
+
+    def take(self, nbytes, pointer):
+        assert pointer % 512 == 0
+        for other, (size, _) in self.live.items():
+            assert pointer + max(nbytes, 1) <= other or other + max(size, 1) <= pointer
+        pattern = (pointer >> 9) * 37 % 251 + 1
+        if self.readable and nbytes:
+            ends = min(nbytes, 4 * KiB)
+            self.driver.write(pointer, bytes([pattern]) * ends)
+            self.driver.write(pointer + nbytes - ends, bytes([pattern]) * ends)
+        self.live[pointer] = (nbytes, pattern)
+
+    def drop(self, pointer, stream=None):
+        nbytes, pattern = self.live[pointer]
+        if self.readable and nbytes:
+            ends = min(nbytes, 4 * KiB)
+            assert self.driver.read(pointer, ends) == bytes([pattern]) * ends
+            assert self.driver.read(pointer + nbytes - ends, ends) == bytes([pattern]) * ends
+        self.pool.free(pointer, stream)
+        del self.live[pointer]
+
+    @rule(nbytes=SIZES, stream=st.sampled_from([None, 0, 1, 2]))
+    def malloc(self, nbytes, stream):
+        handle = None if stream is None else self.streams[stream]
+        try:
+            pointer = self.pool.malloc(nbytes, handle)
+        except OutOfMemoryError as error:
+            live = sum(max(2 * MiB, size) for size, _ in self.live.values())
+            assert live + nbytes + 8 * MiB > CAPACITY, f"refused too early: {error}"
+            return
+        except DriverError:
+            assert self.faulty
+            return
+        self.take(nbytes, pointer)
+
+    faulty = False
+
+    @rule(nbytes=SIZES, shift=st.integers(9, 23))
+    def malloc_aligned(self, nbytes, shift):
+        try:
+            pointer = self.pool.malloc_aligned(nbytes, 1 << shift)
+        except (OutOfMemoryError, DriverError):
+            return
+        assert pointer % (1 << shift) == 0
+        self.take(nbytes, pointer)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), stream=st.sampled_from([None, 0, 1, 2]))
+    def free(self, data, stream):
+        pointer = data.draw(st.sampled_from(sorted(self.live)))
+        self.drop(pointer, None if stream is None else self.streams[stream])
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), stream=st.sampled_from([0, 1, 2]))
+    def record_stream(self, data, stream):
+        self.pool.record_stream(data.draw(st.sampled_from(sorted(self.live))), self.streams[stream])
+
+    @rule(keep=st.integers(0, CAPACITY), wait=st.booleans())
+    def trim(self, keep, wait):
+        try:
+            self.pool.trim(keep, wait=wait)
+        except DriverError:
+            assert self.faulty
+
+    @rule()
+    def flush(self):
+        try:
+            self.pool.flush()
+        except DriverError:
+            assert self.faulty
+
+    @rule(pointer=st.integers(0, 1 << 50))
+    def free_what_is_not_ours(self, pointer):
+        if pointer not in self.live:
+            with pytest.raises((UnknownPointerError, DoubleFreeError)):
+                self.pool.free(pointer)
+
+    @invariant()
+    def agrees(self):
+        if hasattr(self, "pool"):
+            self.pool.check()
+            assert self.pool.live_blocks() == {pointer: size for pointer, (size, _) in self.live.items()}
+            assert self.pool.live_bytes == sum(size for size, _ in self.live.values())
+            assert self.pool.live_bytes <= self.pool.reserved_bytes <= CAPACITY
+
+
+class CpuPoolMachine(PoolMachine):
+    readable = True
+
+    def open(self):
+        return CpuDriver(capacity=CAPACITY)
+
+
+class FaultyPoolMachine(PoolMachine):
+    """Driver calls fail in the middle of steps; nothing may be lost or left half done."""
+
+    faulty = True
+
+    @rule(
+        call=st.sampled_from(
+            ["create_chunk", "map_chunk", "enable_access", "unmap", "release_chunk", "reserve", "record_event"]
+        ),
+        nth=st.integers(1, 4),
+    )
+    def script_fault(self, call, nth):
+        self.driver.faults.fail(call, nth=nth)
+
+
+for machine in (PoolMachine, CpuPoolMachine, FaultyPoolMachine):
+    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPool = PoolMachine.TestCase
+TestPoolOnCpu = CpuPoolMachine.TestCase
+TestPoolWithFaults = FaultyPoolMachine.TestCase
+
+
+@pytest.fixture
+def driver():
+    return ModelDriver(CAPACITY)
+
+
+@pytest.fixture
+def pool(driver):
+    with AdvancedMemoryPoolManager(driver) as manager:
+        yield manager
+        manager.check()
+
+
+# ---------------------------------------------------------------------- stream order
+
+
+def test_memory_of_a_busy_stream_is_not_handed_to_another_before_an_event(driver):
+    """The other stream gets it only behind a wait that the device will honour."""
+    pool = AdvancedMemoryPoolManager(driver)
+    first, second = driver.create_stream(), driver.create_stream()
+    whole = pool.malloc(60 * MiB, first)
+    driver.pause(first)
+    driver.fill(whole, 1, 60 * MiB, first)
+    pool.free(whole)
+    other = pool.malloc(60 * MiB, second)  # must be the same memory: the device holds no more
+    assert driver.calls["wait_event"] == 1
+    driver.fill(other, 2, 60 * MiB, second)
+    event = driver.create_event()
+    driver.record_event(event, second)
+    assert not driver.event_done(event)  # the second stream waits for the first
+    driver.resume(first)
+    assert driver.event_done(event)
+    pool.check()
+
+
+def test_a_done_event_needs_no_wait(driver):
+    pool = AdvancedMemoryPoolManager(driver)
+    first, second = driver.create_stream(), driver.create_stream()
+    pool.free(pool.malloc(60 * MiB, first))
+    pool.malloc(60 * MiB, second)
+    assert driver.calls["wait_event"] == 0
+
+
+def test_the_same_stream_reuses_at_once(driver):
+    pool = AdvancedMemoryPoolManager(driver)
+    stream = driver.create_stream()
+    driver.pause(stream)
+    pointer = pool.malloc(5 * MiB, stream)
+    pool.free(pointer)
+    assert pool.malloc(5 * MiB, stream) == pointer
+    assert driver.calls["record_event"] == 0
+
+
+def test_free_on_another_stream_moves_the_block_there(driver):
+    pool = AdvancedMemoryPoolManager(driver)
+    first, second = driver.create_stream(), driver.create_stream()
+    pointer = pool.malloc(3 * MiB, first)
+    pool.free(pointer, second)
+    assert pool.malloc(3 * MiB, second) == pointer
+
+
+def test_recorded_streams_hold_the_block_back(driver):
+    pool = AdvancedMemoryPoolManager(driver)
+    stream = driver.create_stream()
+    pointer = pool.malloc(60 * MiB)
+    pool.record_stream(pointer, stream)
+    driver.pause(stream)
+    driver.fill(pointer, 1, 60 * MiB, stream)
+    pool.free(pointer)
+    again = pool.malloc(60 * MiB)
+    event = driver.create_event()
+    driver.record_event(event, 0)
+    assert not driver.event_done(event)
+    driver.resume(stream)
+    pool.free(again)
+
+
+def test_memory_is_not_unmapped_under_running_work(driver):
+    pool = AdvancedMemoryPoolManager(driver)
+    pointer = pool.malloc(40 * MiB)
+    driver.pause(0)
+    driver.fill(pointer, 1, 40 * MiB, 0)
+    pool.free(pointer)
+    assert pool.trim() == 0
+    assert driver.calls["unmap"] == 0
+    driver.resume(0)
+    assert pool.trim() == 40 * MiB
+
+
+# ---------------------------------------------------------------------- elasticity
+
+
+def test_free_memory_in_the_wrong_place_serves_a_large_request(pool):
+    blocks = [pool.malloc(4 * MiB) for _ in range(16)]
+    for block in blocks[::2]:
+        pool.free(block)
+    big = pool.malloc(32 * MiB)  # no 8 MiB of it are contiguous
+    assert pool.reserved_bytes == CAPACITY
+    assert big not in blocks
+
+
+def test_a_refused_request_leaves_everything_as_it_was(pool):
+    blocks = [pool.malloc(8 * MiB) for _ in range(7)]
+    before = pool.snapshot()
+    with pytest.raises(OutOfMemoryError, match=r"live in 7 blocks.*largest free range"):
+        pool.malloc(9 * MiB)
+    after = pool.snapshot()
+    assert (after.live_bytes, after.live_blocks) == (before.live_bytes, before.live_blocks)
+    assert pool.malloc(8 * MiB) not in blocks  # what remains can still be had
+
+
+def test_the_limit_holds(driver):
+    pool = AdvancedMemoryPoolManager(driver, SmartPoolConfig(max_bytes="16MiB"))
+    pool.malloc(10 * MiB)
+    with pytest.raises(OutOfMemoryError):
+        pool.malloc(8 * MiB)
+    with pytest.raises(RequestTooLargeError):
+        pool.malloc(17 * MiB)
+    assert pool.peak_reserved_bytes <= 16 * MiB
+
+
+def test_a_share_of_the_device_is_a_limit_too(driver):
+    pool = AdvancedMemoryPoolManager(driver, SmartPoolConfig(max_bytes=0.5))
+    with pytest.raises(RequestTooLargeError):
+        pool.malloc(33 * MiB)
+    pool.malloc(32 * MiB)
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda pool: pool.malloc(-1), InvalidSizeError),
+        (lambda pool: pool.malloc(512.0), InvalidSizeError),
+        (lambda pool: pool.malloc(True), InvalidSizeError),
+        (lambda pool: pool.malloc("512"), InvalidSizeError),
+        (lambda pool: pool.malloc(None), InvalidSizeError),
+        (lambda pool: pool.malloc(CAPACITY + 1), RequestTooLargeError),
+        (lambda pool: pool.malloc(512, stream="left"), StreamError),
+        (lambda pool: pool.malloc(512, stream=12345), StreamError),
+        (lambda pool: pool.free(12345), UnknownPointerError),
+        (lambda pool: pool.free(None), UnknownPointerError),
+        (lambda pool: pool.free([]), UnknownPointerError),
+    ],
+)
+def test_bad_input_gets_one_clear_error_and_changes_nothing(pool, call, error):
+    pool.free(pool.malloc(512))  # a cached size of 512, and one that floats and booleans could hit
+    pool.free(pool.malloc(1))
+    with pytest.raises(error) as caught:
+        call(pool)
+    assert isinstance(caught.value, SmartPoolError)
+    pool.check()
+    pool.free(pool.malloc(CAPACITY))
+
+
+def test_double_free_in_the_bin_and_in_the_arena(pool):
+    pointer = pool.malloc(4096)
+    pool.free(pointer)
+    with pytest.raises(DoubleFreeError):
+        pool.free(pointer)
+    pool.flush()
+    with pytest.raises(DoubleFreeError):
+        pool.free(pointer)
+    with pytest.raises(DoubleFreeError):
+        pool.free(pointer, 0)
+
+
+def test_an_address_in_the_middle_of_a_block_is_unknown(pool):
+    pointer = pool.malloc(4096)
+    with pytest.raises(UnknownPointerError):
+        pool.free(pointer + 512)
+    pool.free(pointer)
+
+
+def test_a_bad_stream_does_not_lose_the_block(pool):
+    pointer = pool.malloc(4096)
+    with pytest.raises(StreamError):
+        pool.free(pointer, stream=777)
+    pool.free(pointer)
+
+
+def test_a_closed_pool_refuses_and_still_takes_back(driver):
+    pool = AdvancedMemoryPoolManager(driver)
+    pointer = pool.malloc(4096)
+    pool.close()
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.malloc(4096)
+    assert driver.memory_info().free < CAPACITY
+    pool.free(pointer)
+    assert pool.reserved_bytes == 0
+
+
+def test_a_pool_that_is_dropped_gives_its_memory_back(driver):
+    pool = AdvancedMemoryPoolManager(driver)
+    pool.free(pool.malloc(4096))
+    memory = pool._memory
+    del pool
+    assert memory.reserved_bytes == 0
+
+
+# ---------------------------------------------------------------------- direct mode
+
+
+def test_pooling_off_goes_to_the_driver_each_time(driver):
+    pool = AdvancedMemoryPoolManager(driver, SmartPoolConfig(enable_advanced_pooling=False))
+    pointers = [pool.malloc(1000) for _ in range(3)]
+    for pointer in pointers:
+        pool.free(pointer)
+    assert (driver.calls["allocate"], driver.calls["free"]) == (3, 3)
+    assert pool.reserved_bytes == 0
+    with pytest.raises(UnknownPointerError):  # what went back to the device is not ours any more
+        pool.free(pointers[0])
+    pool.check()
+
+
+# ---------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("threads", [4])
+def test_threads_on_the_quick_and_the_searching_path(threads):
+    driver = CpuDriver(capacity=256 * MiB)
+    pool = AdvancedMemoryPoolManager(driver)
+    failures = []
+
+    def work(seed):
+        import random
+
+        random = random.Random(seed)
+        held = []
+        try:
+            for _ in range(400):
+                if held and random.random() < 0.5:
+                    pointer, nbytes = held.pop(random.randrange(len(held)))
+                    assert driver.read(pointer, 8) == seed.to_bytes(8, "little")
+                    pool.free(pointer)
+                else:
+                    nbytes = random.choice([512, 4096, 70_000, 2 * MiB, random.randrange(8, 3 * MiB)])
+                    pointer = pool.malloc(nbytes)
+                    driver.write(pointer, seed.to_bytes(8, "little"))
+                    held.append((pointer, nbytes))
+                    if len(held) > 16:
+                        pool.free(held.pop(0)[0])
+                if random.random() < 0.02:
+                    pool.trim()
+            for pointer, _ in held:
+                pool.free(pointer)
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+    pool.check()
+    pool.trim(wait=True)
+    assert pool.reserved_bytes == 0
