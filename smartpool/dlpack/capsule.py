@@ -335,7 +335,7 @@ def _strides_missing() -> bool:
         capsule = np.zeros((2, 2)).__dlpack__(max_version=VERSION)
     except TypeError as error:
         raise ImportError(
-            f"expected NumPy 2.1 or later, which exports DLPack 1.0, got {np.__version__}; upgrade numpy"
+            f"expected NumPy 2.2 or later, which exports DLPack 1.0, got {np.__version__}; upgrade numpy"
         ) from error
     return not ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME)).strides
 
