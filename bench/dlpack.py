@@ -2,9 +2,10 @@
 
     python bench/dlpack.py [--write]
 
-Every row is the median of seven runs in one process; the rows of one run are comparable, those of
-different machines are not. PyTorch's rows appear where PyTorch is installed. With ``--write`` the
-figures go to `bench/results/dlpack.json`.
+The rows are measured in turn, eighty short rounds, and each round measures the floor of the machine
+too (`common.floor_us`: a pop and an append behind two function calls), so that a row says how many
+floors an export costs whatever else the machine does. PyTorch's rows appear where PyTorch is
+installed. With ``--write`` the figures go to `bench/results/dlpack.json`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 from common import floor_us, write_results
 
+import smartpool
 from smartpool.dlpack import DType, export
 
-RUNS, NUMBER = 7, 20_000
+ROUNDS, NUMBER = 80, 1_000
 SHAPE = (4, 8)
 
 
@@ -54,12 +56,16 @@ class Producer:
 def cases() -> dict[str, Callable[[], object]]:
     """Return what is measured, by name."""
     array, ours, strange = np.zeros(SHAPE, np.float32), Producer("float32"), Producer("bfloat16")
+    pool = smartpool.SmartPool("cpu")
+    buffer = pool.empty(SHAPE, "float32")
     rows: dict[str, Callable[[], object]] = {
         "capsule alone: numpy": lambda: array.__dlpack__(max_version=(1, 0)),
         "capsule alone: smartpool float32": lambda: ours.__dlpack__(max_version=(1, 0)),
         "capsule alone: smartpool bfloat16": lambda: strange.__dlpack__(max_version=(1, 0)),
         "into numpy: numpy": lambda: np.from_dlpack(array),
         "into numpy: smartpool float32": lambda: np.from_dlpack(ours),
+        "into numpy: a Buffer": lambda: np.from_dlpack(buffer),
+        "into numpy: pool.empty, anew": lambda: np.from_dlpack(pool.empty(SHAPE, "float32")),
     }
     try:
         import torch  # noqa: PLC0415 - optional
@@ -76,14 +82,24 @@ def cases() -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    floor = floor_us()
+    rows = cases()
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    floors: list[float] = []
+    for _ in range(ROUNDS):
+        floors.append(floor_us(repeat=3, number=2_000))
+        for name, call in rows.items():
+            times[name].append(timeit.timeit(call, number=NUMBER) / NUMBER * 1e6)
     results = []
-    for name, call in cases().items():
-        call()
-        times = [seconds / NUMBER * 1e6 for seconds in timeit.repeat(call, repeat=RUNS, number=NUMBER)]
-        median = statistics.median(times)
-        results.append({"case": name, "median_us": round(median, 3), "best_us": round(min(times), 3)})
-        print(f"{name:36} {median:7.2f} us  best {min(times):6.2f}  {median / floor:5.1f} floors")
+    for name, taken in times.items():
+        in_floors = statistics.median(time / floor for time, floor in zip(taken, floors, strict=True))
+        row = {
+            "case": name,
+            "best_us": min(taken),
+            "median_us": statistics.median(taken),
+            "floors": in_floors,
+        }
+        results.append({key: value if key == "case" else round(value, 3) for key, value in row.items()})
+        print(f"{name:36} best {min(taken):6.2f} us  median {row['median_us']:6.2f}  {in_floors:5.1f} floors")
     if "--write" in sys.argv:
         print(write_results("dlpack", results))
 

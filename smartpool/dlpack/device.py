@@ -20,6 +20,10 @@ class DeviceType(IntEnum):
     CUDA_MANAGED = 13
 
 
+# Looking members up in an enum costs more than the rest of `consumer_stream`.
+_ON_HOST: Final = frozenset({int(DeviceType.CPU), int(DeviceType.CUDA_HOST)})
+_ON_CUDA: Final = frozenset({int(DeviceType.CUDA), int(DeviceType.CUDA_MANAGED)})
+
 LEGACY_DEFAULT_STREAM: Final = 0
 """The driver protocol's handle of CUDA's legacy default stream, which DLPack calls 1."""
 
@@ -57,11 +61,11 @@ def consumer_stream(device_type: int, stream: object) -> int | None:
     >>> consumer_stream(DeviceType.CUDA, 2), consumer_stream(DeviceType.CUDA, -1)
     (2, None)
     """
-    if device_type in (DeviceType.CPU, DeviceType.CUDA_HOST):
+    if device_type in _ON_HOST:
         if stream is None or (type(stream) is int and stream == -1):
             return None
         raise StreamError(f"expected stream=None for memory on the host, got {stream!r}; leave it out")
-    if device_type not in (DeviceType.CUDA, DeviceType.CUDA_MANAGED):
+    if device_type not in _ON_CUDA:
         raise not_exportable(device_type)
     if stream is None:
         return LEGACY_DEFAULT_STREAM
