@@ -101,16 +101,42 @@ class Arena:
             f"{len(self._gap_at)} gaps of {self.free_bytes} bytes>"
         )
 
+    def __contains__(self, start: int) -> bool:
+        """Return whether a block starts at `start`."""
+        return start in self._blocks
+
     # ------------------------------------------------------------------ requests
 
-    def allocate(self, size: int, alignment: int = ALIGNMENT) -> int | None:
+    def allocate(self, size: int, alignment: int = ALIGNMENT, waste: float | None = None) -> int | None:
         """Place a block of `size` bytes (a positive multiple of 512) and return its start.
 
-        Best fit, at the low end of the gap. None when no gap fits; nothing has changed then.
-        O(log n). The gap's uses are forgotten: ask `find` and `uses_of` first where they matter.
+        Best fit, at the low end of the gap. None when no gap fits, or when the best would leave
+        more than `waste` times the size; nothing has changed then. O(log n). The gap's uses are
+        forgotten: ask `find` and `uses_of` first where they matter.
         """
-        gap = self.find(size, alignment)
-        return None if gap is None else self.place(gap, size, alignment)
+        limit = None if waste is None else (int((1 + waste) * size) << _START_BITS) + _START_MASK
+        if alignment > ALIGNMENT or self._uses:
+            gap = self.find(size, alignment)
+            if gap is None or (limit is not None and gap.size << _START_BITS > limit):
+                return None
+            return self.place(gap, size, alignment)
+        # The usual case written out: half of the searching path's time is spent here.
+        key = self._by_size.pop_ceiling(size << _START_BITS, limit)
+        if key is None:
+            return None
+        start = key & _START_MASK
+        del self._gap_at[start]
+        end = start + (key >> _START_BITS)
+        rest = start + size
+        if rest == end:
+            del self._gap_before[end]
+        else:
+            self._gap_at[rest] = end - rest
+            self._gap_before[end] = rest
+            self._by_size.add(end - rest << _START_BITS | rest)
+        self._blocks[start] = size
+        self.live_bytes += size
+        return start
 
     def find(self, size: int, alignment: int = ALIGNMENT) -> Range | None:
         """Return the smallest gap that fits, the lowest among equals, or None. O(log n)."""
@@ -132,28 +158,10 @@ class Arena:
             yield Range(key & _START_MASK, key >> _START_BITS)
 
     def place(self, gap: Range, size: int, alignment: int = ALIGNMENT) -> int:
-        """Lay a block of `size` bytes into `gap`, which fits it, and return its start. O(log n)."""
-        start, gap_size = gap
-        block = start + alignment - 1 & -alignment
-        before, behind = block - start, start + gap_size - block - size
-        uses = self._uses.pop(start, None)
-        # _remove_gap and _add_gap written out for the usual case: this is the slow path's core.
-        by_size = self._by_size
-        by_size.remove(gap_size << _START_BITS | start)
-        del self._gap_at[start]
-        if behind:
-            self._gap_at[block + size] = behind
-            self._gap_before[start + gap_size] = block + size
-            by_size.add(behind << _START_BITS | block + size)
-            if uses is not None:
-                self._uses[block + size] = uses
-        else:
-            del self._gap_before[start + gap_size]
-        if before:
-            self._add_gap(start, before, uses)
-        self._blocks[block] = size
-        self.live_bytes += size
-        return block
+        """Lay a block of `size` bytes into `gap`, which fits it, as low as possible. O(log n)."""
+        start = gap.start + alignment - 1 & -alignment
+        self.place_at(gap, start, size)
+        return start
 
     def place_at(self, gap: Range, start: int, size: int) -> None:
         """Lay a block onto [start, start + size), all of it inside `gap`. O(log n)."""
@@ -210,6 +218,11 @@ class Arena:
             self._uses[start] = join_uses(self._uses.get(start), uses) or uses
 
     # ------------------------------------------------------------------ questions
+
+    @property
+    def has_uses(self) -> bool:
+        """Whether any gap carries uses."""
+        return bool(self._uses)
 
     @property
     def free_bytes(self) -> int:
@@ -303,26 +316,22 @@ class Arena:
     def _join(self, start: int, size: int, uses: Uses) -> None:
         """Add a gap and join it with the gaps on both sides."""
         end = start + size
-        by_size = self._by_size
-        behind = self._gap_at.get(end)
-        if behind is not None and end not in self._barriers:
-            del self._gap_at[end]
+        gap_at, gap_before, by_size, barriers = self._gap_at, self._gap_before, self._by_size, self._barriers
+        if end in gap_at and end not in barriers:
+            behind = gap_at.pop(end)
             by_size.remove(behind << _START_BITS | end)
-            size += behind
             if self._uses:
                 uses = join_uses(uses, self._uses.pop(end, None))
             end += behind
-        before = self._gap_before.get(start)
-        if before is not None and start not in self._barriers:
-            del self._gap_before[start]
+        if start in gap_before and start not in barriers:
+            before = gap_before.pop(start)
             by_size.remove(start - before << _START_BITS | before)
             if self._uses:
                 uses = join_uses(uses, self._uses.pop(before, None))
-            size += start - before
             start = before
-        self._gap_at[start] = size
-        self._gap_before[end] = start
-        by_size.add(size << _START_BITS | start)
+        gap_at[start] = end - start
+        gap_before[end] = start
+        by_size.add(end - start << _START_BITS | start)
         if uses is not None:
             self._uses[start] = uses
 

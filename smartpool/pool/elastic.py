@@ -97,9 +97,9 @@ class ElasticHeap:
         address = place_for_stream(self._home, self._clock, size, alignment, stream)
         return self._extend_home(size, alignment, stream, uses) if address is None else address
 
-    def free(self, address: int, uses: Uses) -> None:
+    def free(self, address: int, size: int, uses: Uses) -> None:
         """End the block at `address`; see `Heap.free`."""
-        if self._small.size_at(address) is not None:  # asked first: a slab starts where its first block does
+        if size < self._policy.slab_limit and address in self._small:
             self._small.free(address, uses)
         elif address in self.windows:
             window = self.windows.retire(address, uses)
@@ -316,12 +316,11 @@ class ElasticHeap:
         """Give everything back; see `Heap.close`."""
         self.windows.close()
         self._unmap_loose()
-        self._return_slabs()
-        for gap in self._home.gaps():
-            rest = gap
-            for chunk in list(self._chunks.inside(gap.start, gap.end)):
-                self._release_chunk(rest, chunk)
-                rest = self._home.gap_at(chunk.end) or rest
+        for chunk in list(self._chunks):
+            self._driver.unmap(chunk.start, chunk.size)
+            self._chunks.remove(chunk.start)
+            self._addresses.free(chunk.start)
+            self._memory.release_chunk(chunk.handle)
         while self._reservations:
             self._driver.unreserve(*self._reservations[-1])
             self._reservations.pop()

@@ -30,8 +30,8 @@ class Heap(Protocol):
         neither the device nor idle memory can give enough.
         """
 
-    def free(self, address: int, uses: Uses) -> None:
-        """End the block at `address`; `KeyError` when there is none."""
+    def free(self, address: int, size: int, uses: Uses) -> None:
+        """End the block of `size` bytes at `address`; `KeyError` when there is none."""
 
     def block_size(self, address: int) -> int | None:
         """Return the size of the block at `address`, or None."""
@@ -67,7 +67,7 @@ class Heap(Protocol):
         """
 
     def close(self) -> None:
-        """Give everything back. No block may be live, and the device must be idle."""
+        """Give everything back, blocks included. The device must be idle."""
 
     def check(self) -> None:
         """Prove the invariants."""

@@ -263,7 +263,8 @@ class AdvancedMemoryPoolManager:
     # ------------------------------------------------------------------ the searching path
 
     def _search(self, nbytes: int, stream: object, alignment: int = ALIGNMENT) -> int:
-        nbytes = checked_size(nbytes)
+        if nbytes.__class__ is not int or nbytes < 0:
+            nbytes = checked_size(nbytes)
         handle = self._home if stream is None else self.driver.stream(stream)
         with self._lock:
             if self._closed:
@@ -345,12 +346,13 @@ class AdvancedMemoryPoolManager:
     def _empty(self, bin_: Bin, stamps: dict[int, Uses]) -> None:
         """Give the blocks of a bin back to the heap."""
         uses = self._uses_after(bin_, stamps) if self._several_streams else None
+        free, size = self._heap.free, bin_.size
         while True:
             try:
                 pointer = bin_.pop()
             except IndexError:
                 return
-            self._heap.free(pointer, uses)
+            free(pointer, size, uses)
 
     def _uses_after(self, bin_: Bin, stamps: dict[int, Uses]) -> Uses:
         """Return the uses of blocks freed into `bin_`; each stream is stamped once a flush."""

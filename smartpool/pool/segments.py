@@ -68,10 +68,9 @@ class SegmentHeap:
             raise InvariantError(f"no gap of {size} bytes in a new segment of {segment}")
         return address
 
-    def free(self, address: int, uses: Uses) -> None:
+    def free(self, address: int, size: int, uses: Uses) -> None:
         """End the block at `address`; see `Heap.free`."""
-        arena = self._small if self._small.size_at(address) is not None else self._rest
-        arena.free(address, uses)
+        self._arena(size).free(address, uses)
 
     def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
         """Give whole free segments back; see `Heap.release_idle`."""

@@ -148,7 +148,9 @@ class Windows:
             self._unbook(window.handles)
 
     def close(self) -> None:
-        """Unmap everything and give the addresses back. The device must be idle, no block live."""
+        """Unmap everything and give the addresses back. The device must be idle, no block in use."""
+        for address in list(self._open):
+            self.retire(address, None)
         for start, (window, _) in list(self._retired.items()):
             self._driver.unmap(*window.mapped)
             del self._retired[start]
