@@ -7,30 +7,27 @@ lack of memory, whichever allocator it was: with ``--capacity`` that is the ques
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import smartpool
+from smartpool.cli.console import make_console, replay_progress
 from smartpool.config import POLICIES
 from smartpool.errors import InvalidSizeError, TraceError
-from smartpool.report.text import printable
+from smartpool.report.table import print_runs
 from smartpool.trace.baselines import BASELINES
 from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.importers import read_any
-from smartpool.trace.replay import STREAM_MODES, Progress, Run, replay
+from smartpool.trace.replay import STREAM_MODES, Run, replay
 from smartpool.trace.targets import SMARTPOOL, open_target
 from smartpool.trace.trace import Trace
 from smartpool.units import parse_size
 
-__all__ = ["add_parser", "find_trace", "machine", "run", "runs_as_json"]
+__all__ = ["add_parser", "find_trace", "machine", "play", "run", "runs_as_json"]
 
 DEFAULT_DEVICE: Final = "model:141GiB"
 DEFAULT_BASELINES: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm")
@@ -86,22 +83,39 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
-    traces = [find_trace(name) for name in args.traces]
-    names = [SMARTPOOL, *args.against]
-    runs: list[Run] = []
-    with _progress(len(traces) * len(names)) as begin:
-        for trace in traces:
-            for name in names:
-                with open_target(
-                    name, args.device, capacity_bytes=args.capacity, policy=args.policy
-                ) as target:
-                    progress = begin(trace, target.name)
-                    runs.append(replay(trace, target, streams=args.streams, progress=progress))
+    runs = play(
+        [find_trace(name) for name in args.traces],
+        [SMARTPOOL, *args.against],
+        args.device,
+        capacity_bytes=args.capacity,
+        streams=args.streams,
+        policy=args.policy,
+    )
     if args.json:
         print(json.dumps(runs_as_json(runs), indent=1))
     else:
-        _print_table(runs)
+        print_runs(runs, make_console())
     return _FAILED_REQUESTS if any(one.failed_requests for one in runs) else _OK
+
+
+def play(
+    traces: Sequence[Trace],
+    allocators: Sequence[str],
+    device: str,
+    *,
+    capacity_bytes: int | None = None,
+    streams: str = STREAM_MODES[0],
+    policy: str = POLICIES[0],
+) -> list[Run]:
+    """Replay every trace on every allocator, each on a device of its own, and show how far it is."""
+    runs: list[Run] = []
+    with replay_progress(len(traces) * len(allocators)) as begin:
+        for trace in traces:
+            for name in allocators:
+                with open_target(name, device, capacity_bytes=capacity_bytes, policy=policy) as target:
+                    progress = begin(trace.name, target.name)
+                    runs.append(replay(trace, target, streams=streams, progress=progress))
+    return runs
 
 
 def find_trace(name: str) -> Trace:
@@ -142,37 +156,6 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
     }
-
-
-@contextmanager
-def _progress(replays: int) -> Iterator[Callable[[Trace, str], Progress | None]]:
-    """Yield what begins a replay and returns its progress: a bar where a terminal shows errors."""
-    if not sys.stderr.isatty() or find_spec("rich") is None:
-        yield lambda *_: None
-        return
-    from rich import progress as bars  # noqa: PLC0415  an extra, and only here
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-
-    columns = (bars.BarColumn(), bars.TaskProgressColumn(), bars.TextColumn("{task.description}"))
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=replays)
-        begun = itertools.count()
-
-        def begin(trace: Trace, name: str) -> Progress:
-            before = next(begun)
-            bar.update(task, description=escape(printable(f"{trace.name}: {name}")))
-            return lambda done, events: bar.update(task, completed=before + done / events)
-
-        yield begin
-
-
-def _print_table(runs: list[Run]) -> None:
-    # `rich` is an extra, and --json does without it.
-    from smartpool.cli.console import make_console  # noqa: PLC0415
-    from smartpool.report.table import print_runs  # noqa: PLC0415
-
-    print_runs(runs, make_console())
 
 
 def _baselines(text: str) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ COLOURS: Final = 8
 """Colours in page.css: the first is ours, the others go round."""
 
 _PANELS_TEXT: Final = (
-    "Shaded: reserved, and not live. Dashed: the peak of live memory, the least that an allocator can reserve. "
-    "All panels have the same scale."
+    "Shaded: reserved, and not live. Dashed: the peak of live memory, the least that an allocator can "
+    "reserve. All panels have the same scale."
 )
 
 

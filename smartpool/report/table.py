@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # rich is an extra: this module is imported by commands that 
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["comparison_table", "print_runs", "runs_table"]
+__all__ = ["comparison_table", "new_table", "print_runs", "runs_table"]
 
 _MARK = "*"
 _BEST_STYLE = "bold green"
@@ -42,7 +42,7 @@ def print_runs(runs: Iterable[Run], console: Console) -> None:
 
 def runs_table(comparison: Comparison) -> Table:
     """Return the table of every run, its best figures marked within each trace."""
-    table = _new_table("trace", "allocator")
+    table = new_table("trace", "allocator")
     for column in COLUMNS:
         table.add_column(column.title, justify="right", no_wrap=True)
     for trace in comparison.traces:
@@ -68,7 +68,7 @@ def runs_table(comparison: Comparison) -> Table:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the fragmentation of every allocator on every trace, with the mean over the traces."""
-    table = _new_table("fragmentation")
+    table = new_table("fragmentation")
     for allocator in comparison.allocators:
         table.add_column(_name(allocator), justify="right")
     for trace in comparison.traces:
@@ -91,7 +91,8 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def _new_table(*names: str) -> Table:
+def new_table(*names: str) -> Table:
+    """Return an empty table in our style, with a column a name."""
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
