@@ -33,6 +33,8 @@ __all__ = ["CpuDriver"]
 _CPU: Final = (1, 0)  # kDLCPU
 _PAGE: Final = mmap.PAGESIZE
 _UNKNOWN_TOTAL: Final = 1 << 40
+_MEMINFO: Final = Path("/proc/meminfo")
+_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 _Arguments = ParamSpec("_Arguments")
@@ -167,7 +169,7 @@ class CpuDriver(HostDriver):
 def physical_memory() -> int:
     """Return the bytes of memory that this process may use: the machine's, or the container's limit."""
     total = _meminfo("MemTotal") or _UNKNOWN_TOTAL
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for limit in _LIMITS:
         try:
             total = min(total, int(Path(limit).read_text()))
         except (OSError, ValueError):  # no such file, or "max"
@@ -178,7 +180,7 @@ def physical_memory() -> int:
 def _meminfo(field: str) -> int | None:
     """Return a field of /proc/meminfo in bytes, or None where there is none."""
     try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+        with _MEMINFO.open(encoding="ascii") as lines:
             for line in lines:
                 if line.startswith(field + ":"):
                     return int(line.split()[1]) * KiB

@@ -68,7 +68,11 @@ class CudaDriver:
         self.calls = context.calls
         self._chunk_properties = self._describe_chunks()
         self._access = [self._access_by(ordinal)]
-        self.granularity = self._find_granularity()
+        try:
+            self.granularity = self._find_granularity()
+        except BaseException:
+            context.release()
+            raise
         self._lock = threading.Lock()
         self._book = AddressBook(self.granularity)
         self._streams = StreamTable(context.bindings, self.name, context.handle)

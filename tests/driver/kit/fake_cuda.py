@@ -4,6 +4,7 @@ It keeps the habits of the real one: results are tuples that begin with a `CUres
 need a current context fail without it, and failures can be planted by function name.
 """
 
+import ctypes
 import enum
 import threading
 
@@ -165,6 +166,8 @@ class FakeCuda:
             if not self._current():
                 return (CUresult.CUDA_ERROR_INVALID_CONTEXT,)
             device = (self._current() >> 20) - 1
+            if device >= len(self.cpus):
+                return (CUresult.CUDA_ERROR_INVALID_HANDLE,)
         try:
             return OK, getattr(self.cpus[device], name)(*values)
         except DriverOutOfMemoryError:
@@ -182,7 +185,8 @@ class FakeCuda:
         return self._do("allocate", size)
 
     def cuMemFree(self, address):
-        return self._do("free", address)[:1]
+        owners = [device for device, cpu in enumerate(self.cpus) if cpu._book.touchable(address, 1)]
+        return self._do("free", address, device=owners[0] if owners else 0)[:1]
 
     def cuMemGetAllocationGranularity(self, properties, option):
         return OK, self.cpus[0].granularity
@@ -270,14 +274,10 @@ class FakeCuda:
         return self._do("write", destination, data, device=(int(there) >> 20) - 1)[:1]
 
     def cuMemcpyDtoH(self, host, address, size):
-        import ctypes
-
         code, *data = self._do("read", address, size)
         if data:
             ctypes.memmove(host, data[0], size)
         return (code,)
 
     def cuMemcpyHtoD(self, address, host, size):
-        import ctypes
-
         return self._do("write", address, ctypes.string_at(host, size))[:1]
