@@ -3,9 +3,9 @@
 A call appends four integers to one flat list: pointer, bytes (-1 for a free), stream, and the time in
 nanoseconds. Everything else (numbering allocations and streams, dropping what began before the
 recording) waits until `trace` is called. In `bench/results/recorder.json`, where an empty method call
-takes 0.03 us and the clock 0.05, an event takes 0.15 us. Rejected: a list of tuples (0.16, and an
-object that the garbage collector walks for each event), `array('q').extend` (0.35), slots in
-preallocated arrays (0.31), and one list a column (0.14, but two threads interleave between them).
+takes 0.03 us and the clock 0.05, an event takes 0.14 us (least of 15 runs). Rejected: a list of tuples
+(0.13, but an object for the garbage collector to walk for each event), `array('q').extend` (0.34),
+slots in preallocated arrays (0.27), one list a column (0.12, but threads interleave between them).
 
 Threads. `list.extend` with a tuple of integers is one step, under the GIL and by the list's own lock
 on free-threaded Python, so events are whole and in the order in which they were appended. For that
