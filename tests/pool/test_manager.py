@@ -164,7 +164,15 @@ class FaultyPoolMachine(PoolMachine):
 
     @rule(
         call=st.sampled_from(
-            ["create_chunk", "map_chunk", "enable_access", "unmap", "release_chunk", "reserve", "record_event"]
+            [
+                "create_chunk",
+                "map_chunk",
+                "enable_access",
+                "unmap",
+                "release_chunk",
+                "reserve",
+                "record_event",
+            ]
         ),
         nth=st.integers(1, 4),
     )

@@ -1,0 +1,207 @@
+"""Buffers: sharing by DLPack and the older protocols, and who frees the memory when."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smartpool import SmartPool
+from smartpool.errors import BufferReleasedError, DLPackError, StreamError
+
+
+@pytest.fixture
+def pool():
+    with SmartPool("cpu") as pool:
+        yield pool
+        gc.collect()
+        pool.check()
+
+
+def live(pool):
+    return pool.managers[0].live_bytes
+
+
+def test_numpy_shares_the_memory(pool):
+    buffer = pool.empty((3, 4), "int32")
+    array = np.from_dlpack(buffer)
+    array[:] = 7
+    again = np.from_dlpack(buffer)
+    assert again.sum() == 84
+    assert (array.shape, array.strides, array.ctypes.data) == ((3, 4), (16, 4), buffer.pointer)
+    assert buffer.__dlpack_device__() == (1, 0)
+
+
+def test_the_last_holder_frees(pool):
+    buffer = pool.empty(1000, "uint8")
+    first, second = np.from_dlpack(buffer), np.from_dlpack(buffer)
+    del buffer, first
+    gc.collect()
+    assert live(pool) == 1000
+    del second
+    assert live(pool) == 0
+
+
+def test_free_leaves_consumers_their_memory(pool):
+    buffer = pool.empty(1000, "uint8")
+    array = np.from_dlpack(buffer)
+    buffer.free()
+    assert buffer.released
+    assert live(pool) == 1000
+    array[:] = 3
+    del array
+    assert live(pool) == 0
+    for use in (
+        buffer.free,
+        buffer.__dlpack__,
+        buffer.__dlpack_device__,
+        buffer.memoryview,
+        lambda: buffer.device,
+    ):
+        with pytest.raises(BufferReleasedError):
+            use()
+    assert repr(buffer) == "<Buffer: released>"
+
+
+def test_a_capsule_nobody_took_frees(pool):
+    capsule = pool.empty(1000, "uint8").__dlpack__()
+    assert live(pool) == 1000
+    del capsule
+    assert live(pool) == 0
+
+
+def test_copies_are_copies(pool):
+    buffer = pool.empty(4, "float32")
+    array = np.from_dlpack(buffer)
+    array[:] = 1
+    copied = np.from_dlpack(buffer, copy=True)
+    copied[:] = 2
+    assert array.tolist() == [1, 1, 1, 1]
+    assert live(pool) == 32
+    with pytest.raises(DLPackError):
+        buffer.__dlpack__(dl_device=(2, 0))
+    with pytest.raises(DLPackError):
+        buffer.__dlpack__(dl_device=(2, 0), copy=False)
+
+
+def test_read_only_is_told(pool):
+    buffer = pool.empty(4, "float32").freeze()
+    array = np.from_dlpack(buffer)
+    assert not array.flags.writeable
+    assert not np.asarray(buffer).flags.writeable
+    assert buffer.memoryview().readonly
+    with pytest.raises(DLPackError):
+        buffer.__dlpack__()  # the legacy form cannot say it
+
+
+def test_older_protocols(pool):
+    buffer = pool.empty((2, 2), "float32")
+    array = np.asarray(buffer)
+    array[:] = 5
+    view = buffer.memoryview()
+    assert view.nbytes == 16
+    assert view[1, 1] == 5
+    assert not hasattr(buffer, "__cuda_array_interface__")
+    if sys.version_info >= (3, 12):
+        assert memoryview(buffer).nbytes == 16
+    del buffer, array
+    gc.collect()
+    assert live(pool) == 16
+    del view
+    assert live(pool) == 0
+
+
+def test_streams_are_checked(pool):
+    buffer = pool.empty(4)
+    with pytest.raises(StreamError):
+        buffer.__dlpack__(stream=7)
+    buffer.__dlpack__(stream=-1)
+
+
+def test_a_model_has_nothing_to_share():
+    with SmartPool("model:1GiB") as pool:
+        buffer = pool.empty(4)
+        for export in (buffer.__dlpack__, buffer.memoryview):
+            with pytest.raises(DLPackError):
+                export()
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=4).map(tuple),
+    dtype=st.sampled_from(["int8", "uint16", "int64", "float16", "float32", "complex64", "bool"]),
+    seed=st.integers(0, 255),
+)
+def test_what_is_written_is_read(shape, dtype, seed):
+    with SmartPool("cpu") as pool:
+        buffer = pool.empty(shape, dtype)
+        array = np.from_dlpack(buffer)
+        assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+        values = np.arange(seed, seed + array.size).reshape(shape).astype(dtype)
+        array[...] = values
+        del array
+        np.testing.assert_array_equal(np.from_dlpack(buffer), values)
+
+
+def test_consumers_outlive_the_pool():
+    pool = SmartPool("cpu")
+    array = np.from_dlpack(pool.empty(1000, "uint8"))
+    driver = pool.managers[0].driver
+    pool.close()
+    del pool
+    gc.collect()
+    array[:] = 9
+    assert driver.memory_info().free < driver.memory_info().total
+    del array
+
+
+def test_freed_on_a_foreign_thread(pool):
+    held = [np.from_dlpack(pool.empty(1000, "uint8")) for _ in range(50)]
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert live(pool) == 0
+
+
+PAST_EXIT = """
+    import sys, threading
+    import numpy as np
+    import smartpool
+    pool = smartpool.SmartPool("cpu")
+    kept = np.from_dlpack(pool.empty(1000, "float64"))
+    bare = pool.allocate(5000)
+    cycle = [np.from_dlpack(pool.empty(10))]
+    cycle.append(cycle)
+    sys.kept = np.from_dlpack(pool.empty(7))
+    local = threading.local(); local.kept = np.from_dlpack(pool.empty(9))
+    holder = threading.Thread(target=lambda a: threading.Event().wait(), args=(np.from_dlpack(pool.empty(3)),), daemon=True)
+    holder.start()
+    {torch}
+    {close}
+    print("end")
+"""
+TORCH = """
+try:
+        import torch
+        tensors = [torch.from_dlpack(pool.empty((4, 4))) for _ in range(3)]
+    except ImportError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("close", ["", "pool.close()", "del pool"])
+def test_held_past_exit(close):
+    """NumPy arrays and, where present, PyTorch tensors: no crash, no hang, nothing on standard error."""
+    code = textwrap.dedent(PAST_EXIT).format(
+        close=close, torch=textwrap.dedent(TORCH).replace("\n    ", "\n")
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

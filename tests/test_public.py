@@ -1,0 +1,46 @@
+"""The public surface, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import smartpool
+
+
+def test_all_is_sorted_and_there():
+    own = [name for name in smartpool.__all__ if name not in smartpool.errors.__all__]
+    assert own == sorted(own)
+    assert len(set(smartpool.__all__)) == len(smartpool.__all__)
+    for name in smartpool.__all__:
+        assert getattr(smartpool, name) is not None
+
+
+def test_the_names_of_the_original_design_are_there():
+    for name in (
+        "GPUMemoryOptimizer",
+        "integrate_smartpool_with_gpu_optimizer",
+        "SmartPool",
+        "SmartPoolConfig",
+        "AllocationRequest",
+        "WeightedIntervalGraphColoring",
+        "AdvancedMemoryPoolManager",
+    ):
+        assert name in smartpool.__all__
+
+
+def test_every_public_name_has_a_docstring():
+    for name in smartpool.__all__:
+        value = getattr(smartpool, name)
+        if callable(value):
+            assert value.__doc__, name
+
+
+def test_importing_brings_no_cuda_and_little_else():
+    code = (
+        "import sys, smartpool;"
+        "print([m for m in sys.modules if m.split('.')[0] in"
+        " ('cuda', 'torch', 'cupy', 'jax', 'rich', 'hypothesis', 'asyncio', 'argparse')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

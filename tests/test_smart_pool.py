@@ -1,0 +1,301 @@
+"""The faces: the everyday one, the runtime author's, and the original design's."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import smartpool
+from smartpool import (
+    AllocationRequest,
+    GPUMemoryOptimizer,
+    MiB,
+    SmartPool,
+    SmartPoolConfig,
+    integrate_smartpool_with_gpu_optimizer,
+)
+from smartpool.errors import (
+    BackgroundError,
+    ConfigurationError,
+    DeviceNotFoundError,
+    DoubleFreeError,
+    InvalidRequestError,
+    InvalidSizeError,
+    OutOfMemoryError,
+    PoolClosedError,
+    RequestTooLargeError,
+    UnknownPointerError,
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", "model:80GiB"])
+def test_the_original_api_works_as_written(device):
+    optimizer = GPUMemoryOptimizer(
+        {"enable_smart_pool": True, "devices": [device], "fragmentation_threshold": 0.3}
+    )
+    pool = integrate_smartpool_with_gpu_optimizer(optimizer)
+    result = pool.allocate_memory(
+        AllocationRequest(
+            size=10 * MiB, device_id=0, priority=1, hint_lifetime=300.0, hint_access_pattern="training"
+        )
+    )
+    buffer, allocation_id = result
+    assert (result.buffer, result.allocation_id) == (buffer, allocation_id)
+    assert buffer.nbytes == 10 * MiB
+    pool.deallocate_memory(allocation_id)
+    outcome = pool.optimize_memory()
+    assert outcome.memory_freed_mb == 10
+    assert outcome.fragmentation_reduced >= 0
+    assert pool.statistics.target_achieved is None  # nothing was recorded, nothing is claimed
+    stats = pool.get_statistics()["smartpool_stats"]
+    assert stats["current_fragmentation"] == 0
+    assert stats["overall_reduction_percentage"] is None
+    assert "nothing was recorded" in stats["overall_reduction_basis"]
+    assert integrate_smartpool_with_gpu_optimizer(optimizer) is pool
+    config = SmartPoolConfig(
+        enable_interval_coloring=True,
+        enable_advanced_pooling=True,
+        fragmentation_threshold=0.3,
+        optimization_interval=30.0,
+        target_fragmentation_reduction=0.133,
+        enable_predictive_allocation=True,
+        enable_auto_defragmentation=True,
+        memory_pressure_threshold=0.85,
+    )
+    SmartPool(optimizer, config).close()
+    pool.close()
+
+
+def test_the_reduction_is_measured_on_the_recorded_requests():
+    with SmartPool("model:8GiB", SmartPoolConfig(record=True)) as pool:
+        held = [pool.malloc(3 * MiB + 512 * step) for step in range(200)]
+        for pointer in held[::2]:
+            pool.free(pointer)
+        held = held[1::2] + [pool.malloc(40 * MiB) for _ in range(5)]
+        statistics = pool.statistics
+        reduction = statistics.reduction
+        assert reduction.events == 305
+        assert 0 <= reduction.fragmentation < reduction.baseline_fragmentation < 1
+        expected = 100 * (1 - reduction.fragmentation / reduction.baseline_fragmentation)
+        assert statistics.as_dict()["smartpool_stats"]["overall_reduction_percentage"] == expected
+        assert statistics.target_achieved is (expected >= 13.3)
+
+
+def test_a_request_without_a_device_goes_where_most_is_free():
+    with SmartPool(["model:1GiB", "model:2GiB"]) as pool:
+        buffer, _ = pool.allocate_memory(AllocationRequest(size=1400 * MiB))
+        assert buffer.device == "model:2GiB"
+        buffer, number = pool.allocate_memory(AllocationRequest(size=800 * MiB))
+        assert buffer.device == "model:1GiB"
+        pool.deallocate_memory(number)
+        assert pool.managers[0].live_bytes == 0
+
+
+def test_malloc_and_free_find_the_device_of_a_pointer():
+    with SmartPool(["model:1GiB", "model:2GiB"]) as pool:
+        other = pool.managers[1].malloc(1000)
+        pool.free(other)
+        assert pool.managers[1].live_bytes == 0
+        with pytest.raises(UnknownPointerError):
+            pool.free(12345)
+
+
+def test_empty_takes_shapes_dtypes_devices_and_alignments():
+    with SmartPool("cpu") as pool:
+        assert pool.empty((2, 3), "float64").nbytes == 48
+        assert pool.empty(5, np.int16).shape == (5,)
+        assert pool.empty((), bool).shape == ()
+        assert pool.empty((0, 7), "float32").nbytes == 0
+        assert pool.empty(3, "float32", alignment=1 << 21).pointer % (1 << 21) == 0
+        for bad, error in (
+            ("shape", InvalidRequestError),
+            ((2, -1), InvalidSizeError),
+            ((1.5,), InvalidSizeError),
+        ):
+            with pytest.raises(error):
+                pool.empty(bad)
+        with pytest.raises(InvalidRequestError):
+            pool.empty(3, "floot32")
+        with pytest.raises(InvalidRequestError, match="alignment"):
+            pool.empty(3, "float32", alignment=3)
+        with pytest.raises(DeviceNotFoundError):
+            pool.empty(3, device_id=1)
+
+
+def test_deallocation_ids():
+    with SmartPool("model:1GiB") as pool:
+        buffer, number = pool.allocate_memory(AllocationRequest(size=100))
+        pool.deallocate_memory(number)
+        assert buffer.released
+        with pytest.raises(DoubleFreeError):
+            pool.deallocate_memory(number)
+        for stranger in (number + 1, 0, "1", None):
+            with pytest.raises(UnknownPointerError):
+                pool.deallocate_memory(stranger)
+        buffer, number = pool.allocate_memory(AllocationRequest(size=100))
+        buffer.free()
+        with pytest.raises(DoubleFreeError):
+            pool.deallocate_memory(number)
+        with pytest.raises(InvalidRequestError):
+            pool.allocate_memory(100)
+
+
+def test_a_closed_pool_refuses_everything():
+    pool = SmartPool("model:1GiB")
+    pool.close()
+    pool.close()
+    for call in (
+        lambda: pool.malloc(1),
+        lambda: pool.allocate(1),
+        lambda: pool.empty(1),
+        pool.optimize_memory,
+        pool.trim,
+        pool.start_recording,
+    ):
+        with pytest.raises(PoolClosedError):
+            call()
+    assert "closed" in repr(pool)
+
+
+def test_recording_can_be_switched_on_and_off():
+    with SmartPool("model:1GiB") as pool:
+        malloc, free = pool.malloc, pool.free  # bound before: still recorded
+        early = malloc(100)
+        pool.start_recording()
+        free(malloc(2000))
+        free(early)
+        assert pool.recording().events == 2
+        trace = pool.stop_recording()
+        free(malloc(100))
+        assert trace.events == 2
+        assert trace.size.tolist() == [2000, 2000]
+        assert pool.recording() is None
+
+
+def test_out_of_memory_tells_the_story_and_is_a_memory_error():
+    with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB")) as pool:
+        held = pool.malloc(60 * MiB)
+        with pytest.raises(MemoryError) as caught:
+            pool.malloc(8 * MiB)
+        assert isinstance(caught.value, OutOfMemoryError)
+        for part in ("60 MiB live in 1 blocks", "largest free range", "interval_graph", "pool", "gpu", "max"):
+            assert part in str(caught.value) or part == "max"
+        with pytest.raises(RequestTooLargeError):
+            pool.malloc(65 * MiB)
+        pool.check()
+        pool.free(held)
+        pool.free(pool.malloc(64 * MiB))
+
+
+# ---------------------------------------------------------------------- the background optimiser
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_the_background_optimiser_gives_idle_memory_back():
+    with SmartPool(
+        "model:1GiB", SmartPoolConfig(optimization_interval=0.01, fragmentation_threshold=0.0)
+    ) as pool:
+        pool.free(pool.malloc(100 * MiB))
+        wait_until(lambda: pool.managers[0].reserved_bytes == 0)
+        assert pool.statistics.background_running
+    assert not pool.background.running
+
+
+def test_pressure_wakes_it_without_waiting_for_the_interval():
+    config = SmartPoolConfig(
+        optimization_interval=3600, memory_pressure_threshold=0.5, fragmentation_threshold=1.0
+    )
+    with SmartPool("model:1GiB", config) as pool:
+        pool.free(pool.malloc(400 * MiB))
+        held = pool.malloc(600 * MiB)
+        pool.free(pool.malloc(300 * MiB))
+        wait_until(lambda: pool.background.passes > 0)
+        pool.free(held)
+
+
+def test_it_can_be_switched_off():
+    with SmartPool("model:1GiB", SmartPoolConfig(enable_auto_defragmentation=False)) as pool:
+        assert not pool.background.running
+
+
+def test_its_errors_surface(monkeypatch, caplog):
+    with SmartPool(
+        "model:1GiB", SmartPoolConfig(optimization_interval=0.01, fragmentation_threshold=0.0)
+    ) as pool:
+        pool.managers[0].driver.faults.fail("unmap", times=1)
+        pool.free(pool.malloc(100 * MiB))
+        wait_until(lambda: pool.background.error is not None)
+        assert "unmap" in pool.get_statistics()["background"]["error"]
+        with pytest.raises(BackgroundError) as caught:
+            pool.optimize_memory()
+        assert "unmap" in str(caught.value.__cause__)
+        wait_until(lambda: pool.managers[0].reserved_bytes == 0)  # it went on
+        assert any("optimiser failed" in record.message for record in caplog.records)
+
+
+def test_it_does_not_keep_the_pool_alive():
+    pool = SmartPool("model:1GiB", SmartPoolConfig(optimization_interval=0.01))
+    thread = pool.background._thread
+    del pool
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+# ---------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"enable_smart_pool": 1}, "enable_smart_pool"),
+        ({"device_ids": ["0"]}, "device_ids"),
+        ({"device_ids": []}, "device_ids"),
+        ({"device_ids": [-1]}, "device_ids"),
+        ({"devices": "cpu"}, "devices"),
+        ({"devices": ["cpu"], "device_ids": [0]}, "devices"),
+        ({"devices": ["cpu"], "fragmentation_treshold": 0.3}, "fragmentation_treshold"),
+        ({"devices": ["cpu"], "fragmentation_threshold": 3}, "fragmentation_threshold"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, field):
+    with pytest.raises(ConfigurationError) as caught:
+        GPUMemoryOptimizer(settings)
+    assert caught.value.field == field
+    assert str(caught.value).startswith(field)
+
+
+def test_a_pool_that_was_not_enabled_is_refused():
+    with pytest.raises(ConfigurationError, match="enable_smart_pool"):
+        integrate_smartpool_with_gpu_optimizer(GPUMemoryOptimizer({"enable_smart_pool": False}))
+    with pytest.raises(ConfigurationError):
+        integrate_smartpool_with_gpu_optimizer({"devices": ["cpu"]})
+
+
+def test_devices_are_opened_all_or_none():
+    before = threading.active_count()
+    with pytest.raises(DeviceNotFoundError):
+        SmartPool(["model:1GiB", "nonsense"])
+    for device in ("nonsense", [], 5, None):
+        with pytest.raises(DeviceNotFoundError):
+            SmartPool(device)
+    with pytest.raises(ConfigurationError):
+        SmartPool("cpu", {"record": True})
+    assert threading.active_count() == before
+
+
+def test_repr_and_version():
+    with SmartPool("model:1GiB") as pool:
+        pool.malloc(1000)
+        assert repr(pool) == "<SmartPool on model:1GiB: 1000 B live, 2 MiB reserved>"
+    assert smartpool.__version__.count(".") == 2
