@@ -1,0 +1,15 @@
+"""What every test gets: the same examples each time, unless exploring is asked for.
+
+`HYPOTHESIS_PROFILE=explore python -m pytest` searches with fresh random examples, and more of them;
+what it finds goes into the tests as an explicit example.
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
