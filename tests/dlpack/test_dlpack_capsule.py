@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpool.dlpack import CopiedMemory, DType, export, host_array
+from smartpool.dlpack import capsule as capsule_module
 from smartpool.dlpack.capsule import _pointer_of
 from smartpool.dlpack.dtype import _BY_NAME
 from smartpool.dlpack.structs import LEGACY_NAME, VERSIONED_NAME, Flags, ManagedTensor, ManagedTensorVersioned
@@ -288,6 +289,24 @@ def test_what_describes_no_memory_is_refused(wrong: dict[str, Any]) -> None:
     right = {"pointer": 1 << 20, "shape": (2,), "dtype": DType.parse("int32"), "device": CPU}
     with pytest.raises(InvalidRequestError, match="expected memory"):
         export(object(), **{**right, **wrong})
+
+
+@pytest.mark.parametrize("shape", [(-1,), (2, -1), (0, -1), (-1, 0)])
+def test_a_negative_extent_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidRequestError, match="an extent is negative"):
+        export(object(), pointer=1 << 20, shape=shape, dtype=DType.parse("int8"), device=CPU)
+
+
+def test_strides_that_numpy_leaves_out_are_written() -> None:
+    """NumPy before 2.4 writes none for row-major arrays; later ones are made to look so."""
+    dtype = DType.parse("int32")
+    array = capsule_module._over(object(), 1 << 20, (2, 3, 4), dtype, None)
+    capsule = array.__dlpack__(max_version=(1, 0))
+    managed = opened(capsule)
+    managed.strides = None
+    capsule_module._correct(managed, array, dtype, CPU)
+    del array
+    assert integers_at(managed.strides, 3) == (12, 4, 1)
 
 
 # ------------------------------------------------------------------ host arrays
