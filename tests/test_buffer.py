@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import textwrap
 import threading
 
 import numpy as np
@@ -170,37 +169,33 @@ def test_freed_on_a_foreign_thread(pool):
 
 
 PAST_EXIT = """
-    import sys, threading
-    import numpy as np
-    import smartpool
-    pool = smartpool.SmartPool("cpu")
-    kept = np.from_dlpack(pool.empty(1000, "float64"))
-    bare = pool.allocate(5000)
-    cycle = [np.from_dlpack(pool.empty(10))]
-    cycle.append(cycle)
-    sys.kept = np.from_dlpack(pool.empty(7))
-    local = threading.local(); local.kept = np.from_dlpack(pool.empty(9))
-    holder = threading.Thread(target=lambda a: threading.Event().wait(), args=(np.from_dlpack(pool.empty(3)),), daemon=True)
-    holder.start()
-    {torch}
-    {close}
-    print("end")
-"""
-TORCH = """
-try:
-        import torch
-        tensors = [torch.from_dlpack(pool.empty((4, 4))) for _ in range(3)]
-    except ImportError:
-        pass
+import importlib.util, sys, threading
+import numpy as np
+import smartpool
+
+pool = smartpool.SmartPool("cpu")
+kept = np.from_dlpack(pool.empty(1000, "float64"))
+bare = pool.allocate(5000)
+cycle = [np.from_dlpack(pool.empty(10))]
+cycle.append(cycle)
+sys.kept = np.from_dlpack(pool.empty(7))
+local = threading.local()
+local.kept = np.from_dlpack(pool.empty(9))
+wait = lambda array: threading.Event().wait()
+threading.Thread(target=wait, args=(np.from_dlpack(pool.empty(3)),), daemon=True).start()
+if importlib.util.find_spec("torch"):
+    import torch
+    tensors = [torch.from_dlpack(pool.empty((4, 4))) for _ in range(3)]
+    sys.tensor = torch.from_dlpack(pool.empty((4, 4)))
+{close}
+print("end")
 """
 
 
 @pytest.mark.parametrize("close", ["", "pool.close()", "del pool"])
 def test_held_past_exit(close):
     """NumPy arrays and, where present, PyTorch tensors: no crash, no hang, nothing on standard error."""
-    code = textwrap.dedent(PAST_EXIT).format(
-        close=close, torch=textwrap.dedent(TORCH).replace("\n    ", "\n")
-    )
+    code = PAST_EXIT.format(close=close)
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,24 +1,22 @@
-"""The physical memory that one pool holds on one device: its budget, and where each chunk is.
+"""The physical memory that one pool holds on one device, under its cap.
 
 Invariants::
 
-    reserved_bytes == bytes of chunks mapped in arenas + spare chunks + raw segments
+    reserved_bytes == bytes of chunks and raw segments that the driver has not been given back
     reserved_bytes <= cap_bytes
     peak_reserved_bytes is the largest reserved_bytes ever was, exactly
 """
 
 from __future__ import annotations
 
-from collections import Counter
-
 from smartpool.driver.protocol import Driver
-from smartpool.errors import DriverOutOfMemoryError
+from smartpool.errors import DriverError, DriverOutOfMemoryError
 
 __all__ = ["DeviceMemory"]
 
 
 class DeviceMemory:
-    """Physical bytes on one device, by chunk or by raw segment, under a cap. The pool's lock guards it.
+    """Physical bytes on one device, by chunk or by raw segment. The pool's lock guards it.
 
     Parameters
     ----------
@@ -26,11 +24,6 @@ class DeviceMemory:
         The device.
     cap_bytes
         The most that this pool may hold.
-
-    Attributes
-    ----------
-    aliases
-        Chunk handle to the number of its retired mappings; only what is mapped nowhere is released.
     """
 
     def __init__(self, driver: Driver, cap_bytes: int) -> None:
@@ -38,9 +31,9 @@ class DeviceMemory:
         self.cap_bytes = cap_bytes
         self.reserved_bytes = 0
         self.peak_reserved_bytes = 0
-        self.aliases: Counter[int] = Counter()
         self._sizes: dict[int, int] = {}  # chunk handle or segment address -> bytes
-        self._unwanted: set[int] = set()
+        self._unwanted: set[int] = set()  # chunks to be released when that is possible
+        self._pinned: set[int] = set()  # chunks with a mapping that could not be undone yet
 
     def __repr__(self) -> str:
         return f"<DeviceMemory on {self.driver.name}: {self.reserved_bytes} of {self.cap_bytes} bytes>"
@@ -58,26 +51,34 @@ class DeviceMemory:
         return chunk
 
     def release_chunk(self, chunk: int) -> None:
-        """Give a chunk back to the device: now, or when its last retired mapping is gone.
+        """Give a chunk that is mapped nowhere back to the device.
 
-        A failing release keeps the chunk and its bytes on the books; `release_unwanted` tries again.
+        When the driver refuses, the chunk stays on the books, and `release_unwanted` tries again.
         """
         self._unwanted.add(chunk)
         self.release_unwanted()
 
-    def unalias(self, chunk: int) -> None:
-        """Book that one retired mapping of `chunk` was unmapped."""
-        self.aliases[chunk] -= 1
-        if not self.aliases[chunk]:
-            del self.aliases[chunk]
+    def abandon_chunk(self, chunk: int) -> None:
+        """Release a chunk while another failure is under way: what fails here is tried again later."""
+        try:
+            self.release_chunk(chunk)
+        except DriverError:
+            return  # on the books as unwanted
 
     def release_unwanted(self) -> None:
-        """Release the chunks that nobody wants any more and that are mapped nowhere."""
-        for chunk in list(self._unwanted):
-            if not self.aliases.get(chunk):
-                self.driver.release_chunk(chunk)
-                self._unwanted.remove(chunk)
-                self.reserved_bytes -= self._sizes.pop(chunk)
+        """Release the chunks that nobody wants any more, except pinned ones."""
+        for chunk in self._unwanted - self._pinned:
+            self.driver.release_chunk(chunk)
+            self._unwanted.remove(chunk)
+            self.reserved_bytes -= self._sizes.pop(chunk)
+
+    def pin(self, chunk: int) -> None:
+        """Book that a mapping of `chunk` could not be undone: the chunk cannot be released."""
+        self._pinned.add(chunk)
+
+    def unpin(self, chunk: int) -> None:
+        """Book that the mapping is gone."""
+        self._pinned.remove(chunk)
 
     def allocate_segment(self, size: int) -> int:
         """Return the address of a new raw segment."""

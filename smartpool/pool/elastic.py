@@ -221,7 +221,7 @@ class ElasticHeap:
         address = start
         for chunk_size in self._policy.cut(size, self.peak_live_bytes, self._driver.granularity):
             chunk = MappedChunk(address, chunk_size, self._memory.create_chunk(chunk_size))
-            undo.callback(self._memory.release_chunk, chunk.handle)
+            undo.callback(self._memory.abandon_chunk, chunk.handle)
             self._driver.map_chunk(chunk.start, chunk.handle)
             hole = self._addresses.gap_at(chunk.start)
             if hole is None:
@@ -245,7 +245,7 @@ class ElasticHeap:
             self._driver.unmap(chunk.start, chunk.size)
         except DriverError:
             self._loose[chunk.start] = chunk.handle
-            self.windows.mappings[chunk.handle] += 1
+            self._memory.pin(chunk.handle)
         else:
             self._addresses.free(chunk.start)
 
@@ -310,7 +310,7 @@ class ElasticHeap:
             self._driver.unmap(start, self._addresses.size_at(start) or 0)
             del self._loose[start]
             self._addresses.free(start)
-            self.windows.mappings[handle] -= 1
+            self._memory.unpin(handle)
 
     def close(self) -> None:
         """Give everything back; see `Heap.close`."""
