@@ -4,15 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smartpool.driver import ranges as ranges_module
 from smartpool.driver.ranges import RangeMap
 from smartpool.errors import InvariantError
 
 END = 40
-steps = st.lists(st.tuples(st.integers(0, END), st.integers(1, 6), st.booleans()), max_size=40)
+steps = st.lists(st.tuples(st.integers(0, END), st.integers(1, 6), st.booleans()), max_size=60)
 
 
-@given(steps)
-def test_it_answers_as_a_set_of_integers_does(program):
+@pytest.mark.parametrize("block", [2, 1024])
+@given(program=steps)
+def test_it_answers_as_a_set_of_integers_does(block, program):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranges_module, "_BLOCK", block)
+        answers_as_integers_do(program)
+
+
+def answers_as_integers_do(program):
     ranges, naive = RangeMap(), {}  # start -> end
     for start, length, remove in program:
         end = start + length
@@ -46,6 +54,6 @@ def test_check_finds_what_is_broken(entries):
 def test_check_finds_a_lost_entry():
     ranges = RangeMap()
     ranges.add(0, 5, None)
-    ranges._starts.clear()
+    ranges._heads[0] = 1
     with pytest.raises(InvariantError, match="disagree"):
         ranges.check()

@@ -13,6 +13,7 @@ from driver_machine import DriverMachine
 from hypothesis import settings
 
 from smartpool.driver import open_driver
+from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.errors import (
     DeviceNotFoundError,
     DriverError,
@@ -315,6 +316,7 @@ def test_a_lost_context_fails_every_later_call():
     code = """
 import cupy
 from smartpool.driver import open_driver
+from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.errors import DriverError
 d = open_driver("cuda"); a = d.allocate(4096)
 cupy.RawKernel('extern "C" __global__ void f(int* p) { p[0] = 1; }', "f")((1,), (1,), (cupy.uint64(0x10),))
@@ -334,6 +336,7 @@ def test_a_forked_child_gets_a_clear_error():
     code = """
 import os, sys
 from smartpool.driver import open_driver
+from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.errors import DriverError
 d = open_driver("cuda"); a = d.allocate(4096)
 child = os.fork()
@@ -351,6 +354,7 @@ d.free(a); d.check(); print("parent works")
 def test_leaving_without_closing_is_quiet():
     code = """
 from smartpool.driver import open_driver
+from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 d = open_driver("cuda"); a = d.allocate(4096); b = d.reserve(1 << 30); c = d.create_chunk(d.granularity)
 d.map_chunk(b, c); e = d.create_event(); s = d.create_stream()
 """
@@ -364,3 +368,51 @@ def test_errors_name_call_arguments_and_code(driver):
     assert caught.value.call == "fill"
     assert caught.value.code == "CUDA_ERROR_INVALID_VALUE"
     assert caught.value.arguments["size"] == 10
+
+
+# --- graphs ---
+
+
+def test_beside_a_capture(driver):
+    """Virtual memory and events are allowed beside a capture; the rest is in relaxed mode."""
+    api, unit = driver.context.api, driver.granularity
+    stream, event, raw = driver.create_stream(), driver.create_event(), driver.allocate(4096)
+    base, chunk = driver.reserve(unit), driver.create_chunk(unit)
+    assert not is_capturing(driver, stream)
+    begun = api.cuStreamBeginCapture(driver.stream_handle(stream), api.CUstreamCaptureMode(0))
+    assert begun[0].name == "CUDA_SUCCESS"
+    assert is_capturing(driver, stream)
+    assert not is_capturing(driver, 0)
+    driver.map_chunk(base, chunk)
+    driver.enable_access(base, unit)
+    driver.record_event(event, 0)
+    driver.fill(raw, 1, 4096, stream)  # captured, not done
+    with relaxed_capture(driver):
+        assert driver.event_done(event)
+        driver.free(driver.allocate(1 << 20))
+        driver.memory_info()
+    driver.unmap(base, unit)
+    ended = api.cuStreamEndCapture(driver.stream_handle(stream))
+    assert ended[0].name == "CUDA_SUCCESS"
+    api.cuGraphDestroy(ended[1])
+    driver.release_chunk(chunk)
+    driver.unreserve(base, unit)
+    driver.destroy_event(event)
+    driver.destroy_stream(stream)
+    driver.free(raw)
+
+
+def test_what_a_capture_forbids_says_so():
+    code = """
+from smartpool.driver import open_driver
+from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
+from smartpool.errors import DriverError
+d = open_driver("cuda"); s, e = d.create_stream(), d.create_event(); api = d.context.api
+for call in (lambda: d.event_done(e), lambda: d.allocate(1)):
+    api.cuStreamBeginCapture(d.stream_handle(s), api.CUstreamCaptureMode(0))
+    try: call(); print("worked")
+    except DriverError as error: print(error.call, "captured" in str(error))
+    api.cuStreamEndCapture(d.stream_handle(s))
+print(d.event_done(e), d.allocate(1) > 0)
+"""
+    assert run(code).stdout.splitlines() == ["event_done True", "allocate True", "True True"]

@@ -1,0 +1,119 @@
+"""Two devices: whose memory is whose, and copies from one to the other."""
+
+import pytest
+
+from smartpool.driver import open_driver
+from smartpool.driver.cuda.peers import allow_peer, can_access_peer, copy_to_peer
+from smartpool.errors import DeviceNotFoundError, DriverError, DriverNotInstalledError, StreamError
+
+try:
+    KEEPERS = [open_driver("cuda:0"), open_driver("cuda:1")]
+except (DriverNotInstalledError, DeviceNotFoundError) as error:
+    pytest.skip(f"two devices are needed: {error}", allow_module_level=True)
+
+
+@pytest.fixture
+def pair():
+    drivers = open_driver("cuda:0"), open_driver("cuda:1")
+    yield drivers
+    for driver in drivers:
+        driver.synchronize()
+        driver.check()
+        assert not any(driver.held().values())
+        driver.close()
+
+
+def test_each_device_keeps_its_own(pair):
+    first, second = pair
+    size = 64 << 20
+    before = [driver.memory_info().free for driver in pair]
+    chunk, address = second.create_chunk(size), second.allocate(size)
+    assert first.memory_info().free == before[0]
+    assert before[1] - second.memory_info().free == 2 * size
+    with pytest.raises(DriverError):
+        first.free(address)
+    with pytest.raises(DriverError):
+        first.release_chunk(chunk)
+    stream = second.create_stream()
+    with pytest.raises(StreamError, match="another device"):
+        first.stream(stream)
+    second.destroy_stream(stream)
+    second.release_chunk(chunk)
+    second.free(address)
+
+
+def test_calls_to_both_leave_the_current_device(pair):
+    torch = pytest.importorskip("torch")
+    first, second = pair
+    torch.cuda.set_device(1)
+    try:
+        held = [(driver, driver.allocate(1 << 20)) for driver in (first, second, first)]
+        for driver, address in held:
+            driver.fill(address, driver.ordinal + 1, 1 << 20, 0)
+            assert driver.read(address, 1) == bytes((driver.ordinal + 1,))
+            event = driver.create_event()
+            driver.record_event(event, 0)
+            driver.wait_event(0, event)
+            driver.synchronize_event(event)
+            driver.destroy_event(event)
+            assert torch.cuda.current_device() == 1
+            assert torch.empty(1, device="cuda").device.index == 1
+        for driver, address in held:
+            driver.free(address)
+    finally:
+        torch.cuda.set_device(0)
+
+
+@pytest.mark.parametrize("kind", ["raw", "virtual"])
+def test_bytes_move_between_devices(pair, kind):
+    first, second = pair
+    unit = first.granularity
+
+    def take(driver):
+        if kind == "raw":
+            address = driver.allocate(unit)
+            return address, lambda: driver.free(address)
+        base, chunk = driver.reserve(unit), driver.create_chunk(unit)
+        driver.map_chunk(base, chunk)
+        driver.enable_access(base, unit)
+
+        def give():
+            driver.unmap(base, unit)
+            driver.release_chunk(chunk)
+            driver.unreserve(base, unit)
+
+        return base, give
+
+    (here, give_here), (there, give_there) = take(first), take(second)
+    stream = first.create_stream()
+    first.fill(here, 0x5A, unit, stream)
+    copy_to_peer(first, second, there, here, unit, stream=stream)
+    first.synchronize(stream)
+    assert second.read(there, unit) == b"\x5a" * unit
+    first.destroy_stream(stream)
+    give_here()
+    give_there()
+
+
+def test_a_peer_reads_and_writes_directly(pair):
+    cupy = pytest.importorskip("cupy")
+    first, second = pair
+    if not can_access_peer(second, first):
+        pytest.skip("these devices cannot reach each other")
+    allow_peer(first, second)
+    allow_peer(first, second)
+    unit = first.granularity
+    base, chunk, raw = first.reserve(unit), first.create_chunk(unit), first.allocate(4096)
+    first.map_chunk(base, chunk)
+    first.enable_access(base, unit)
+    kernel = cupy.RawKernel('extern "C" __global__ void put(int* p, int v) { p[threadIdx.x] = v; }', "put")
+    with cupy.cuda.Device(1):
+        for address, value in ((base, 7), (raw, 9)):
+            kernel((1,), (32,), (cupy.uint64(address), cupy.int32(value)))
+        cupy.cuda.runtime.deviceSynchronize()
+    assert first.read(base, 4) == (7).to_bytes(4, "little")
+    assert first.read(raw, 4) == (9).to_bytes(4, "little")
+    first.unmap(base, unit)
+    first.release_chunk(chunk)
+    first.unreserve(base, unit)
+    first.free(raw)
