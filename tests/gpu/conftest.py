@@ -1,4 +1,4 @@
-"""Let the tests of this folder import the kit that they share with `tests/gpu`."""
+"""Let the tests of this folder import the kit of `tests/driver`."""
 
 import sys
 from pathlib import Path
@@ -6,4 +6,4 @@ from pathlib import Path
 import pytest
 
 pytest.register_assert_rewrite("driver_contract", "driver_machine")
-sys.path.insert(0, str(Path(__file__).parent / "kit"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "driver" / "kit"))

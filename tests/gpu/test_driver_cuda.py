@@ -316,7 +316,6 @@ def test_a_lost_context_fails_every_later_call():
     code = """
 import cupy
 from smartpool.driver import open_driver
-from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.errors import DriverError
 d = open_driver("cuda"); a = d.allocate(4096)
 cupy.RawKernel('extern "C" __global__ void f(int* p) { p[0] = 1; }', "f")((1,), (1,), (cupy.uint64(0x10),))
@@ -336,7 +335,6 @@ def test_a_forked_child_gets_a_clear_error():
     code = """
 import os, sys
 from smartpool.driver import open_driver
-from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.errors import DriverError
 d = open_driver("cuda"); a = d.allocate(4096)
 child = os.fork()
@@ -354,7 +352,6 @@ d.free(a); d.check(); print("parent works")
 def test_leaving_without_closing_is_quiet():
     code = """
 from smartpool.driver import open_driver
-from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 d = open_driver("cuda"); a = d.allocate(4096); b = d.reserve(1 << 30); c = d.create_chunk(d.granularity)
 d.map_chunk(b, c); e = d.create_event(); s = d.create_stream()
 """
@@ -405,7 +402,6 @@ def test_beside_a_capture(driver):
 def test_what_a_capture_forbids_says_so():
     code = """
 from smartpool.driver import open_driver
-from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.errors import DriverError
 d = open_driver("cuda"); s, e = d.create_stream(), d.create_event(); api = d.context.api
 for call in (lambda: d.event_done(e), lambda: d.allocate(1)):
