@@ -16,6 +16,7 @@ from smartpool.driver.protocol import Driver
 from smartpool.errors import ConfigurationError
 from smartpool.trace.baselines.base import Baseline
 from smartpool.trace.baselines.cupy import CuPyPool
+from smartpool.trace.baselines.driver_pool import DriverPool
 from smartpool.trace.baselines.pytorch import PyTorchAllocator
 from smartpool.trace.baselines.pytorch_expandable import PyTorchExpandableAllocator
 from smartpool.trace.baselines.rmm import RmmPool
@@ -31,6 +32,7 @@ BASELINES: Final[Mapping[str, Callable[[Driver], Baseline]]] = MappingProxyType(
         "pytorch-roundup-8": partial(PyTorchAllocator, roundup_power2_divisions=8),
         "cupy": CuPyPool,
         "rmm": RmmPool,
+        "driver-pool": DriverPool,
     }
 )
 """The baselines by the names that ``smartpool replay --against`` takes."""

@@ -213,19 +213,26 @@ class CachingBaseline(Baseline):
         self._addresses.check()
         for home in self._lists():
             home.check()
-        free = [block for home in self._lists() for block in home]
-        mapped = {block.address: block for block in (*free, *self._live.values())}
-        blocks = mapped | {block.address: block for block in self._unmapped()}
+        backed = self._backed_blocks()
+        blocks = {block.address: block for block in (*backed, *self._unmapped())}
         for pointer, block in self._live.items():
             if block.free or pointer != block.address + block.segment.shift:
                 raise InvariantError(f"{self.name}: live block at {pointer:#x} is marked wrongly")
         for segment in self._segments.values():
             _check_tiling(self.name, segment, blocks.get(segment.start))
-        held = sum(block.size for block in mapped.values())
         extent = sum(segment.size for segment in self._segments.values())
         known = sum(block.size for block in blocks.values())
-        if held != self._reserved or extent != known or held > self.peak_reserved_bytes:
+        held = self._held_bytes()
+        if extent != known or not held == self._reserved <= self.peak_reserved_bytes:
             raise InvariantError(f"{self.name}: {held=} {self._reserved=} {extent=} {known=}")
+
+    def _backed_blocks(self) -> list[Block]:
+        """Return the live blocks and those in lists."""
+        return [*self._live.values(), *(block for home in self._lists() for block in home)]
+
+    def _held_bytes(self) -> int:
+        """Return the physical memory held, counted anew."""
+        return sum(block.size for block in self._backed_blocks())
 
 
 def _check_tiling(name: str, segment: Segment, block: Block | None) -> None:

@@ -2,8 +2,8 @@
 
 A segment is what one driver call gave. Its blocks tile it and know their neighbours (boundary tags,
 Knuth, *The Art of Computer Programming* 1, 2.5), so that a freed block finds in O(1) what to coalesce
-with. Free blocks are ordered by size and then address, which makes the first at or above a size the
-best fit at the lowest address: the rule of PyTorch's and RMM's allocators.
+with. Free blocks are ordered by size, and equals by address (PyTorch, RMM) or by arrival (the driver's
+own pool): the first at or above a size is then the best fit as these allocators mean it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Final
 from smartpool.errors import InvariantError
 from smartpool.memory.ordered import OrderedIntegers
 
-__all__ = ["Block", "FreeBlocks", "Segment", "split"]
+__all__ = ["ArrivedBlocks", "Block", "FreeBlocks", "Segment", "split"]
 
-_ADDRESS_BITS: Final = 48
-_ADDRESS_MASK: Final = (1 << _ADDRESS_BITS) - 1
+_RANK_BITS: Final = 48  # of addresses and arrivals; the size stands above them in a key
 
 
 class Segment:
@@ -39,11 +38,23 @@ class Segment:
 class Block:
     """A range of a segment, live or free.
 
-    `home` is the list that holds the block when it is free. `mapped` is False where addresses have no
-    memory behind them (expandable segments); such blocks are free, and in no list of free blocks.
+    `home` is the list that holds the block when it is free, and `key` its place there. `mapped` is False
+    where addresses have no memory behind them (expandable segments); such blocks are free, and in no list.
+    `stamp` counts frees, for allocators that go by their order; a part of a block has the whole's.
     """
 
-    __slots__ = ("address", "following", "free", "home", "mapped", "previous", "segment", "size")
+    __slots__ = (
+        "address",
+        "following",
+        "free",
+        "home",
+        "key",
+        "mapped",
+        "previous",
+        "segment",
+        "size",
+        "stamp",
+    )
 
     def __init__(self, address: int, size: int, segment: Segment, home: FreeBlocks) -> None:
         self.address = address
@@ -54,6 +65,7 @@ class Block:
         self.following: Block | None = None
         self.free = False
         self.mapped = True
+        self.key = self.stamp = 0
 
     @property
     def is_whole(self) -> bool:
@@ -72,7 +84,7 @@ class Block:
 
 
 class FreeBlocks:
-    """Free blocks, ordered by size and then address. O(log n) for each operation."""
+    """Free blocks, ordered by size and then by address. O(log n) for each operation."""
 
     __slots__ = ("_blocks", "_keys")
 
@@ -92,47 +104,64 @@ class FreeBlocks:
 
     def add(self, block: Block) -> None:
         """Put a block in that is in no list."""
-        key = block.size << _ADDRESS_BITS | block.address
+        block.key = key = block.size << _RANK_BITS | block.address
         self._keys.add(key)
         self._blocks[key] = block
         block.free = True
 
     def remove(self, block: Block) -> None:
         """Take a block out that is in this list."""
-        key = block.size << _ADDRESS_BITS | block.address
-        self._keys.remove(key)
-        del self._blocks[key]
+        self._keys.remove(block.key)
+        del self._blocks[block.key]
         block.free = False
 
     def best(self, size: int) -> Block | None:
-        """Return the smallest block of at least `size` bytes, the lowest of equals; None if there is none."""
-        key = self._keys.ceiling(size << _ADDRESS_BITS)
+        """Return the smallest block of at least `size` bytes, the first of equals; None if there is none."""
+        key = self._keys.ceiling(size << _RANK_BITS)
         return None if key is None else self._blocks[key]
+
+    def fitting(self, size: int) -> Iterator[Block]:
+        """Yield the blocks of at least `size` bytes in order."""
+        return map(self._blocks.__getitem__, self._keys.from_(size << _RANK_BITS))
 
     def after(self, block: Block) -> Iterator[Block]:
         """Yield the blocks that follow `block` in the order."""
-        key = block.size << _ADDRESS_BITS | block.address
-        return map(self._blocks.__getitem__, self._keys.from_(key + 1))
+        return map(self._blocks.__getitem__, self._keys.from_(block.key + 1))
 
     def check(self) -> None:
         """Prove that keys and blocks agree, and that each block is free and here. O(n)."""
         self._keys.check()
         good = list(self._keys) == sorted(self._blocks) and all(
-            key == block.size << _ADDRESS_BITS | block.address
-            and 0 <= block.address <= _ADDRESS_MASK
-            and block.free
-            and block.home is self
+            key == block.key and key >> _RANK_BITS == block.size and block.free and block.home is self
             for key, block in self._blocks.items()
         )
         if not good:
             raise InvariantError(f"index of free blocks is wrong: {sorted(self._blocks)!r}")
 
 
+class ArrivedBlocks(FreeBlocks):
+    """Free blocks, ordered by size and then by arrival in this list."""
+
+    __slots__ = ("_arrivals",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arrivals = 0
+
+    def add(self, block: Block) -> None:
+        """Put a block in that is in no list, behind its equals."""
+        self._arrivals += 1
+        block.key = key = block.size << _RANK_BITS | self._arrivals
+        self._keys.add(key)
+        self._blocks[key] = block
+        block.free = True
+
+
 def split(block: Block, size: int) -> Block:
     """Cut `block` down to `size` bytes and return the rest of it, a live block in no list."""
     rest = Block(block.address + size, block.size - size, block.segment, block.home)
     following = block.following
-    rest.previous, rest.following = block, following
+    rest.previous, rest.following, rest.stamp = block, following, block.stamp
     if following is not None:
         following.previous = rest
     block.following = rest

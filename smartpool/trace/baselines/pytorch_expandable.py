@@ -193,7 +193,7 @@ class PyTorchExpandableAllocator(CachingBaseline):
         """Prove the invariants, and that the chunks are those under the mapped blocks. O(n)."""
         super().check()
         covered: dict[int, set[int]] = {start: set() for start in self._segments}
-        for block in (*self._live.values(), *(block for pool in self._lists() for block in pool)):
+        for block in self._backed_blocks():
             inside = cast("_Reservation", block.segment)
             first = block.address - (block.address - inside.start) % inside.chunk_size
             covered[inside.start].update(range(first, block.address + block.size, inside.chunk_size))

@@ -23,6 +23,7 @@ PEER_OF = {
     "pytorch-roundup-8": "torch:roundup_power2_divisions:8",
     "cupy": "cupy",
     "rmm": "rmm_pool",
+    "driver-pool": "driver_pool",
 }
 
 # Where a model does not give the recorded peak to the byte: what it gives in proportion. A change here
