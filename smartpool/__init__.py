@@ -8,15 +8,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from smartpool import errors
-from smartpool.buffer import Buffer
-from smartpool.config import SmartPoolConfig
 from smartpool.errors import *  # noqa: F403 - every error is public; errors.__all__ says which
-from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
-from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.request import AllocationRequest
-from smartpool.smart_pool import AllocationResult, SmartPool
+from smartpool.lazy import lazy_names
 from smartpool.units import GiB, KiB, MiB, TiB, format_size, parse_size
+
+if TYPE_CHECKING:
+    from smartpool.buffer import Buffer
+    from smartpool.config import SmartPoolConfig
+    from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
+    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.request import AllocationRequest
+    from smartpool.smart_pool import AllocationResult, SmartPool
 
 __all__ = [
     "AdvancedMemoryPoolManager",
@@ -38,3 +43,17 @@ __all__ = [
 __all__ += errors.__all__
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AdvancedMemoryPoolManager": "smartpool.pool.manager",
+        "AllocationRequest": "smartpool.request",
+        "AllocationResult": "smartpool.smart_pool",
+        "Buffer": "smartpool.buffer",
+        "GPUMemoryOptimizer": "smartpool.optimizer",
+        "SmartPool": "smartpool.smart_pool",
+        "SmartPoolConfig": "smartpool.config",
+        "integrate_smartpool_with_gpu_optimizer": "smartpool.optimizer",
+    },
+)

@@ -12,8 +12,11 @@ and the failure is reported through `sys.unraisablehook`.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from smartpool.dlpack import (
     CopiedMemory,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Buffer", "byte_count", "checked_shape"]
 
 _BYTES = DType.parse("uint8")
+_HOST = (int(DeviceType.CPU), 0)
 
 
 class Buffer:
@@ -96,18 +100,13 @@ class Buffer:
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of elements in each dimension; the layout is row-major without gaps."""
-        try:
-            return self._shape
-        except AttributeError:
-            return (self.nbytes,)
+        shape = getattr(self, "_shape", None)
+        return (self.nbytes,) if shape is None else shape
 
     @property
     def dtype(self) -> DType:
         """The element type; ``uint8`` unless `SmartPool.empty` was told another."""
-        try:
-            return self._dtype
-        except AttributeError:
-            return _BYTES
+        return getattr(self, "_dtype", _BYTES)
 
     @property
     def device(self) -> str:
@@ -117,10 +116,7 @@ class Buffer:
     @property
     def read_only(self) -> bool:
         """Whether consumers are told not to write."""
-        try:
-            return self._read_only
-        except AttributeError:
-            return False
+        return getattr(self, "_read_only", False)
 
     @property
     def released(self) -> bool:
@@ -195,7 +191,7 @@ class Buffer:
             max_version=max_version,
             dl_device=dl_device,
             copy=copy,
-            make_copy=self._copy_for,
+            make_copy=partial(self._copy_for, consumer),
         )
 
     @property
@@ -211,12 +207,14 @@ class Buffer:
             stream=manager.stream_of(self.pointer),
         )
 
-    @property
-    def __array_interface__(self) -> dict[str, object]:
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> Any:  # noqa: FBT001 - NumPy's
         """NumPy's protocol, on `cpu`: ``numpy.asarray(buffer)`` shares the memory on every Python."""
         array = self._host_array()
-        interface: dict[str, object] = array.__array_interface__
-        return interface
+        if dtype is not None and array.dtype != dtype:
+            if copy is False:
+                raise DLPackError(f"expected dtype {self.dtype} with copy=False, got {dtype}; allow a copy")
+            return array.astype(dtype)
+        return array.copy() if copy else array
 
     def __buffer__(self, flags: int) -> memoryview:
         """Python's buffer protocol, on `cpu`, from Python 3.12 on; before that see `memoryview`."""
@@ -241,18 +239,25 @@ class Buffer:
             read_only=self.read_only,
         )
 
-    def _copy_for(self, target: tuple[int, int]) -> CopiedMemory:
+    def _copy_for(self, consumer: int | None, target: tuple[int, int]) -> CopiedMemory:
+        """Copy the contents to `target` for a consumer that works on the stream `consumer`."""
         manager = self._pool()
-        if target != manager.driver.dl_device:
-            raise DLPackError(
-                f"expected dl_device={manager.driver.dl_device}, where the memory is, got {target}; "
-                "export here and let the consumer copy"
-            )
-        stream = manager.stream_of(self.pointer)
-        copied = Buffer(manager, manager.malloc(self.nbytes, stream), self.nbytes)
-        if self.nbytes:
-            manager.driver.copy(copied.pointer, self.pointer, self.nbytes, stream)
-        return CopiedMemory(owner=copied._shared(), pointer=copied.pointer)
+        driver = manager.driver
+        if target == driver.dl_device:
+            stream = manager.stream_of(self.pointer)
+            copied = Buffer(manager, manager.malloc(self.nbytes, stream), self.nbytes)
+            if self.nbytes:
+                driver.copy(copied.pointer, self.pointer, self.nbytes, stream)
+            if consumer is not None:
+                manager.order_after(copied.pointer, consumer)
+            return CopiedMemory(owner=copied._shared(), pointer=copied.pointer)
+        if target == _HOST:
+            data = np.frombuffer(bytearray(driver.read(self.pointer, self.nbytes)), dtype=np.uint8)
+            return CopiedMemory(owner=data, pointer=data.ctypes.data)
+        raise DLPackError(
+            f"expected dl_device={driver.dl_device}, where the memory is, or the host {_HOST}, got {target}; "
+            "export here and let the consumer copy"
+        )
 
     # ------------------------------------------------------------------ whose block it is
 

@@ -117,6 +117,24 @@ def test_older_protocols(pool):
     assert live(pool) == 0
 
 
+def test_an_array_of_the_older_protocol_keeps_the_memory_after_free(pool):
+    buffer = pool.empty(1000, "uint8")
+    array = np.asarray(buffer)
+    array[:] = 5
+    buffer.free()
+    pool.empty(1000, "uint8").memoryview()[:] = bytes(1000)
+    assert set(array.tolist()) == {5}
+
+
+def test_array_conversions(pool):
+    buffer = pool.empty(3, "int32")
+    np.asarray(buffer)[:] = [1, 2, 3]
+    assert np.asarray(buffer, dtype="float64").tolist() == [1, 2, 3]
+    assert np.array(buffer, copy=True).ctypes.data != buffer.pointer
+    with pytest.raises(DLPackError):
+        buffer.__array__(dtype="float64", copy=False)
+
+
 def test_streams_are_checked(pool):
     buffer = pool.empty(4)
     with pytest.raises(StreamError):

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Bin", "ClosedTable", "LiveTable", "RecordedTable", "RequestObserver"]
 
 
+_set = dict.__setitem__  # `super()` takes 0.1 us a call more
+_pop = dict.pop
+
+
 class RequestObserver(Protocol):
     """Who wants to know of every request and free."""
 
@@ -87,12 +91,12 @@ class RecordedTable(LiveTable):
     __slots__ = ()
 
     def __setitem__(self, pointer: int, bin_: Bin) -> None:
-        super().__setitem__(pointer, bin_)
+        _set(self, pointer, bin_)
         self.observer.allocated(pointer, bin_.nbytes, bin_.stream)
 
     def pop(self, pointer: int, *default: Any) -> Any:
         """Take a block out, as `dict.pop`, and tell the observer."""
-        bin_ = super().pop(pointer, *default)
+        bin_ = _pop(self, pointer, *default)
         if bin_ is not None:
             self.observer.freed(pointer, bin_.stream)
         return bin_
@@ -105,7 +109,7 @@ class ClosedTable(LiveTable):
 
     def pop(self, pointer: int, *default: Any) -> Any:
         """Take a block out, as `dict.pop`; the last one ends the pool."""
-        bin_ = super().pop(pointer, *default)
+        bin_ = _pop(self, pointer, *default)
         if not self:
             self.on_empty()
         return bin_

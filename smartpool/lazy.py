@@ -1,0 +1,36 @@
+"""Names that are imported when they are first used (PEP 562), so that importing a package stays cheap."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+__all__ = ["lazy_names"]
+
+
+def lazy_names(
+    package: str, home_of: Mapping[str, str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` for a package whose names live in other modules.
+
+    Parameters
+    ----------
+    package
+        The package's ``__name__``.
+    home_of
+        Name to the module that defines it.
+    """
+
+    def __getattr__(name: str) -> object:  # noqa: N807 - becomes the package's own
+        home = home_of.get(name)
+        if home is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(home), name)
+        setattr(sys.modules[package], name, value)  # the next time it is found without asking
+        return value
+
+    def __dir__() -> list[str]:  # noqa: N807
+        return sorted({*vars(sys.modules[package]), *home_of})
+
+    return __getattr__, __dir__
