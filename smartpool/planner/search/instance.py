@@ -88,7 +88,9 @@ class Instance:
 
     def select(self, chosen: Int64s) -> Instance:
         """Return the sub-instance of `chosen` buffers, its sections compressed anew, its unit kept."""
-        part = Instance.compress(self.first[chosen], self.last[chosen], self.size[chosen], self.alignment[chosen])
+        part = Instance.compress(
+            self.first[chosen], self.last[chosen], self.size[chosen], self.alignment[chosen]
+        )
         return Instance(
             first=part.first,
             last=part.last,

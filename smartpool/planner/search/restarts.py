@@ -56,18 +56,25 @@ GUESSES: Final = (
         Guess(priority, reverse, how, lazy=True)
         for priority, reverse, how in product(Priority, (False, True), (Merge.CHAINS, Merge.ALL))
     ),
-    *(Guess(priority, reverse, Merge.STACKS, lazy=True) for priority, reverse in product(Priority, (False, True))),
+    *(
+        Guess(priority, reverse, Merge.STACKS, lazy=True)
+        for priority, reverse in product(Priority, (False, True))
+    ),
     Guess(Priority.WIDTH, reverse=False, merge=Merge.NONE, lazy=False),
 )
 
 
-def search_instance(instance: Instance, capacity: int, limits: Limits, seed: int) -> list[int] | None:
+def search_instance(
+    instance: Instance, capacity: int, limits: Limits, seed: int, *, nodes: int | None = None
+) -> list[int] | None:
     """Find offsets in granules for every buffer of the instance, or None when the limits end it.
 
     Parameters
     ----------
     capacity
         In granules.
+    nodes
+        Give up after so many nodes of all trees together. Unlike time, a bound that repeats itself.
 
     Raises
     ------
@@ -78,25 +85,31 @@ def search_instance(instance: Instance, capacity: int, limits: Limits, seed: int
         return []
     load = instance.load.tolist()
     if max(load) > capacity:
-        raise ProvedInfeasible(f"the load is {max(load) * instance.unit} bytes, the capacity {capacity * instance.unit}")
+        raise ProvedInfeasible(
+            f"the load is {max(load) * instance.unit} bytes, the capacity {capacity * instance.unit}"
+        )
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     weights = [1.0] * instance.sections
     bundles = singles(instance)
+    left = nodes if nodes is not None else 1 << 62
     for guess, budget in _schedule(rng):
-        if limits.expired():
+        if left <= 0 or limits.expired():
             return None
         order = _order(merge(bundles, guess.merge, rng), guess.priority, load, rng)
         task = _task(order, instance.sections, capacity, reverse=guess.reverse)
         if guess.reverse:
             weights.reverse()
         tree = Tree(task, weights, lazy=guess.lazy)
-        outcome = tree.search(budget * len(order), limits)
+        outcome = tree.search(min(left, budget * len(order)), limits)
+        left -= tree.nodes
         if guess.reverse:
             weights.reverse()
         if outcome is Outcome.FOUND:
             return _spread(order, tree.offsets, len(bundles))
         if outcome is Outcome.EXHAUSTED and guess.merge is Merge.NONE and not guess.lazy:
-            raise ProvedInfeasible(f"no offsets fit {capacity * instance.unit} bytes: the search was exhausted")
+            raise ProvedInfeasible(
+                f"no offsets fit {capacity * instance.unit} bytes: the search was exhausted"
+            )
     return None
 
 
