@@ -83,6 +83,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
+    console = None if args.json else make_console()  # whether it can print is found out first
     runs = play(
         [find_trace(name) for name in args.traces],
         [SMARTPOOL, *args.against],
@@ -91,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
         streams=args.streams,
         policy=args.policy,
     )
-    if args.json:
+    if console is None:
         print(json.dumps(runs_as_json(runs), indent=1))
     else:
-        print_runs(runs, make_console())
+        print_runs(runs, console)
     return _FAILED_REQUESTS if any(one.failed_requests for one in runs) else _OK
 
 

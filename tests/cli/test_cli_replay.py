@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from smartpool import __version__
+from smartpool.cli import main
+from smartpool.trace.baselines import BASELINES
+
+TRACES = Path(__file__).parents[1] / "data" / "traces"
+
+KEYS = [
+    "trace", "allocator", "device", "events", "streams", "peak_live_bytes", "peak_reserved_bytes",
+    "fragmentation", "seconds", "driver_seconds", "driver_calls", "microseconds_per_operation",
+    "failed_requests",
+]  # fmt: skip
+
+
+def replay(capsys, *arguments):
+    status = main(["replay", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_json_is_one_object_with_exactly_these_keys(capsys):
+    status, out, err = replay(capsys, "dataframe-mix", TRACES / "multistream-mix.npz", "--json")
+    document = json.loads(out)
+    assert (status, err) == (0, "")
+    assert list(document) == ["schema", "version", "machine", "runs"]
+    assert (document["schema"], document["version"]) == (1, __version__)
+    assert [list(run) for run in document["runs"]] == [KEYS] * 10
+    allocators = ["smartpool", "pytorch", "pytorch-expandable", "cupy", "rmm"]
+    assert [run["allocator"] for run in document["runs"]] == allocators * 2
+    assert {run["device"] for run in document["runs"]} == {"model:141GiB"}
+    assert document["runs"][1]["peak_reserved_bytes"] == 2382364672  # what PyTorch itself showed
+    assert document["runs"][1]["driver_calls"] == {"allocate": 16}
+
+
+def test_all_means_every_baseline(capsys):
+    _, out, _ = replay(capsys, "dataframe-mix", "--against", "all", "--json")
+    assert [run["allocator"] for run in json.loads(out)["runs"]] == ["smartpool", *BASELINES]
+
+
+def test_a_table_for_people(capsys):
+    status, out, _ = replay(capsys, "dataframe-mix", "--against", "pytorch")
+    assert status == 0
+    assert re.search(r"pytorch +1\.12 GiB +2\.22 GiB +49\.4 %", out)
+
+
+def test_own_streams_and_none_to_compare_with(capsys):
+    _, out, _ = replay(capsys, "multistream-mix", "--streams", "own", "--against", "none", "--json")
+    (run,) = json.loads(out)["runs"]
+    assert run["streams"] == 4
+    assert run["driver_calls"]["create_stream"] == 3
+
+
+def test_a_failed_request_is_status_3(capsys):
+    status, out, _ = replay(
+        capsys, "dataframe-mix", "--against", "rmm,pytorch,rmm", "--capacity", "1300MiB", "--json"
+    )
+    ours, rmm, pytorch = json.loads(out)["runs"]
+    assert status == 3
+    assert (ours["allocator"], rmm["allocator"], pytorch["allocator"]) == ("smartpool", "rmm", "pytorch")
+    assert ours["failed_requests"] == 0 < rmm["failed_requests"]
+    assert max(run["peak_reserved_bytes"] for run in (ours, rmm, pytorch)) <= 1300 << 20
+    assert ours["device"] == "model:1300MiB"
+
+
+@pytest.mark.parametrize("capacity", ["2 GiB", str(2 << 30)])
+def test_sizes_are_read_by_humans_and_programs(capsys, capacity):
+    _, out, _ = replay(capsys, "dataframe-mix", "--against", "none", "--capacity", capacity, "--json")
+    assert json.loads(out)["runs"][0]["device"] == "model:2GiB"
+
+
+def test_a_policy_has_its_name(capsys):
+    _, out, _ = replay(capsys, "dataframe-mix", "--against", "none", "--policy", "tight", "--json")
+    assert json.loads(out)["runs"][0]["allocator"] == "smartpool-tight"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere.npz"], "bundled traces dataframe-mix.*nowhere.npz"),
+        (["dataframe-mix", "--against", "tcmalloc"], "pytorch-expandable.*tcmalloc"),
+        (["dataframe-mix", "--against", ","], "or all, or none"),
+        (["dataframe-mix", "--capacity", "many"], "such as '80GiB'.*'many'"),
+        (["dataframe-mix", "--capacity", "0"], "above 0"),
+        (["dataframe-mix", "--device", "abacus"], "'abacus'"),
+        (["dataframe-mix", "--streams", "two"], "invalid choice: 'two'"),
+        ([], "TRACE"),
+    ],
+)
+def test_unusable_arguments_are_status_2(capsys, arguments, says):
+    status, out, err = replay(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert re.search(says, " ".join(err.split()))
+
+
+def test_a_damaged_file_is_status_2(capsys, tmp_path):
+    path = tmp_path / "cut.npz"
+    path.write_bytes((TRACES / "dataframe-mix.npz").read_bytes()[:5000])
+    status, out, err = replay(capsys, path, "--json")
+    assert (status, out) == (2, "")
+    assert "cut.npz" in err
+
+
+def test_a_directory_of_a_bundled_name_is_no_trace(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataframe-mix").mkdir()
+    status, _, _ = replay(capsys, "dataframe-mix", "--against", "none", "--json")
+    assert status == 0
