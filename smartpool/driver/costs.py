@@ -1,8 +1,11 @@
 """What each driver call costs on the modelled device: one NVIDIA H200, driver 580 (CUDA 13.0).
 
 Every cost is a line, ``base + per_mib * MiB``, fitted to medians measured from Python on an idle
-device (`bench/gpu/driver_costs.py`, `bench/results/driver_costs.json`), so the binding's own
-microsecond is in them. `docs/drivers.md` shows the measurements beside the lines.
+device, so the binding's own microsecond is in them: two runs of `bench/gpu/driver_costs.py` (the
+later is `bench/results/driver_costs.json`) and an earlier study of the virtual-memory calls. The
+three agree within 10 % on short calls; what grows with size (`free`, `release_chunk`) differed by
+up to 40 % between machines of the same kind, and the lines run between. `docs/drivers.md` shows
+the measurements beside them.
 """
 
 from __future__ import annotations
@@ -43,10 +46,9 @@ class CostTable:
     allocate_small, free_small
         For raw memory of up to `small_limit` bytes. It shares pages: `allocate` and `free` come on
         top when a page is taken or returned.
-    enable_access
-        For each mapping in the range that has no access yet: one call over many is no cheaper.
-    enable_access_call
-        The least that a call costs; over mappings that have access already it costs no more.
+    enable_access_call, enable_access, enable_access_again
+        Once a call, for each mapping in the range without access, and for each that has it already:
+        one call over many mappings saves next to nothing on the new ones.
     unmap
         For each mapping in the range.
     """
@@ -62,8 +64,9 @@ class CostTable:
     create_chunk: Cost
     release_chunk: Cost
     map_chunk: Cost
-    enable_access: Cost
     enable_access_call: Cost
+    enable_access: Cost
+    enable_access_again: Cost
     unmap: Cost
     create_stream: Cost
     destroy_stream: Cost
@@ -80,19 +83,20 @@ class CostTable:
 
 H200 = CostTable(
     memory_info=Cost(6.5),
-    allocate=Cost(49.0, 0.07),
-    free=Cost(42.0, 0.52),
+    allocate=Cost(49.0, 0.09),
+    free=Cost(42.0, 0.65),
     allocate_small=Cost(2.4),
     free_small=Cost(3.0),
     small_limit=1 * MiB,
-    reserve=Cost(3.5),
-    unreserve=Cost(6.0),
-    create_chunk=Cost(12.0, 0.017),
-    release_chunk=Cost(14.0, 0.63),
-    map_chunk=Cost(1.8, 0.0004),
-    enable_access=Cost(28.7, 0.042),
-    enable_access_call=Cost(1.4),
-    unmap=Cost(19.0, 0.0125),
+    reserve=Cost(3.7),
+    unreserve=Cost(6.5),
+    create_chunk=Cost(12.5, 0.02),
+    release_chunk=Cost(14.0, 0.68),
+    map_chunk=Cost(1.9, 0.0006),
+    enable_access_call=Cost(1.1),
+    enable_access=Cost(29.0, 0.042),
+    enable_access_again=Cost(0.3),
+    unmap=Cost(19.5, 0.0125),
     create_stream=Cost(3.8),
     destroy_stream=Cost(4.1),
     synchronize=Cost(1.1),

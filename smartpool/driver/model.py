@@ -52,7 +52,7 @@ class ModelDriver(HostDriver):
     >>> base, chunk = driver.reserve(1 << 40), driver.create_chunk(32 << 20)
     >>> driver.map_chunk(base, chunk); driver.enable_access(base, 32 << 20)
     >>> driver.name, driver.calls["map_chunk"], round(driver.seconds * 1e6)
-    ('model:80GiB', 1, 48)
+    ('model:80GiB', 1, 50)
     """
 
     def __init__(self, capacity: int = 141 * GiB, costs: CostTable = H200) -> None:
@@ -105,8 +105,11 @@ class ModelDriver(HostDriver):
 
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None:
         costs = self.costs
-        new = sum(costs.enable_access.seconds(mapping.size) for mapping in mappings if not mapping.accessible)
-        self.seconds += max(new, costs.enable_access_call.seconds())
+        seconds = costs.enable_access_call.seconds()
+        for mapping in mappings:
+            cost = costs.enable_access_again if mapping.accessible else costs.enable_access
+            seconds += cost.seconds(mapping.size)
+        self.seconds += seconds
 
     def _unmap(self, address: int, size: int, mappings: list[Mapping]) -> None:
         for mapping in mappings:

@@ -19,10 +19,14 @@ device reports, is a `DriverError` with the call, its arguments and the driver's
 
 Ordering. `fill` and `copy` are asynchronous with respect to the host and in order within a
 stream. Everything else that touches memory (`free`, `unmap`, `release_chunk`) acts at once: the
-caller must know by events that the device is done with it. `free` may block until it is.
+caller must know by events that the device is done with it. `free` may block until it is. Work
+that is still pending when its memory is unmapped loses the device, or, where something else was
+mapped there meanwhile, writes into that (both were seen on an H200; the host drivers do the same).
 
 Threads. Every method may be called from any thread, without other set-up: a driver makes its
-context current on the calling thread itself.
+context current on the calling thread itself, and leaves another library's where it found it. A
+driver is not re-entrant: a finaliser or signal handler that runs in the middle of a call must not
+call the driver, but queue what it wants done.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ class Driver(Protocol):
     default_stream
         The stream that None stands for: 0 on every driver (CUDA's legacy default stream).
     calls
-        How often each call of this protocol was made, failed calls included.
+        How often each call of this protocol reached the driver, failed calls included.
     seconds
         What the calls cost: modelled on `model`, measured elsewhere.
     """
@@ -122,7 +126,9 @@ class Driver(Protocol):
         """Return the stream handle that `obj` stands for.
 
         None is the default stream, an integer is a handle, anything with ``__cuda_stream__`` (on
-        CUDA) is asked. Raises `StreamError` for everything else, and for streams of others.
+        CUDA) is asked. Raises `StreamError` for everything else, and for streams of others. Equal
+        handles are one stream, on whichever thread: CUDA's per-thread default stream (2) becomes a
+        handle of its own for each thread.
         """
 
     def create_stream(self) -> int:
@@ -168,5 +174,15 @@ class Driver(Protocol):
 
     # --- life ---
 
+    def held(self) -> dict[str, int]:
+        """Return how much callers hold: raw, raw_bytes, reservations, chunks, chunk_bytes, mappings."""
+
+    def check(self) -> None:
+        """Raise `InvariantError` unless the driver's books are sound. O(held)."""
+
     def close(self) -> None:
-        """Release what the driver itself holds. What callers hold stays theirs; idempotent."""
+        """Take no new memory, streams or events: such calls raise `DriverError`, code ``CLOSED``.
+
+        What callers hold stays theirs and is given back as before; the driver's own resources go
+        with the last of it. Idempotent.
+        """

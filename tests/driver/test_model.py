@@ -30,18 +30,20 @@ def test_virtual_memory_costs_by_the_mapping(driver):
     chunks = [driver.create_chunk(size) for _ in range(4)]
     for index, chunk in enumerate(chunks):
         one = cost(driver, lambda chunk=chunk, index=index: driver.map_chunk(base + index * size, chunk))
-        assert one == pytest.approx(1.8 + 4 * 0.0004)
-    assert cost(driver, lambda: driver.enable_access(base, 4 * size)) == pytest.approx(4 * (28.7 + 4 * 0.042))
-    assert cost(driver, lambda: driver.enable_access(base, 4 * size)) == pytest.approx(1.4)
-    assert cost(driver, lambda: driver.unmap(base, 4 * size)) == pytest.approx(4 * (19 + 4 * 0.0125))
+        assert one == pytest.approx(1.9 + 4 * 0.0006)
+    assert cost(driver, lambda: driver.enable_access(base, 4 * size)) == pytest.approx(
+        1.1 + 4 * (29 + 4 * 0.042)
+    )
+    assert cost(driver, lambda: driver.enable_access(base, 4 * size)) == pytest.approx(1.1 + 4 * 0.3)
+    assert cost(driver, lambda: driver.unmap(base, 4 * size)) == pytest.approx(4 * (19.5 + 4 * 0.0125))
     assert cost(driver, lambda: driver.unmap(base, 4 * size)) == 0
-    assert cost(driver, lambda: driver.release_chunk(chunks[0])) == pytest.approx(14 + 4 * 0.63)
+    assert cost(driver, lambda: driver.release_chunk(chunks[0])) == pytest.approx(14 + 4 * 0.68)
 
 
 def test_raw_memory_costs_by_the_page(driver):
     small = [cost(driver, lambda: driver.allocate(500 << 10)) for _ in range(8)]
-    assert small == pytest.approx([2.4 + 49 + 0.14, 2.4, 2.4, 2.4, 2.4 + 49 + 0.14, 2.4, 2.4, 2.4])
-    assert cost(driver, lambda: driver.allocate(16 * MiB)) == pytest.approx(49 + 16 * 0.07)
+    assert small == pytest.approx([2.4 + 49 + 0.18, 2.4, 2.4, 2.4, 2.4 + 49 + 0.18, 2.4, 2.4, 2.4])
+    assert cost(driver, lambda: driver.allocate(16 * MiB)) == pytest.approx(49 + 16 * 0.09)
 
 
 def test_raw_memory_takes_pages(driver):
@@ -147,4 +149,5 @@ def test_the_table_is_what_was_measured():
         if which == "again" and int(size) > MiB:
             for call in ("allocate", "free"):
                 modelled = getattr(H200, call).seconds(int(row["taken_each"])) * 1e6
-                assert modelled == pytest.approx(row[call], rel=0.25, abs=6), (call, size)
+                mean = (row[call] + measured["raw"][f"{size} first"][call]) / 2
+                assert modelled == pytest.approx(mean, rel=0.25, abs=6), (call, size)
