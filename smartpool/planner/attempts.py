@@ -24,12 +24,13 @@ import numpy as np
 
 from smartpool.planner.clock import Clock, OutOfTime
 from smartpool.planner.core import solve_core
+from smartpool.planner.eject import repair
 from smartpool.planner.gap_index import Side
 from smartpool.planner.improve import improve
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
 from smartpool.planner.search import ProvedInfeasible, fit
-from smartpool.planner.sweep_fit import WAYS, outward
+from smartpool.planner.sweep_fit import STACKINGS, WAYS, outward
 from smartpool.planner.sweeps import Int64s
 from smartpool.planner.windows import cuts_between_peaks, window_rows, windows
 
@@ -41,8 +42,11 @@ RELAX: Final = (0.0, 0.0005, 0.004, 0.02, 0.08)
 SLICE_S: Final = 1.0
 """Of one search in the first round; each further round has `GROWTH` times as much."""
 
-SLICE_S_EACH: Final = 2e-5
-"""And at least this for each interval, as every sweep costs a tenth of it."""
+SLICE_S_EACH: Final = 4e-6
+"""And at least this for each interval: a sweep costs half of it."""
+
+LARGE: Final = 200_000
+"""In parts of more intervals a round of sweeps costs seconds, so ejection, which is local, goes first."""
 
 QUICK: Final = 2000
 """Parts of at most so many intervals are swept with every stacking at once."""
@@ -134,17 +138,24 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
     rng = np.random.default_rng(seed)
     seconds = max(SLICE_S, SLICE_S_EACH * len(problem))
     try:
-        for stacking, side in WAYS if len(problem) <= QUICK else WAYS[:1]:
-            offsets = outward(problem, ceiling=racer.goal, stacking=stacking, side=side, clock=clock)
+        for stacking, side in WAYS if WHOLE < len(problem) <= QUICK else WAYS[:1]:
+            offsets = outward(problem, stacking=stacking, side=side, clock=clock)
             racer.offer(offsets, "sweep from the peak")
             yield
         cuts = cuts_between_peaks(problem.load) if depth == 0 else np.zeros(0, np.int64)
+        rounds = 1
         while racer.height > racer.bound:
-            yield from _by_search(racer, clock, seconds, int(rng.integers(1 << 30)))
-            if len(cuts):
-                yield from _by_windows(racer, cuts, clock.slice(20 * seconds), int(rng.integers(1 << 30)))
+            seeds = rng.integers(1 << 30, size=2).tolist()
+            steps = [
+                _by_search(racer, clock, seconds, seeds[0]),
+                _by_ejection(racer, clock.slice(10 * seconds), rounds),
+                _by_windows(racer, cuts, clock.slice(20 * seconds), seeds[1]),
+            ]
+            for step in steps if len(problem) <= LARGE else steps[::-1]:
+                yield from step
             yield from _by_chance(racer, clock.slice(seconds), rng)
             seconds *= GROWTH
+            rounds += 2
     except OutOfTime:
         return
 
@@ -180,9 +191,25 @@ def _by_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> Iterato
         yield
 
 
+def _by_ejection(racer: Racer, clock: Clock, rounds: int) -> Iterator[None]:
+    """Bring the best plan down, step by step: what fits one step is the start of the next."""
+    assert racer.offsets is not None
+    offsets = racer.offsets
+    for relax in reversed(RELAX):
+        level = racer.goal + int(racer.goal * relax)
+        if level < racer.bound or racer.height <= level:
+            continue
+        for repaired in repair(racer.problem, offsets, goal=level, clock=clock, rounds=rounds):
+            offsets = repaired
+            racer.offer(offsets, "ejection")
+            yield
+
+
 def _by_windows(racer: Racer, cuts: Int64s, clock: Clock, seed: int) -> Iterator[None]:
     """Place what crosses the cuts, then race the windows between them."""
     problem = racer.problem
+    if not len(cuts):
+        return
     offsets = np.full(len(problem), FREE) if problem.fixed is None else problem.fixed.copy()
     crossers, _ = window_rows(problem, cuts)
     try:
@@ -225,7 +252,7 @@ def _by_chance(racer: Racer, clock: Clock, rng: np.random.Generator) -> Iterator
 
 def _core(problem: Problem, capacity: int, clock: Clock, seed: int) -> Int64s | None:
     """Fit a core: by a sweep if one happens to, else by the search."""
-    for stacking, side in WAYS:
+    for stacking, side in WAYS[: len(STACKINGS)]:
         offsets = outward(problem, ceiling=capacity, stacking=stacking, side=side, clock=clock)
         if int((offsets + problem.size).max()) <= capacity:
             return offsets

@@ -55,10 +55,11 @@ def decompose(problem: Problem) -> tuple[list[Part], Int64s]:
     --------
     >>> from smartpool.planner.intervals import IntervalSet
     >>> from smartpool.planner.problem import normalize
-    >>> weights_and_two_steps = IntervalSet.from_arrays([0, 0, 2, 5, 7], [9, 3, 5, 8, 9], [8, 3, 4, 3, 4])
+    >>> start, end = [0, 0, 1, 3, 5, 7, 8, 10, 12], [14, 2, 4, 6, 7, 9, 11, 13, 14]
+    >>> weights_and_two_steps = IntervalSet.from_arrays(start, end, [8, 3, 4, 2, 5, 3, 4, 2, 5])
     >>> parts, offsets = decompose(normalize(weights_and_two_steps).problem)
     >>> len(parts), len(parts[0].copies), parts[0].base, offsets.tolist()
-    (1, 2, 8, [0, 0, 0, 0, 0])
+    (1, 2, 8, [0, 0, 0, 0, 0, 0, 0, 0, 0])
     """
     offsets = np.zeros(len(problem), np.int64)
     found: dict[tuple[object, ...], list[tuple[Problem, Int64s]]] = {}

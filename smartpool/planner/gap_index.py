@@ -69,8 +69,8 @@ class GapIndex:
     Examples
     --------
     >>> index = GapIndex([(0, 8, 5), (12, 20, 9)], ceiling=24, shift=8)
-    >>> index.take(3, 7), index.take(4, 7), index.take(2, 7), index.top
-    (9, 20, 24, 26)
+    >>> index.take(3, 7), index.take(2, 7), index.take(4, 7), index.top
+    (9, 22, 24, 28)
     >>> index.give(0, 8); index.take(7, 9)
     0
     """
@@ -173,7 +173,7 @@ class GapIndex:
             self._cut(low, high, offset, offset + size)
             self._end_above[offset] = self._end_below[offset + size] = end
             return offset
-        offset = _lowest(self.top, None, size, alignment, blocked)
+        offset = _lowest(self._low_of.get(self.top, self.top), None, size, alignment, blocked)
         assert offset is not None
         self.occupy(offset, offset + size, end)
         return offset
@@ -181,9 +181,13 @@ class GapIndex:
     def occupy(self, low: int, high: int, end: int) -> None:
         """Make the free range ``[low, high)`` live until `end`."""
         self._end_above[low] = self._end_below[high] = end
-        if low >= self.top:
-            if low > self.top:
-                self._add(self.top, low)
+        last = self._low_of.get(self.top, self.top)
+        if low >= last and high > self.top:
+            # Above the ceiling, or through it: the free range that ends there goes up to `low`.
+            if last < self.top:
+                self._cut(last, self.top, last, self.top)
+            if low > last:
+                self._add(last, low)
             self.top = high
             return
         found = self._high_of.get(low)
@@ -194,11 +198,6 @@ class GapIndex:
         for gap_low, gap_high in self._high_of.items():
             if gap_low <= low and high <= gap_high:
                 self._cut(gap_low, gap_high, low, high)
-                return
-            if gap_low <= low < gap_high == self.top:
-                # A reservation through the ceiling, over which nothing is live.
-                self._cut(gap_low, gap_high, low, gap_high)
-                self.top = high
                 return
         raise InvariantError(f"expected [{low}, {high}) to be free; the free ranges are {self.gaps()}")
 
@@ -246,7 +245,10 @@ class GapIndex:
             raise InvariantError(f"gaps {gaps}, lists {listed}, by high end {self._low_of}, top {self.top}")
 
     def _take_top(self, size: int, end: int) -> int:
-        low = self.top
+        """Occupy the range that ends at the top, and what is missing above it."""
+        low = self._low_of.get(self.top, self.top)
+        if low < self.top:
+            self._cut(low, self.top, low, self.top)
         self.top = low + size
         self._end_above[low] = self._end_below[self.top] = end
         return low

@@ -9,7 +9,7 @@ not a million objects, so that everything that is asked of all intervals at once
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -188,6 +188,10 @@ class IntervalSet:
     def components(self) -> Int64s:
         """Return the number of each interval's connected component, in order of time; O(n log n)."""
         return component_of(self.start, self.end)
+
+    def without_fixed(self) -> IntervalSet:
+        """Return the same intervals, all of them free to move."""
+        return replace(self, fixed=np.full(len(self), FREE))
 
     def take(self, rows: ArrayLike) -> IntervalSet:
         """Return the intervals of these rows (indices or a mask), in that order."""

@@ -117,7 +117,7 @@ def solve(
     problem = normalized.problem
     best.offer(color_classes(problem), "size classes")
     goal = problem.bound if capacity is None else max(problem.bound, capacity // normalized.unit)
-    if best.height > goal:
+    if best.height > problem.bound:
         with suppress(KeyboardInterrupt, OutOfTime):
             _run(problem, best, goal, clock, seed)
     return best.plan()

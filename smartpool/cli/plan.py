@@ -1,0 +1,169 @@
+"""``smartpool plan``: offsets for intervals with known lifetimes.
+
+The input is CSV with the columns ``id,lower,upper,size`` (``alignment``, ``priority`` and ``fixed_offset``
+may follow), or a trace in any format that ``smartpool replay`` reads. Lifetimes are half-open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from smartpool.errors import InvalidSizeError
+from smartpool.planner.intervals import IntervalSet
+from smartpool.planner.plans import Plan
+from smartpool.planner.portfolio import solve
+from smartpool.planner.reading import read_csv, write_csv
+from smartpool.units import format_size, parse_size
+
+__all__ = ["add_parser", "run"]
+
+DOES_NOT_FIT: Final = 3
+
+_EPILOG: Final = """\
+examples:
+  smartpool plan graph.csv                            the lowest plan in 10 s
+  smartpool plan graph.csv --capacity 1MiB            any plan that fits; status 3 when none was found
+  smartpool plan trace.npz --picture plan.svg         how a recorded run could have been laid out
+  smartpool plan graph.csv --output placed.csv --json
+
+Exit status: 0 done, 2 unusable input, 3 the capacity was not met. Ctrl-C ends the search and keeps
+the best plan so far.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``plan`` to the command line."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="give intervals with known lifetimes their offsets",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="intervals as CSV, or a trace")
+    parser.add_argument(
+        "--capacity",
+        metavar="SIZE",
+        type=_size,
+        help="bytes at hand, such as 80GiB: stop at a plan that fits",
+    )
+    parser.add_argument(
+        "--time-limit", metavar="S", type=_seconds, help="seconds (default: 10, and 50 us an interval)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same plan (default: 0)")
+    parser.add_argument(
+        "--output", metavar="FILE.csv", type=Path, help="write the intervals with their offsets"
+    )
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the plan as SVG")
+    parser.add_argument("--progress", action="store_true", help="tell each better plan on standard error")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan a file and return the exit status."""
+    intervals = _read(args.file)
+    plan = solve(
+        intervals,
+        capacity=args.capacity,
+        time_limit=args.time_limit,
+        seed=args.seed,
+        progress=_Teller() if args.progress else None,
+    )
+    fits = None if args.capacity is None else plan.height <= args.capacity
+    if args.output is not None:
+        write_csv(args.output, intervals, plan.offsets)
+    if args.picture is not None:
+        # Drawing is for those who ask.
+        from smartpool.report.plan_picture import write_plan_picture  # noqa: PLC0415
+
+        write_plan_picture(args.picture, intervals, plan, title=args.file.stem, capacity=args.capacity)
+    if args.json:
+        print(json.dumps(_document(args, intervals, plan, fits=fits)))
+    else:
+        print(_text(args, intervals, plan))
+    return DOES_NOT_FIT if fits is False else 0
+
+
+def _read(path: Path) -> IntervalSet:
+    """Read CSV of intervals, or whatever the trace readers know."""
+    if path.suffix.lower() != ".csv" or not _has_intervals(path):
+        from smartpool.trace import read_any  # noqa: PLC0415  its importers are not free
+
+        trace = read_any(path)
+        return IntervalSet.from_events(trace.op, trace.id, trace.size)
+    return read_csv(path)
+
+
+def _has_intervals(path: Path) -> bool:
+    """Whether a CSV is one of intervals; a log of allocations has no lifetimes in its header."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline().lower()
+    return "action" not in header.split(",")[:3] and "thread" not in header.lower()
+
+
+def _document(
+    args: argparse.Namespace, intervals: IntervalSet, plan: Plan, *, fits: bool | None
+) -> dict[str, object]:
+    return {
+        "schema": 1,
+        "instance": args.file.stem,
+        "intervals": len(intervals),
+        "load_bytes": plan.load,
+        "height_bytes": plan.height,
+        "gap": plan.gap,
+        "seconds": plan.seconds,
+        "method": plan.method,
+        "proved_optimal": plan.proved_optimal,
+        "capacity_bytes": args.capacity,
+        "fits": fits,
+    }
+
+
+def _text(args: argparse.Namespace, intervals: IntervalSet, plan: Plan) -> str:
+    proof = "optimal" if plan.proved_optimal else "not proved optimal"
+    lines = [
+        f"{args.file.name}: {len(intervals):,} intervals",
+        f"  load    {plan.load:>18,} bytes  ({format_size(plan.load)}): no plan is lower",
+        f"  height  {plan.height:>18,} bytes  ({format_size(plan.height)}), {plan.gap:.3%} above it, {proof}",
+    ]
+    if args.capacity is not None:
+        verdict = "fits" if plan.height <= args.capacity else "does not fit"
+        lines.append(f"  {verdict} into {args.capacity:,} bytes ({format_size(args.capacity)})")
+    lines.append(f"  by {plan.method} in {plan.seconds:.2f} s")
+    return "\n".join(lines)
+
+
+class _Teller:
+    """Tell better plans on standard error, but not more often than a reader follows."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def __call__(self, plan: Plan) -> None:
+        now = time.monotonic()
+        if now - self.last >= 0.1 or plan.proved_optimal:
+            self.last = now
+            print(f"{plan.seconds:8.2f} s  {plan.gap:9.4%} above the load  {plan.method}", file=sys.stderr)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except InvalidSizeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds of at least 0, got {text!r}")
+    return seconds
