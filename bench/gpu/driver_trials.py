@@ -114,9 +114,10 @@ for name, at in (("the new chunk", base), ("the old chunk", base + 4 * u)):
 CAPTURE = """
 stream, other, event, raw = d.create_stream(), d.create_stream(), d.create_event(), d.allocate(u)
 handle, quiet, marker = d.stream_handle(stream), d.stream_handle(other), d._events._live[event]
-d.map_chunk(base, chunk); d.enable_access(base, 2 * u)
+d.map_chunk(base, chunk); d.enable_access(base, 2 * u); events = [api.cuEventCreate(2)[1]]
 steps = {
  "query an event": lambda: api.cuEventQuery(marker), "create an event": lambda: api.cuEventCreate(2),
+ "destroy an event": lambda: api.cuEventDestroy(events.pop()),
  "record on another stream": lambda: api.cuEventRecord(marker, quiet),
  "record on the legacy stream": lambda: api.cuEventRecord(marker, api.CUstream(0)),
  "synchronise an event": lambda: api.cuEventSynchronize(marker),

@@ -15,11 +15,15 @@ The book has no lock: its driver has one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from smartpool.driver.ranges import RangeMap
 from smartpool.errors import DriverError, InvariantError
 
-__all__ = ["AddressBook", "Chunk", "Mapping"]
+__all__ = ["MOST_ADDRESSES", "AddressBook", "Chunk", "Mapping", "refusal"]
+
+MOST_ADDRESSES: Final = 1 << 57
+"""The largest reservation that makes sense: five levels of page tables."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +87,10 @@ class AddressBook:
         """Refuse a size that is not a positive multiple of the granularity."""
         if size <= 0 or size % self.granularity:
             raise refusal(call, f"expected a positive multiple of {self.granularity} bytes", size=size)
+        if call == "reserve" and size > MOST_ADDRESSES:
+            raise refusal(
+                call, f"expected at most {MOST_ADDRESSES} bytes: no processor has more addresses", size=size
+            )
 
     def add_reservation(self, address: int, size: int) -> None:
         """Record what `reserve` returned. Undone by `remove_reservation`."""

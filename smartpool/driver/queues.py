@@ -151,7 +151,7 @@ class Queues:
         """Make later work on the stream wait for what the event stands for now."""
         marker = self._marker("wait_event", event)
         stream = self._stream(handle)
-        if marker.done and not stream.pending and not stream.paused:
+        if marker.done:
             return
         stream.pending.append(_Wait(marker))
         self._run(stream)

@@ -88,6 +88,13 @@ def test_what_may_be_touched(book):
     other.accessible = True
     assert book.touchable(BASE + UNIT // 2, 2 * UNIT)  # across two mappings
     assert not book.touchable(BASE, 4 * UNIT)
+    book.map(BASE + 6 * UNIT, 1).accessible = True
+    assert not book.touchable(BASE + 5 * UNIT + 1, UNIT)  # begins where there is no access
+    assert not book.touchable(BASE + 3 * UNIT, 4 * UNIT)
+    book.unmap(BASE + 4 * UNIT, 2 * UNIT)
+    assert not book.touchable(BASE + 5 * UNIT, 2 * UNIT)  # begins in a hole
+    assert not book.touchable(BASE + 2 * UNIT, 5 * UNIT)  # spans one
+    assert book.touchable(BASE + 6 * UNIT, UNIT)
 
 
 def test_check_finds_damage(book):

@@ -195,6 +195,20 @@ def test_failures_of_events(fake, driver):
         driver.destroy_event(event)  # it is still there
 
 
+def test_numbers_that_the_bindings_cannot_pass_on():
+    fake = FakeCuda()
+
+    def too_large(*_):
+        raise OverflowError("Python int too large to convert to C size_t")
+
+    fake.cuMemAlloc = fake.cuMemsetD8Async = too_large
+    driver = CudaDriver(0, Bindings(fake, "13.0.0"))
+    with pytest.raises(DriverOutOfMemoryError):
+        driver.allocate(1 << 70)
+    with pytest.raises(DriverError, match="INVALID_VALUE"):
+        driver.fill(-1, 0, 10, 0)
+
+
 def test_a_failure_that_the_package_does_not_know():
     fake = FakeCuda()
     driver = CudaDriver(0, Bindings(fake, "13.0.0"))
@@ -267,14 +281,29 @@ def test_two_drivers_share_the_context(fake, driver):
 # --- events ---
 
 
-def test_events_are_recycled_unless_pending(fake, driver):
+def test_events_are_recycled_when_they_are_known_to_be_done(fake, driver):
     first = driver.create_event()
     driver.destroy_event(first)
-    assert driver.create_event() == first
-    fake.cpus[0].pause()
+    assert driver.create_event() == first  # never recorded
+    for see_it_done in (driver.event_done, driver.synchronize_event):
+        driver.record_event(first, 0)
+        see_it_done(first)
+        driver.destroy_event(first)
+        assert driver.create_event() == first
+    fake.made.clear()
     driver.record_event(first, 0)
-    driver.destroy_event(first)
+    driver.destroy_event(first)  # perhaps done, but nobody asked
     assert driver.create_event() != first
+    assert "cuEventQuery" not in fake.made  # asking would invalidate a capture
+
+
+def test_a_pending_event_does_not_come_back(fake, driver):
+    event = driver.create_event()
+    fake.cpus[0].pause()
+    driver.record_event(event, 0)
+    assert not driver.event_done(event)
+    driver.destroy_event(event)
+    assert driver.event_done(driver.create_event())
     fake.cpus[0].resume()
 
 

@@ -56,7 +56,13 @@ class Context:
         """Call the driver, keep the time, and raise what a failure means."""
         self.calls[call] += 1
         begin = perf_counter()
-        result = function(*values)
+        try:
+            result = function(*values)
+        except OverflowError as error:  # a number that does not fit the binding's types
+            codes = self.api.CUresult
+            too_much = call in ("allocate", "create_chunk")
+            code = codes.CUDA_ERROR_OUT_OF_MEMORY if too_much else codes.CUDA_ERROR_INVALID_VALUE
+            raise failure(call, code, arguments) from error
         self.seconds += perf_counter() - begin
         if result[0] is not self._success:
             raise failure(call, result[0], arguments)

@@ -1,8 +1,10 @@
 """CUDA events behind plain integers: recorded, asked and recycled with as little Python as can be.
 
 An event costs 1.5 us to create and destroy, and a pool wants one for every block that changes
-streams, so destroyed events are kept for reuse. Only an event that is done may come back: a new
-event must count as done, and a pending one would not.
+streams, so destroyed events are kept for reuse. Only an event that is known to be done may come
+back: a new event must count as done, and a pending one would not. It is known when it was seen to
+be done after its last record. Asking at that moment was rejected: beside a stream capture the
+question would invalidate the capture.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Events:
         "_context",
         "_live",
         "_not_ready",
+        "_pending",
         "_query",
         "_record",
         "_spare",
@@ -52,6 +55,7 @@ class Events:
         self._record, self._query = context.api.cuEventRecord, context.api.cuEventQuery
         self._wait = context.api.cuStreamWaitEvent
         self._live: dict[int, Any] = {}
+        self._pending: set[int] = set()  # recorded, and not seen to be done since
         self._spare: list[Any] = []
 
     def __len__(self) -> int:
@@ -74,7 +78,7 @@ class Events:
         """Destroy an event; waits already queued on it are unaffected."""
         raw = self._raw("destroy_event", event)
         del self._live[event]
-        if len(self._spare) < _SPARE and self._query(raw)[0] is self._success:
+        if event not in self._pending and len(self._spare) < _SPARE:
             self._calls["destroy_event"] += 1
             self._spare.append(raw)
             return
@@ -83,10 +87,12 @@ class Events:
         except BaseException:
             self._live[event] = raw
             raise
+        self._pending.discard(event)
 
     def record(self, event: int, stream: int) -> None:
         """Make `event` stand for all work queued on `stream` up to now."""
         raw, handle = self._raw("record_event", event), self._streams.handle(stream)
+        self._pending.add(event)
         begin = perf_counter()
         code = self._record(raw, handle)[0]
         self._context.seconds += perf_counter() - begin
@@ -105,6 +111,7 @@ class Events:
         code = self._query(raw)[0]
         self._context.seconds += perf_counter() - begin
         if code is self._success:
+            self._pending.discard(event)
             return True
         if code is self._not_ready:
             return False
@@ -121,6 +128,7 @@ class Events:
         """Block the host until the event is done."""
         raw = self._raw("synchronize_event", event)
         self._context.call("synchronize_event", self._context.api.cuEventSynchronize, (raw,), event=event)
+        self._pending.discard(event)
 
     def drain(self) -> None:
         """Destroy the events that are kept for reuse."""

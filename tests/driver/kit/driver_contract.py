@@ -84,6 +84,16 @@ class DriverContract:
         assert "size" in caught.value.arguments
         driver.free(driver.allocate(1 << 20))
 
+    @pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 64, 1 << 70, (1 << 64) + 4096])
+    def test_sizes_beyond_any_machine(self, driver, size):
+        with pytest.raises(DriverOutOfMemoryError):
+            driver.allocate(size)
+        with pytest.raises(DriverOutOfMemoryError):
+            driver.create_chunk(size // driver.granularity * driver.granularity)
+        with pytest.raises(DriverError):
+            driver.reserve(size // driver.granularity * driver.granularity)
+        driver.free(driver.allocate(4096))
+
     def test_free_takes_only_what_allocate_gave_and_once(self, driver):
         address = driver.allocate(4096)
         for wrong in (address + 512, 0, 512):
@@ -225,6 +235,13 @@ class DriverContract:
             touch()  # access is to be enabled after every map
         driver.enable_access(base, 2 * unit)
         touch()
+        outside = base + 4 * unit
+        for destination, source in ((base, outside), (outside, base), (base + unit, base - unit)):
+            with pytest.raises(DriverError, match="copy"):
+                driver.copy(destination, source, unit, 0)
+        for hole in ((base - unit, 2 * unit), (base + unit, 2 * unit), (base, 3 * unit)):
+            with pytest.raises(DriverError, match="fill"):
+                driver.fill(hole[0], 1, hole[1], 0)
         driver.synchronize()
         driver.unmap(base, 2 * unit)
 
