@@ -19,20 +19,19 @@ status meaning
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 import smartpool
+from smartpool.cli import convert, demo, info, plan, replay
 from smartpool.errors import OutOfMemoryError, SmartPoolError
 from smartpool.report.text import printable
 
 __all__ = ["main"]
 
-SUBCOMMANDS: Final = ("demo", "replay", "plan", "convert", "info")
+_SUBCOMMANDS: Final = (demo, replay, plan, convert, info)
 
 OK: Final = 0
 UNUSABLE: Final = 2
@@ -45,6 +44,7 @@ examples:
   smartpool demo                          see it work, on a machine without a GPU
   smartpool replay trace.npz              what would each allocator have reserved?
   smartpool replay trace.npz --json       the same for programs
+  smartpool plan graph.csv                where to put buffers whose lifetimes are known
   smartpool info                          versions and devices of this machine
 
 Tables go to standard output, progress and errors to standard error. NO_COLOR turns colours off.
@@ -85,9 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"smartpool {smartpool.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for name in SUBCOMMANDS:
-        if importlib.util.find_spec(f"{__name__}.{name}"):
-            importlib.import_module(f"{__name__}.{name}").add_parser(subparsers)
+    for subcommand in _SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
     return parser
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smartpool.errors import TraceError
-from smartpool.report.text import format_bytes, format_count, printable
+from smartpool.report.text import counted, format_bytes, printable
 from smartpool.trace.importers import read_any
 from smartpool.trace.trace import Trace
 
@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"path": str(target), **_facts(trace)}, indent=1))
     else:
         print(
-            f"{printable(str(target))}: {format_count(trace.events)} events, "
-            f"{format_count(trace.allocations)} allocations, "
-            f"{trace.streams} {'stream' if trace.streams == 1 else 'streams'}, "
+            f"{printable(str(target))}: {counted(trace.events, 'event')}, "
+            f"{counted(trace.allocations, 'allocation')}, {counted(trace.streams, 'stream')}, "
             f"peak live {format_bytes(trace.peak_live_bytes)}"
         )
     return 0

@@ -18,7 +18,7 @@ from smartpool.report.chart import chart, panels, swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, Column, Comparison, best_of, best_text
 from smartpool.report.page import html_page
 from smartpool.report.svg import escaped
-from smartpool.report.text import format_bytes, format_count
+from smartpool.report.text import counted, format_bytes
 from smartpool.trace.replay import Run
 
 __all__ = ["picture", "write_picture"]
@@ -101,11 +101,10 @@ def _trace_section(trace: str, runs: Sequence[Run], slots: Mapping[str, int]) ->
 def _lead(runs: Sequence[Run]) -> str:
     """Say in words what the chart shows."""
     first = runs[0]
-    events = f"{format_count(first.events)} events on {format_count(first.streams)} stream"
     devices = " and ".join(dict.fromkeys(escaped(run.device) for run in runs))
     text = (
-        f"{events}{'' if first.streams == 1 else 's'}, replayed on {devices}. At its peak the program held "
-        f"<b>{format_bytes(max(run.peak_live_bytes for run in runs))}</b>"
+        f"{counted(first.events, 'event')} on {counted(first.streams, 'stream')}, replayed on {devices}. "
+        f"At its peak the program held <b>{format_bytes(max(run.peak_live_bytes for run in runs))}</b>"
     )
     served = [run for run in runs if run.failed_requests == 0]
     if len(served) < 2:

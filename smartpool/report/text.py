@@ -7,7 +7,7 @@ from typing import Final
 
 from smartpool.units import GiB, KiB, MiB, TiB
 
-__all__ = ["format_bytes", "format_count", "format_duration", "format_share", "printable"]
+__all__ = ["counted", "format_bytes", "format_count", "format_duration", "format_share", "printable"]
 
 _UNITS: Final = (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB))
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
@@ -25,6 +25,15 @@ def printable(text: str) -> str:
     ('llama-train', '\ufffd[2J', 'a\ufffdb')
     """
     return "".join(character if character.isprintable() else _REPLACEMENT for character in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun, in the plural where there is not exactly one.
+
+    >>> counted(1, "stream"), counted(392526, "event")
+    ('1 stream', '392,526 events')
+    """
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def format_bytes(nbytes: float) -> str:

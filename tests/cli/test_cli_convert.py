@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smartpool.cli import main
+from smartpool.trace import Trace, read_any
+
+INPUTS = Path(__file__).parents[1] / "data" / "inputs"
+
+
+@pytest.mark.parametrize("source", sorted(INPUTS.iterdir()), ids=lambda path: path.name)
+def test_every_input_becomes_the_trace_that_the_importer_reads(source, tmp_path, capsys):
+    target = tmp_path / "out.npz"
+    assert main(["convert", str(source), str(target), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    trace = Trace.load(target)
+    assert trace == read_any(source)
+    assert told == {
+        "path": str(target),
+        "trace": trace.name,
+        "events": trace.events,
+        "allocations": trace.allocations,
+        "streams": trace.streams,
+        "peak_live_bytes": trace.peak_live_bytes,
+    }
+
+
+def test_a_line_for_people(tmp_path, capsys):
+    Trace.from_columns("t", op=[0, 1], id=[0, 0], size=[3 << 20, 3 << 20]).save(tmp_path / "in.npz")
+    assert main(["convert", str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]) == 0
+    assert capsys.readouterr().out.endswith("out.npz: 2 events, 1 allocation, 1 stream, peak live 3.00 MiB\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "expected"),
+    [
+        (b"nonsense", "out.npz", "expected a SmartPool trace"),
+        (b"\x80\x04cos\nsystem\n.", "out.npz", "in.bin"),
+        (b"", "out.csv", "ends in .npz"),
+        (None, "out.npz", "No such file"),
+    ],
+)
+def test_unusable_files_are_one_line_and_leave_nothing(tmp_path, capsys, content, target, expected):
+    source = tmp_path / "in.bin"
+    if content is not None:
+        source.write_bytes(content)
+    assert main(["convert", str(source), str(tmp_path / target)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("smartpool: error: ")
+    assert expected in err
+    assert not (tmp_path / target).exists()
