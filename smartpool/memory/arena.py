@@ -29,7 +29,7 @@ them. None, the usual case, stands for whatever the owner of the arena takes as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
@@ -80,9 +80,9 @@ class Arena:
         "_by_size",
         "_gap_at",
         "_gap_before",
-        "_uses",
         "extent_bytes",
         "live_bytes",
+        "uses",
     )
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Arena:
         self._gap_at: dict[int, int] = {}  # start -> size
         self._gap_before: dict[int, int] = {}  # end -> start
         self._by_size = OrderedIntegers()  # size << 64 | start
-        self._uses: dict[int, Mapping[int, int]] = {}  # start of a gap -> who may still touch it
+        self.uses: dict[int, Mapping[int, int]] = {}  # start of a gap -> who may still touch it
         self._barriers: dict[int, int] = {}  # address -> number of ranges that begin or end there
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class Arena:
         forgotten: ask `find` and `uses_of` first where they matter.
         """
         limit = None if waste is None else (int((1 + waste) * size) << _START_BITS) + _START_MASK
-        if alignment > ALIGNMENT or self._uses:
+        if alignment > ALIGNMENT or self.uses:
             gap = self.find(size, alignment)
             if gap is None or (limit is not None and gap.size << _START_BITS > limit):
                 return None
@@ -185,6 +185,40 @@ class Arena:
         self._join(start, size, uses)
         return size
 
+    def free_all(self, starts: list[int], uses: Uses, elsewhere: Callable[[int, Uses], object]) -> None:
+        """Empty the list, and end the blocks at the starts that were in it. O(log n) for each.
+
+        `elsewhere` is called for starts at which this arena has no block.
+        """
+        blocks, barriers, by_size = self._blocks, self._barriers, self._by_size
+        gap_at, gap_before = self._gap_at, self._gap_before
+        while starts:
+            try:
+                start = starts.pop()
+            except IndexError:  # another thread took the last one
+                return
+            size = blocks.pop(start, 0)
+            if not size:
+                elsewhere(start, uses)
+                continue
+            self.live_bytes -= size
+            if uses or self.uses:
+                self._join(start, size, uses)
+                continue
+            # `_join` without uses, written out: a free costs a microsecond here and two as calls.
+            end = start + size
+            if end in gap_at and end not in barriers:
+                behind = gap_at.pop(end)
+                by_size.remove(behind << _START_BITS | end)
+                end += behind
+            if start in gap_before and start not in barriers:
+                before = gap_before.pop(start)
+                by_size.remove(start - before << _START_BITS | before)
+                start = before
+            gap_at[start] = end - start
+            gap_before[end] = start
+            by_size.add(end - start << _START_BITS | start)
+
     # ------------------------------------------------------------------ ranges lent and taken back
 
     def extend(self, start: int, size: int, *, barrier: bool = False, uses: Uses = None) -> None:
@@ -215,14 +249,9 @@ class Arena:
     def mark(self, uses: Mapping[int, int]) -> None:
         """Add `uses` to every gap: from now on their streams count as users of it. O(gaps)."""
         for start in self._gap_at:
-            self._uses[start] = join_uses(self._uses.get(start), uses) or uses
+            self.uses[start] = join_uses(self.uses.get(start), uses) or uses
 
     # ------------------------------------------------------------------ questions
-
-    @property
-    def has_uses(self) -> bool:
-        """Whether any gap carries uses."""
-        return bool(self._uses)
 
     @property
     def free_bytes(self) -> int:
@@ -268,7 +297,7 @@ class Arena:
 
     def uses_of(self, gap: Range) -> Uses:
         """Return which streams may still touch `gap`."""
-        return self._uses.get(gap.start)
+        return self.uses.get(gap.start)
 
     def blocks(self) -> list[Range]:
         """Return the live blocks by address. O(n log n)."""
@@ -300,7 +329,7 @@ class Arena:
             "live + free == extent": (sum(item.size for item in blocks + gaps), self.extent_bytes),
             "index": (sorted(gaps), sorted(self.gaps_by_size())),
             "gaps by end": ({gap.end: gap.start for gap in gaps}, self._gap_before),
-            "uses belong to gaps": (set(self._uses) - set(self._gap_at), set()),
+            "uses belong to gaps": (set(self.uses) - set(self._gap_at), set()),
         }
         problems += [
             f"{name}: {left} != {right}" for name, (left, right) in equations.items() if left != right
@@ -320,32 +349,32 @@ class Arena:
         if end in gap_at and end not in barriers:
             behind = gap_at.pop(end)
             by_size.remove(behind << _START_BITS | end)
-            if self._uses:
-                uses = join_uses(uses, self._uses.pop(end, None))
+            if self.uses:
+                uses = join_uses(uses, self.uses.pop(end, None))
             end += behind
         if start in gap_before and start not in barriers:
             before = gap_before.pop(start)
             by_size.remove(start - before << _START_BITS | before)
-            if self._uses:
-                uses = join_uses(uses, self._uses.pop(before, None))
+            if self.uses:
+                uses = join_uses(uses, self.uses.pop(before, None))
             start = before
         gap_at[start] = end - start
         gap_before[end] = start
         by_size.add(end - start << _START_BITS | start)
         if uses is not None:
-            self._uses[start] = uses
+            self.uses[start] = uses
 
     def _add_gap(self, start: int, size: int, uses: Uses) -> None:
         self._gap_at[start] = size
         self._gap_before[start + size] = start
         self._by_size.add(size << _START_BITS | start)
         if uses is not None:
-            self._uses[start] = uses
+            self.uses[start] = uses
 
     def _remove_gap(self, start: int, size: int) -> Uses:
         self._by_size.remove(size << _START_BITS | start)
         del self._gap_at[start], self._gap_before[start + size]
-        return self._uses.pop(start, None)
+        return self.uses.pop(start, None)
 
 
 def join_uses(one: Uses, other: Uses) -> Uses:

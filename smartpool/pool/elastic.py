@@ -70,6 +70,7 @@ class ElasticHeap:
         self._driver = memory.driver
         self._clock = clock
         self._policy = policy
+        self._slab_limit = policy.slab_limit
         self._addresses = Arena()  # its blocks are home mappings, its gaps unmapped addresses
         self._reservations: list[Range] = []
         self._loose: dict[int, int] = {}  # home mappings whose undo failed: start -> chunk handle
@@ -81,15 +82,17 @@ class ElasticHeap:
 
     def allocate(self, size: int, alignment: int, stream: int, waste: float | None = None) -> int | None:
         """Place a block in a gap; see `Heap.allocate`."""
-        arena = self._small if size < self._policy.slab_limit else self._home
-        return place_for_stream(arena, self._clock, size, alignment, stream, waste)
+        arena = self._small if size < self._slab_limit else self._home
+        if arena.uses:
+            return place_for_stream(arena, self._clock, size, alignment, stream, waste)
+        return arena.allocate(size, alignment, waste)
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Find memory for a block that fits no gap; see `Heap.extend`."""
         self.peak_live_bytes = max(self.peak_live_bytes, self.live_bytes + size)
         if self.windows.crowded:
             self.windows.reap()
-        if size < self._policy.slab_limit and self._add_slab():
+        if size < self._slab_limit and self._add_slab():
             address = self.allocate(size, alignment, stream)
             if address is not None:
                 return address
@@ -97,13 +100,17 @@ class ElasticHeap:
         address = place_for_stream(self._home, self._clock, size, alignment, stream)
         return self._extend_home(size, alignment, stream, uses) if address is None else address
 
-    def free(self, address: int, size: int, uses: Uses) -> None:
-        """End the block at `address`; see `Heap.free`."""
-        if size < self._policy.slab_limit and address in self._small:
-            self._small.free(address, uses)
-        elif address in self.windows:
-            window = self.windows.retire(address, uses)
-            for piece in window.pieces:
+    def free_all(self, addresses: list[int], size: int, uses: Uses) -> None:
+        """End the blocks at `addresses`; see `Heap.free_all`."""
+        if size < self._slab_limit:
+            self._small.free_all(addresses, uses, self._free_elsewhere)
+        else:
+            self._home.free_all(addresses, uses, self._free_elsewhere)
+
+    def _free_elsewhere(self, address: int, uses: Uses) -> None:
+        """End a block in a window, or a small block for which there was no room for a slab."""
+        if address in self.windows:
+            for piece in self.windows.retire(address, uses).pieces:
                 self._home.free(piece.start, uses)
         else:
             self._home.free(address, uses)
@@ -117,7 +124,7 @@ class ElasticHeap:
         if gap is None:
             try:
                 with ExitStack() as undo:
-                    self._grow(size, undo)
+                    self._map_home(*self._find_site(size), undo)
                     undo.pop_all()
             except DriverOutOfMemoryError:
                 return False
@@ -144,11 +151,11 @@ class ElasticHeap:
         """Grow within the budget; otherwise stitch what is free, and create only what is missing."""
         shift = alignment - self._driver.granularity if alignment > self._driver.granularity else 0
         budget = max(0, self._policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
-        missing = self._find_site(size + shift)[1]
+        start, missing = self._find_site(size + shift)
         if missing <= budget and missing <= self._memory.room_bytes:
             with ExitStack() as undo:
                 try:
-                    self._grow(size + shift, undo)
+                    self._map_home(start, missing, undo)
                 except DriverOutOfMemoryError:
                     pass  # the device holds less than the cap says: stitch
                 else:
@@ -204,11 +211,6 @@ class ElasticHeap:
         if gap is None or gap.end < piece.end:
             raise InvariantError(f"{piece} is not free in {self._home!r}")
         return gap
-
-    def _grow(self, size: int, undo: ExitStack) -> None:
-        """Map new chunks at home so that a gap of `size` bytes exists."""
-        start, missing = self._find_site(size)
-        self._map_home(start, missing, undo)
 
     def _create_home(self, size: int, undo: ExitStack) -> tuple[Range, ...]:
         """Map `size` bytes of new chunks at home and return where they are."""

@@ -30,8 +30,12 @@ class Heap(Protocol):
         neither the device nor idle memory can give enough.
         """
 
-    def free(self, address: int, size: int, uses: Uses) -> None:
-        """End the block of `size` bytes at `address`; `KeyError` when there is none."""
+    def free_all(self, addresses: list[int], size: int, uses: Uses) -> None:
+        """Empty the list and end the blocks of `size` bytes that were in it.
+
+        Other threads may take addresses out of the list meanwhile. Each is in the list or free at
+        any instant, also when an exception comes in between.
+        """
 
     def block_size(self, address: int) -> int | None:
         """Return the size of the block at `address`, or None."""

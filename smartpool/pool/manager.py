@@ -106,6 +106,7 @@ class AdvancedMemoryPoolManager:
         self._peak_live_bytes = 0
         self._searches = self._flushes = self._grows = 0
         self._policy = POLICY_OF_NAME[self.config.policy]
+        self._pooling = self.config.enable_advanced_pooling
         self._heap = self._make_heap()
 
     def __repr__(self) -> str:
@@ -150,7 +151,9 @@ class AdvancedMemoryPoolManager:
             try:
                 bin_ = self._bins[nbytes]
                 pointer = bin_.pop()
-            except (KeyError, IndexError):
+            except IndexError:
+                return self._refill(bin_)
+            except KeyError:
                 return self._search(nbytes, None)
             self._live[pointer] = bin_
             return pointer
@@ -270,26 +273,41 @@ class AdvancedMemoryPoolManager:
             if self._closed:
                 raise PoolClosedError(f"expected an open pool, this one on {self.driver.name} was closed")
             bin_ = self._bin(nbytes, handle)
-            if not self.config.enable_advanced_pooling:
-                bin_, pointer = self._allocate_directly(bin_)
-            elif bin_ and alignment <= ALIGNMENT:
-                pointer = bin_.pop()
-            else:
+            if self._pooling:
                 pointer = self._find_place(bin_, max(alignment, ALIGNMENT))
+            else:
+                bin_, pointer = self._allocate_directly(bin_)
+            self._live[pointer] = bin_
+            return pointer
+
+    def _refill(self, bin_: Bin) -> int:
+        """Serve a request whose bin is empty. The quick path's own way here: all else was checked."""
+        with self._lock:
+            if self._closed or not self._pooling:
+                return self._search(bin_.nbytes, bin_.stream)
+            pointer = self._find_place(bin_, ALIGNMENT)
             self._live[pointer] = bin_
             return pointer
 
     def _find_place(self, bin_: Bin, alignment: int) -> int:
+        if bin_ and alignment == ALIGNMENT:
+            try:
+                return bin_.pop()  # freed meanwhile, or requested through a face without a quick path
+            except IndexError:
+                pass
         self._searches += 1
-        heap, size, stream = self._heap, bin_.size, bin_.stream
-        touched = bin_.touched
+        size, touched = bin_.size, bin_.touched
+        allocate = self._heap.allocate
         # While bins hold large blocks, only a snug gap is taken: something freed lately may fit better.
         waste = self._policy.waste if touched and touched is self._touched else None
-        pointer = heap.allocate(size, alignment, stream, waste)
-        if pointer is None and touched:
-            self._empty_bins(touched)
-            pointer = heap.allocate(size, alignment, stream)
-        return self._grow(bin_, alignment) if pointer is None else pointer
+        pointer = allocate(size, alignment, bin_.stream, waste)
+        if pointer is None:
+            if touched:
+                self._empty_bins(touched)
+                pointer = allocate(size, alignment, bin_.stream, None)
+            if pointer is None:
+                return self._grow(bin_, alignment)
+        return pointer
 
     def _grow(self, bin_: Bin, alignment: int) -> int:
         size = bin_.size + (alignment if alignment > self.driver.granularity else 0)
@@ -300,11 +318,13 @@ class AdvancedMemoryPoolManager:
                 f"({format_size(bin_.nbytes)}); ask for less, or raise max_bytes where it is the limit"
             )
         self._grows += 1
-        self.flush()
+        self._empty_bins(self._touched)
+        self._empty_bins(self._touched_small)
         self._peak_live_bytes = max(self._peak_live_bytes, self._heap.live_bytes + bin_.size)
         try:
             pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
         except DriverOutOfMemoryError:
+            self.flush()
             self._release_idle(_EVERYTHING, wait=True)
             try:
                 pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
@@ -334,25 +354,15 @@ class AdvancedMemoryPoolManager:
             self._begin_several_streams()
         self._flushes += 1
         stamps: dict[int, Uses] = {}
+        free_all = self._heap.free_all
         while touched:
             bin_ = touched.pop()
             bin_.quiet = True
             try:
-                self._empty(bin_, stamps)
+                free_all(bin_, bin_.size, self._uses_after(bin_, stamps) if self._several_streams else None)
             except BaseException:
                 touched.add(bin_)
                 raise
-
-    def _empty(self, bin_: Bin, stamps: dict[int, Uses]) -> None:
-        """Give the blocks of a bin back to the heap."""
-        uses = self._uses_after(bin_, stamps) if self._several_streams else None
-        free, size = self._heap.free, bin_.size
-        while True:
-            try:
-                pointer = bin_.pop()
-            except IndexError:
-                return
-            free(pointer, size, uses)
 
     def _uses_after(self, bin_: Bin, stamps: dict[int, Uses]) -> Uses:
         """Return the uses of blocks freed into `bin_`; each stream is stamped once a flush."""

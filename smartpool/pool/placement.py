@@ -27,7 +27,7 @@ def place_for_stream(  # noqa: PLR0917 - on the searching path: keywords cost 50
     waste
         Refuse a gap that would leave more than this times the size.
     """
-    if not arena.has_uses:
+    if not arena.uses:
         return arena.allocate(size, alignment, waste)
     gap = arena.find(size, alignment)
     if gap is None or (waste is not None and gap.size - size > waste * size):

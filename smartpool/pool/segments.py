@@ -68,9 +68,10 @@ class SegmentHeap:
             raise InvariantError(f"no gap of {size} bytes in a new segment of {segment}")
         return address
 
-    def free(self, address: int, size: int, uses: Uses) -> None:
-        """End the block at `address`; see `Heap.free`."""
-        self._arena(size).free(address, uses)
+    def free_all(self, addresses: list[int], size: int, uses: Uses) -> None:
+        """End the blocks at `addresses`; see `Heap.free_all`."""
+        arena = self._arena(size)
+        arena.free_all(addresses, uses, arena.free)
 
     def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
         """Give whole free segments back; see `Heap.release_idle`."""
