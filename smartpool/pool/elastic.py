@@ -149,7 +149,7 @@ class ElasticHeap:
 
     def _extend_home(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Grow within the budget; otherwise stitch what is free, and create only what is missing."""
-        shift = alignment - self._driver.granularity if alignment > self._driver.granularity else 0
+        shift = alignment - ALIGNMENT  # the gap to be grown may start at any multiple of 512
         budget = max(0, self._policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
         start, missing = self._find_site(size + shift)
         if missing <= budget and missing <= self._memory.room_bytes:

@@ -289,6 +289,15 @@ def test_free_memory_in_the_wrong_place_serves_a_large_request(pool):
     assert big not in blocks
 
 
+def test_large_alignments_fit_behind_gaps_that_start_anywhere(pool):
+    pool.malloc(3000)
+    pool.malloc(17 * MiB)
+    pool.malloc(5 * MiB + 512)
+    for shift in range(9, 25):
+        assert pool.malloc_aligned(512, 1 << shift) % (1 << shift) == 0
+    pool.check()
+
+
 def test_a_refused_request_leaves_everything_as_it_was(pool):
     blocks = [pool.malloc(8 * MiB) for _ in range(7)]
     before = pool.snapshot()
