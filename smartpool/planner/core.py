@@ -68,7 +68,7 @@ def around(problem: Problem, core: Int64s, hot: np.ndarray, target: int, clock: 
     kept = np.flatnonzero(core != FREE)
     crossers = np.flatnonzero((crossings > 0) & (core == FREE))
     crossers = crossers[np.argsort(first[crossers] - last[crossers], kind="stable")]
-    fill(first, last, problem.size, problem.alignment, offsets, crossers, kept)
+    fill(problem, offsets, crossers, kept)
     obstacles = np.concatenate([kept, crossers])
     rest = np.flatnonzero((crossings == 0) & (core == FREE))
     window_of = np.searchsorted(cuts, first[rest])

@@ -7,12 +7,13 @@ Method: take one interval that ends above the goal. If some free range below the
 life, it goes into the tightest. Else it takes the place where what lies there weighs least, and that is
 lifted out and placed in the same way, the largest first, until nothing is in the air or patience ends,
 when all is put back. An interval weighs its area (size by lifetime) times how often it was pushed out
-before, so a chain goes from the large to the small, and not in circles. The places worth trying are those that touch an interval above or below.
+before, so a chain goes from the large to the small, and not in circles. The places worth trying are those
+that touch an interval above or below.
 
 Source: ejection chains (Glover, "Ejection chains, reference structures and alternating path methods",
 1996) with the learned weights of Morris ("The breakout method", AAAI 1993). Bound: each step costs
 O(k log k) vectorised, where k intervals overlap the one in the air; nobody promises that a chain ends.
-Rejected: giving a window of time to another sweep (repairs half as many, and costs the window each time).
+Rejected: size alone as the weight (a chain then pushes out long intervals, and a third fewer end).
 """
 
 from __future__ import annotations

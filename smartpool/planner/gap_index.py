@@ -14,9 +14,8 @@ Which end of the free range is taken decides what the remainder can merge with l
 on the neighbour that lives longer, so that the remainder lies beside the one that goes first; floor and
 ceiling live for ever. On random instances that and the ceiling halve what best fit wastes.
 
-Rejected: a balanced tree (ten times the cost of `bisect` in Python); segregated lists without order
-(good fit instead of best fit: 1 to 3 % more height on random instances for a third less time); lazy
-deletion in heaps (dead entries keep neighbours from being found).
+Rejected: a balanced tree (`bisect` on a list is C, a tree in Python is not); segregated lists without
+order (good fit, not best fit); lazy deletion in heaps (dead entries keep neighbours from being found).
 
 Invariant: the ranges in the index are disjoint, not empty, not adjacent, and end at or below `top`, which
 is the ceiling or the end of a live range above it.

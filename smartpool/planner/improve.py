@@ -93,7 +93,9 @@ def _rebuild(problem: Problem, offsets: Int64s, limit: int, clock: Clock) -> Int
     return result
 
 
-def _lowest(first: Int64s, last: Int64s, low: Int64s, high: Int64s, at: int, size: int, step: int) -> int:
+def _lowest(  # noqa: PLR0917  the columns of one table
+    first: Int64s, last: Int64s, low: Int64s, high: Int64s, at: int, size: int, step: int
+) -> int:
     """Return the lowest offset at which the interval `at` avoids those before it in the order."""
     meets = np.flatnonzero((first[:at] < last[at]) & (last[:at] > first[at]))
     meets = meets[np.argsort(low[meets])]

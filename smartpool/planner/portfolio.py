@@ -126,13 +126,16 @@ def solve(
 def _run(problem: Problem, best: _Best, goal: int, clock: Clock, seed: int) -> None:
     parts, peeled = decompose(problem)
     racers = [Racer(part.problem, part.base, goal - part.base).start(clock, seed) for part in parts]
+    if not racers:
+        best.offer(peeled, "stack")
+        return
     for _ in race(racers, clock):
         if any(racer.offsets is None for racer in racers):
             return
         highest = max(racers, key=lambda racer: racer.top)
-        best.bound = max(best.bound, *(racer.base + racer.bound for racer in racers))
+        best.bound = max(racer.base + racer.bound for racer in racers)
         best.offer(_assemble(parts, racers, peeled), highest.method)
-    best.bound = max(best.bound, *(racer.base + racer.bound for racer in racers))
+    best.bound = max(racer.base + racer.bound for racer in racers)
 
 
 def _assemble(parts: list[Part], racers: list[Racer], peeled: Int64s) -> Int64s:

@@ -105,7 +105,7 @@ def outward(
     kept = core if core is not None else problem.fixed
     placed = np.full(len(problem), FREE) if kept is None else kept.copy()
     peak = int(problem.load.argmax())
-    stack(first, last, size, alignment, placed, peak=peak, stacking=stacking, noise=noise)
+    stack(problem, placed, peak=peak, stacking=stacking, noise=noise)
     for begin, end, at in ((first, last, peak), (-last, -first, -peak - 1)):
         half = np.flatnonzero(end > at)
         placed[half] = sweep(
@@ -123,10 +123,7 @@ def outward(
 
 
 def stack(
-    first: Int64s,
-    last: Int64s,
-    size: Int64s,
-    alignment: Int64s | None,
+    problem: Problem,
     placed: Int64s,
     *,
     peak: int,
@@ -137,6 +134,7 @@ def stack(
 
     Writes `placed`. Without anything placed before, that is one stack without gaps.
     """
+    first, last, size = problem.first, problem.last, problem.size
     chosen = np.flatnonzero((first <= peak) & (last > peak) & (placed == FREE))
     if not len(chosen):
         return
@@ -145,10 +143,10 @@ def stack(
         key = key * np.exp(NOISE * noise.standard_normal(len(key)))
     chosen = chosen[np.lexsort((-size[chosen], -key))]
     before = np.flatnonzero(placed != FREE)
-    if not len(before):
-        placed[chosen] = _pile(size[chosen], None if alignment is None else alignment[chosen])
-        return
-    fill(first, last, size, alignment, placed, chosen, before)
+    if len(before):
+        fill(problem, placed, chosen, before)
+    else:
+        placed[chosen] = _pile(size[chosen], None if problem.alignment is None else problem.alignment[chosen])
 
 
 def sweep(
@@ -267,34 +265,34 @@ def _pile(size: Int64s, alignment: Int64s | None) -> Int64s:
     return np.array(offsets, np.int64)
 
 
-def fill(
-    first: Int64s,
-    last: Int64s,
-    size: Int64s,
-    alignment: Int64s | None,
-    placed: Int64s,
-    chosen: Int64s,
-    before: Int64s,
-) -> None:
+def fill(problem: Problem, placed: Int64s, chosen: Int64s, before: Int64s) -> None:
     """Place `chosen` in order, each at the lowest offset that those `before` and those just placed leave.
 
     Writes `placed`. O(k) vectorised for each, with k intervals `before` and `chosen`.
     """
+    first, last, size = problem.first, problem.last, problem.size
+    steps = None if problem.alignment is None else problem.alignment.tolist()
     order = before[np.argsort(placed[before], kind="stable")]
-    lows, highs = placed[order], placed[order] + size[order]
-    starts, stops = first[order], last[order]
-    for row in chosen.tolist():
+    count = len(order)
+    # Low end, high end, first and last section of what is placed, by low end, with room for the others.
+    board = np.empty((4, count + len(chosen)), np.int64)
+    board[:, :count] = placed[order], placed[order] + size[order], first[order], last[order]
+    for row, nbytes in zip(chosen.tolist(), size[chosen].tolist(), strict=True):
+        lows, highs, starts, stops = board[:, :count]
         meets = (starts < last[row]) & (stops > first[row])
-        low, reach = lows[meets], np.maximum.accumulate(np.concatenate([[0], highs[meets]]))
-        if alignment is not None:
-            step = alignment[row]
-            reach = (reach + step - 1) // step * step
-        fits = np.flatnonzero(low - reach[:-1] >= size[row])
-        offset = int(reach[fits[0]] if len(fits) else reach[-1])
+        reach = np.empty(1 + int(np.count_nonzero(meets)), np.int64)
+        reach[0] = 0
+        np.maximum.accumulate(highs[meets], out=reach[1:])
+        if steps is not None:
+            reach = (reach + steps[row] - 1) // steps[row] * steps[row]
+        fits = lows[meets] - reach[:-1] >= nbytes
+        at = int(fits.argmax()) if len(fits) else 0
+        offset = int(reach[at] if len(fits) and fits[at] else reach[-1])
         placed[row] = offset
-        at = int(np.searchsorted(lows, offset, side="right"))
-        lows, highs = np.insert(lows, at, offset), np.insert(highs, at, offset + size[row])
-        starts, stops = np.insert(starts, at, first[row]), np.insert(stops, at, last[row])
+        at = int(lows.searchsorted(offset, side="right"))
+        board[:, at + 1 : count + 1] = board[:, at:count]
+        board[:, at] = offset, offset + nbytes, first[row], last[row]
+        count += 1
 
 
 def _class_bounds(size: Int64s, live: int) -> list[int]:
