@@ -43,6 +43,68 @@ def resident(driver):
     return os.fstat(driver._chunk_file.file).st_blocks * 512
 
 
+def address_space():
+    """(start, end, permissions, file) of every mapping of this process."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, permissions, _, _, _, *name = line.split(maxsplit=5)
+        start, end = (int(part, 16) for part in span.split("-"))
+        yield start, end, permissions, name[0] if name else ""
+
+
+def shown(base, size):
+    """How the system sees [base, base + size): (bytes, permissions, whether it is a chunk), joined."""
+    row = []
+    for start, end, permissions, name in address_space():
+        length = min(end, base + size) - max(start, base)
+        if length > 0:
+            row.append((length // UNIT, permissions, "smartpool" in name))
+    joined = []
+    for length, *kind in row:
+        if joined and joined[-1][1:] == kind:
+            joined[-1][0] += length
+        else:
+            joined.append([length, *kind])
+    return joined
+
+
+NOTHING, READY, SHUT = ["---p", False], ["rw-s", True], ["---s", True]
+
+
+def test_the_system_sees_what_the_books_say(driver):
+    base = driver.reserve(16 * UNIT)
+    assert shown(base, 16 * UNIT) == [[16, *NOTHING]]
+    first, second = driver.create_chunk(2 * UNIT), driver.create_chunk(3 * UNIT)
+    driver.map_chunk(base + UNIT, first)
+    driver.map_chunk(base + 3 * UNIT, second)
+    driver.map_chunk(base + 10 * UNIT, second)
+    assert shown(base, 16 * UNIT) == [[1, *NOTHING], [5, *SHUT], [4, *NOTHING], [3, *SHUT], [3, *NOTHING]]
+    driver.enable_access(base + UNIT, 5 * UNIT)
+    assert shown(base, 16 * UNIT) == [[1, *NOTHING], [5, *READY], [4, *NOTHING], [3, *SHUT], [3, *NOTHING]]
+    driver.unmap(base + 3 * UNIT, 13 * UNIT)
+    assert shown(base, 16 * UNIT) == [[1, *NOTHING], [2, *READY], [13, *NOTHING]]
+    driver.unmap(base, 16 * UNIT)
+    assert shown(base, 16 * UNIT) == [[16, *NOTHING]]
+    driver.unreserve(base, 16 * UNIT)
+    assert not any(kind == NOTHING for _, *kind in shown(base, 16 * UNIT))
+
+
+def test_reservations_stay_whole_beside_one_another(driver):
+    """Each is cut out of a larger range: the cut must not touch its neighbours."""
+    bases = [driver.reserve((1 + index % 3) * UNIT) for index in range(30)]
+    for index, base in enumerate(bases):
+        assert sum(length for length, *_ in shown(base, (1 + index % 3) * UNIT)) == 1 + index % 3
+
+
+def test_chunks_are_apart(driver):
+    base = driver.reserve(16 * UNIT)
+    for index in range(8):
+        driver.map_chunk(base + 2 * index * UNIT, driver.create_chunk(UNIT))
+        driver.enable_access(base + 2 * index * UNIT, UNIT)
+        driver.fill(base + 2 * index * UNIT, index + 1, UNIT, 0)
+    for index in range(8):
+        assert driver.read(base + 2 * index * UNIT, UNIT) == bytes((index + 1,)) * UNIT
+
+
 def test_the_process_itself_reads_what_the_driver_writes(driver):
     base, chunk = mapped(driver)
     driver.map_chunk(base + 8 * UNIT, chunk)

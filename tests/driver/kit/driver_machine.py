@@ -108,6 +108,33 @@ class DriverMachine(RuleBasedStateMachine):
         starts = {self.units[at][2] for at in window if at in self.units}
         return all(at in window for at, (_, _, start) in self.units.items() if start in starts)
 
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data())
+    def use(self, data):
+        """Map a chunk where there is room, enable it and fill it: what chance alone rarely does."""
+        chunk = data.draw(st.sampled_from(sorted(self.sizes)))
+        units, which = self.sizes[chunk], data.draw(st.integers(0, 1))
+        room = [
+            slot
+            for slot in range(SLOTS - units + 1)
+            if not any(at in self.units for at in self.window(which, slot, units))
+        ]
+        if room:
+            slot = data.draw(st.sampled_from(room))
+            self.map(chunk=chunk, which=which, slot=slot)
+            self.enable(which=which, slot=slot, length=units)
+            self.fill(which=which, slot=slot, length=units, value=data.draw(st.integers(0, 255)))
+
+    @precondition(lambda self: self.units)
+    @rule(data=st.data())
+    def unmap_one(self, data):
+        start = data.draw(st.sampled_from(sorted({start for _, _, start in self.units.values()})))
+        which = next(
+            which for which, base in enumerate(self.bases) if base <= start < base + SLOTS * self.unit
+        )
+        length = sum(begin == start for _, _, begin in self.units.values())
+        self.unmap(which=which, slot=(start - self.bases[which]) // self.unit, length=length)
+
     @rule(which=st.integers(0, 1), slot=slots, length=lengths)
     def enable(self, which, slot, length):
         window = self.window(which, slot, length)
