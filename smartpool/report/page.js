@@ -17,7 +17,7 @@ function element(tag, text, className) {
 
 function enliven(figure) {
   const data = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
-  const drawing = figure.querySelector(".plot svg");
+  const drawing = figure.querySelector(".plot > svg");
   const cross = figure.querySelector(".cross");
   const tip = figure.querySelector(".tip");
   const [left, width, fullWidth] = data.plot;
@@ -80,6 +80,7 @@ function enliven(figure) {
     }
   });
   for (const key of figure.querySelectorAll("button.key")) {
+    key.disabled = false;
     key.addEventListener("click", () => {
       const number = key.dataset.series;
       const visible = hidden.delete(number) || !hidden.add(number);
