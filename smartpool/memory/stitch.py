@@ -33,10 +33,9 @@ from smartpool.units import MiB, align_up
 __all__ = ["Stitching", "choose_pieces"]
 
 GAPS: Final = 1024
-EDGES: Final = 6
+EDGES: Final = 3
 _ALIAS_US: Final = 32
 _CREATE_US: Final = 47
-_EDGE_BONUS_US_PER_MIB: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,7 @@ def choose_pieces(
     *,
     budget_bytes: int,
     granularity: int,
+    edge_price: float = 4.0,
     edge_start: bool = True,
 ) -> Stitching:
     """Return pieces of `gaps` that together hold `size` bytes, with what must be created beside them.
@@ -95,6 +95,8 @@ def choose_pieces(
         What may be created before it counts as a waste, at least 0.
     granularity
         What is created is a multiple of it.
+    edge_price
+        Microseconds a MiB that using up an edge is worth.
     edge_start
         Whether the window may begin in the middle of a chunk: not for blocks of large alignment.
     """
@@ -112,7 +114,8 @@ def choose_pieces(
             create = align_up(max(0, rest - idle), granularity)
             middle = _cover(parts.whole, rest - create)
             calls = _ALIAS_US * (len(middle) + (left is not None) + (right is not None))
-            bonus = _EDGE_BONUS_US_PER_MIB * edges / MiB
+            surplus = sum(piece.size for piece in middle) + create - rest
+            bonus = edge_price * max(0, edges - surplus) / MiB
             key = (max(0, create - budget_bytes), calls + (_CREATE_US if create else 0) - bonus)
             if best is None or key < best:
                 best = key

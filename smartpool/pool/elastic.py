@@ -33,6 +33,7 @@ from smartpool.errors import DriverError, DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
 from smartpool.memory.chunks import ChunkMap, MappedChunk
 from smartpool.memory.stitch import choose_pieces
+from smartpool.memory.tidy import place_tidily
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.placement import place_for_stream
 from smartpool.pool.policy import Policy
@@ -85,6 +86,8 @@ class ElasticHeap:
         arena = self._small if size < self._slab_limit else self._home
         if arena.uses:
             return place_for_stream(arena, self._clock, size, alignment, stream, waste)
+        if self._policy.tidy and waste is None and alignment == ALIGNMENT:
+            return place_tidily(arena, self._chunks, size, self._policy.tidy)
         return arena.allocate(size, alignment, waste)
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
@@ -155,7 +158,7 @@ class ElasticHeap:
         if missing <= budget and missing <= self._memory.room_bytes:
             with ExitStack() as undo:
                 try:
-                    self._map_home(start, missing, undo)
+                    self._map_home(start, self._growth(start, missing, budget), undo)
                 except DriverOutOfMemoryError:
                     pass  # the device holds less than the cap says: stitch
                 else:
@@ -166,6 +169,11 @@ class ElasticHeap:
                     return address
         return self._stitch(size, alignment, stream, uses, budget)
 
+    def _growth(self, start: int, missing: int, budget: int) -> int:
+        hole = self._addresses.gap_at(start)
+        room = min(budget, self._memory.room_bytes, hole.size if hole else 0)
+        return self._policy.growth_bytes(missing, self.peak_live_bytes, room, self._driver.granularity)
+
     def _stitch(self, size: int, alignment: int, stream: int, uses: Uses, budget: int) -> int:
         stitching = choose_pieces(
             size,
@@ -173,6 +181,7 @@ class ElasticHeap:
             self._chunks,
             budget_bytes=budget,
             granularity=self._driver.granularity,
+            edge_price=self._policy.edge_price,
             edge_start=alignment <= ALIGNMENT,
         )
         with ExitStack() as undo:
@@ -221,7 +230,12 @@ class ElasticHeap:
     def _map_home(self, start: int, size: int, undo: ExitStack) -> None:
         chunks: list[MappedChunk] = []
         address = start
-        for chunk_size in self._policy.cut(size, self.peak_live_bytes, self._driver.granularity):
+        for chunk_size in self._policy.cut(
+            size,
+            peak_live_bytes=self.peak_live_bytes,
+            cap_bytes=self._memory.cap_bytes,
+            granularity=self._driver.granularity,
+        ):
             chunk = MappedChunk(address, chunk_size, self._memory.create_chunk(chunk_size))
             undo.callback(self._memory.abandon_chunk, chunk.handle)
             self._driver.map_chunk(chunk.start, chunk.handle)
