@@ -91,6 +91,27 @@ if SKIPPED:  # an empty list would show as a skipped test itself
         pytest.skip(f"{block.place}: {block.skip}")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_the_page_lead_somewhere(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+:", target):
+            continue  # elsewhere on the network
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: there is no {target}"
+        if anchor:
+            headings = re.findall(
+                r"^#+ +(.*)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE
+            )
+            assert anchor in {slug(heading) for heading in headings}, f"{page.name}: there is no {target}"
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub and MkDocs give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
 def run_python(block: Block, names: dict[str, object]) -> None:
     code = "\n" * (block.line - 1) + block.text  # so that a traceback tells the line of the page
     exec(compile(code, str(block.page), "exec"), names)

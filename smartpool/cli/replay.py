@@ -18,6 +18,7 @@ import smartpool
 from smartpool.cli.console import make_console, replay_progress
 from smartpool.config import POLICIES
 from smartpool.errors import InvalidSizeError, TraceError
+from smartpool.report.picture import write_picture
 from smartpool.report.table import print_runs
 from smartpool.trace.baselines import BASELINES
 from smartpool.trace.bundled import bundled, bundled_names
@@ -77,6 +78,9 @@ def add_parser(subparsers: Any) -> None:
         help="play all on one stream, or each event on its own (default: %(default)s)",
     )
     parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="SmartPool's policy")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw memory over time, as an HTML page that opens offline"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.set_defaults(run=run)
 
@@ -92,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         streams=args.streams,
         policy=args.policy,
     )
+    if args.picture is not None:
+        write_picture(runs, args.picture)
     if console is None:
         print(json.dumps(runs_as_json(runs), indent=1))
     else:

@@ -146,3 +146,10 @@ def test_without_rich_json_works(tmp_path):
     done = without_rich("info", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["versions"]["smartpool"] == smartpool.__version__
+
+
+def test_replay_draws_its_picture(tmp_path, capsys):
+    picture = tmp_path / "memory.html"
+    assert main(["replay", "multistream-mix", "--against", "cupy", "--json", "--picture", str(picture)]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
+    assert "multistream-mix" in picture.read_text(encoding="utf-8")
