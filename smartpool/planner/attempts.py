@@ -56,6 +56,15 @@ GROWTH: Final = 3.0
 WHOLE: Final = 600
 """Parts of at most so many intervals are given to the search whole, before any core of them."""
 
+LEVELS: Final = 10
+"""Rounds, of which the last has a slice of hours: what ends the race of a small part without a proof."""
+
+WATCHED: Final = 16
+"""So many parts tell what the goal is."""
+
+TELL: Final = 0.9
+"""A fall of the distance to the goal to this share is told."""
+
 NOISY: Final = 8
 """Perturbed stackings a round."""
 
@@ -100,6 +109,12 @@ class Racer:
         """Whether the goal is met."""
         return self.offsets is not None and self.height <= self.goal
 
+    def raise_bound(self, bound: int) -> None:
+        """Note that no plan is lower than `bound`; with fixed intervals nothing is ever proved."""
+        if self.problem.fixed is None:
+            self.bound = max(self.bound, bound)
+            self.goal = max(self.goal, self.bound)
+
     def offer(self, offsets: Int64s, method: str) -> None:
         """Keep a plan if it is the best so far."""
         height = int((offsets + self.problem.size).max(initial=0))
@@ -108,7 +123,7 @@ class Racer:
 
 
 def race(racers: Sequence[Racer], clock: Clock) -> Iterator[None]:
-    """Run the highest part, again and again, and yield whenever the height of the whole fell.
+    """Run the highest part, again and again, and yield when the whole fell by a share worth telling.
 
     First every part makes its first attempt. Ends when the highest part has met its goal, or has nothing
     left to try: the others do not matter then.
@@ -118,15 +133,20 @@ def race(racers: Sequence[Racer], clock: Clock) -> Iterator[None]:
             next(racer.attempts, None)
     queue = [(-racer.top, at) for at, racer in enumerate(racers)]
     heapq.heapify(queue)
+    told = -queue[0][0]
     yield
-    while queue and not clock.expired:
-        known, at = heapq.heappop(queue)
+    while not clock.expired:
+        _, at = heapq.heappop(queue)
         racer = racers[at]
         if racer.done or next(racer.attempts, FINISHED) is FINISHED:
-            return
+            break
         heapq.heappush(queue, (-racer.top, at))
-        if -queue[0][0] < -known:
+        # Putting the parts together costs more than many an attempt.
+        top, floor = -queue[0][0], max(other.base + other.goal for other in racers[:WATCHED])
+        if top < told and top - floor <= TELL * (told - floor):
+            told = top
             yield
+    yield
 
 
 FINISHED: Final = object()
@@ -143,38 +163,31 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
             racer.offer(offsets, "sweep from the peak")
             yield
         cuts = cuts_between_peaks(problem.load) if depth == 0 else np.zeros(0, np.int64)
-        rounds = 1
-        while racer.height > racer.bound:
-            seeds = rng.integers(1 << 30, size=2).tolist()
-            steps = [
-                _by_search(racer, clock, seconds, seeds[0]),
-                _by_ejection(racer, clock.slice(10 * seconds), rounds),
-                _by_windows(racer, cuts, clock.slice(20 * seconds), seeds[1]),
-            ]
-            for step in steps if len(problem) <= LARGE else steps[::-1]:
+        for level in range(LEVELS):
+            if racer.height <= racer.bound:
+                return
+            passes, chance = 1 + 2 * level, int(rng.integers(1 << 30))
+            search = _by_search(racer, clock, seconds, chance)
+            ejection = _by_ejection(racer, clock, 10 * seconds, passes)
+            inside = _by_windows(racer, cuts, clock, 20 * seconds, chance)
+            large = len(problem) > LARGE
+            for step in (inside, ejection, search) if large else (search, ejection, inside):
                 yield from step
             yield from _by_chance(racer, clock.slice(seconds), rng)
             seconds *= GROWTH
-            rounds += 2
     except OutOfTime:
         return
 
 
 def _by_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> Iterator[None]:
     """Ask the search for the goal, then for more and more, each for a slice of time."""
+    if racer.problem.fixed is None and len(racer.problem) <= WHOLE:
+        yield from _by_whole_search(racer, clock, seconds, seed)
     for relax in RELAX:
         capacity = racer.goal + int(racer.goal * relax)
-        if capacity < racer.bound:
-            continue
         if racer.height <= capacity:
             return
         try:
-            if racer.problem.fixed is None and len(racer.problem) <= WHOLE:
-                found = _fit(racer.problem, capacity, clock.slice(seconds), seed)
-                if found is not None:
-                    racer.offer(found, "search")
-                    yield
-                    return
             for offsets in solve_core(
                 racer.problem,
                 capacity,
@@ -184,20 +197,36 @@ def _by_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> Iterato
                 racer.offer(offsets, "core and sweeps")
                 yield
         except ProvedInfeasible:
-            if racer.problem.fixed is None:
-                racer.bound = max(racer.bound, capacity + 1)
+            racer.raise_bound(capacity + 1)
         except OutOfTime:
             clock.check()
         yield
 
 
-def _by_ejection(racer: Racer, clock: Clock, rounds: int) -> Iterator[None]:
+def _by_whole_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> Iterator[None]:
+    """Search for the goal; once that is proved impossible, halve what is left between bound and height."""
+    capacity = racer.goal
+    while racer.height > racer.goal:
+        try:
+            found = _fit(racer.problem, capacity, clock.slice(seconds), seed)
+        except ProvedInfeasible:
+            racer.raise_bound(capacity + 1)
+        else:
+            if found is None:
+                return
+            racer.offer(found, "search")
+        yield
+        capacity = (racer.goal + racer.height - 1) // 2
+
+
+def _by_ejection(racer: Racer, clock: Clock, seconds: float, rounds: int) -> Iterator[None]:
     """Bring the best plan down, step by step: what fits one step is the start of the next."""
     assert racer.offsets is not None
     offsets = racer.offsets
+    clock = clock.slice(seconds)
     for relax in reversed(RELAX):
         level = racer.goal + int(racer.goal * relax)
-        if level < racer.bound or racer.height <= level:
+        if racer.height <= level:
             continue
         for repaired in repair(racer.problem, offsets, goal=level, clock=clock, rounds=rounds):
             offsets = repaired
@@ -205,11 +234,12 @@ def _by_ejection(racer: Racer, clock: Clock, rounds: int) -> Iterator[None]:
             yield
 
 
-def _by_windows(racer: Racer, cuts: Int64s, clock: Clock, seed: int) -> Iterator[None]:
+def _by_windows(racer: Racer, cuts: Int64s, clock: Clock, seconds: float, seed: int) -> Iterator[None]:
     """Place what crosses the cuts, then race the windows between them."""
     problem = racer.problem
     if not len(cuts):
         return
+    clock = clock.slice(seconds)
     offsets = np.full(len(problem), FREE) if problem.fixed is None else problem.fixed.copy()
     crossers, _ = window_rows(problem, cuts)
     try:

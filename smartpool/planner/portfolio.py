@@ -129,13 +129,20 @@ def _run(problem: Problem, best: _Best, goal: int, clock: Clock, seed: int) -> N
     if not racers:
         best.offer(peeled, "stack")
         return
-    for _ in race(racers, clock):
-        if any(racer.offsets is None for racer in racers):
-            return
-        highest = max(racers, key=lambda racer: racer.top)
-        best.bound = max(racer.base + racer.bound for racer in racers)
-        best.offer(_assemble(parts, racers, peeled), highest.method)
+    try:
+        for _ in race(racers, clock):
+            if best.progress is not None:
+                _put_together(parts, racers, peeled, best)
+    finally:
+        # Whatever ended the race, Ctrl-C included: what the parts have reached counts.
+        _put_together(parts, racers, peeled, best)
+
+
+def _put_together(parts: list[Part], racers: list[Racer], peeled: Int64s, best: _Best) -> None:
+    if any(racer.offsets is None for racer in racers):
+        return
     best.bound = max(racer.base + racer.bound for racer in racers)
+    best.offer(_assemble(parts, racers, peeled), max(racers, key=lambda racer: racer.top).method)
 
 
 def _assemble(parts: list[Part], racers: list[Racer], peeled: Int64s) -> Int64s:

@@ -13,7 +13,7 @@ __all__ = ["validate"]
 
 
 def validate(intervals: IntervalSet, offsets: ArrayLike) -> int:
-    """Check a plan and return its height.
+    """Check a plan and return its height: the end of the highest interval that is ever live.
 
     Parameters
     ----------
@@ -63,4 +63,5 @@ def validate(intervals: IntervalSet, offsets: ArrayLike) -> int:
             f"intervals {names[one]} and {names[two]} are both live at time {time} "
             f"and share bytes [{low}, {high})"
         )
-    return int((placed + intervals.size)[intervals.size > 0].max(initial=0))
+    real = (intervals.size > 0) & (intervals.start < intervals.end)
+    return int((placed + intervals.size)[real].max(initial=0))

@@ -1,0 +1,209 @@
+"""The planner as a whole: what must hold of every plan, whatever solver found it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import smartpool.planner.portfolio as portfolio
+from smartpool.errors import PlanningError
+from smartpool.planner import IntervalSet, plan, solve, validate
+
+
+@st.composite
+def interval_sets(draw, *, most=10, horizon=10, largest=12, aligned=False, fixed=False, empty=True):
+    count = draw(st.integers(0, most))
+    start = [draw(st.integers(0, horizon - 1)) for _ in range(count)]
+    end = [draw(st.integers(begin if empty else begin + 1, horizon)) for begin in start]
+    size = draw(st.lists(st.integers(0 if empty else 1, largest), min_size=count, max_size=count))
+    alignment = [draw(st.sampled_from([1, 2, 4, 8])) for _ in range(count)] if aligned else None
+    held = None
+    if fixed and count:
+        # Stacked from a floor, so that no two collide.
+        held = [-1] * count
+        top = draw(st.integers(0, 5))
+        for row in draw(st.sets(st.integers(0, count - 1), max_size=3)):
+            step = alignment[row] if alignment else 1
+            top = held[row] = (top + step - 1) // step * step
+            top += size[row]
+    return IntervalSet.from_arrays(start, end, size, alignment=alignment, fixed=held)
+
+
+def lowest_height(intervals):
+    """Try all orders, each interval at the lowest offset that is left: some order gives the optimum."""
+    rows = [row for row in range(len(intervals)) if intervals.start[row] < intervals.end[row]]
+    best = None
+    for order in itertools.permutations(rows):
+        placed = []
+        for row in order:
+            others = sorted(
+                (low, high)
+                for low, high, other in placed
+                if intervals.start[other] < intervals.end[row] and intervals.start[row] < intervals.end[other]
+            )
+            step, low = int(intervals.alignment[row]), 0
+            for other_low, other_high in others:
+                if other_low >= low + intervals.size[row]:
+                    break
+                low = max(low, -(-other_high // step) * step)
+            placed.append((low, low + int(intervals.size[row]), row))
+        height = max((high for low, high, _ in placed if high > low), default=0)
+        best = height if best is None else min(best, height)
+    return best or 0
+
+
+@given(interval_sets(aligned=True, fixed=True))
+@settings(max_examples=150)
+def test_every_plan_is_valid_and_no_lower_than_the_load(intervals):
+    result = solve(intervals, time_limit=0.1)
+    assert validate(intervals, result.offsets) == result.height
+    assert result.load == intervals.load <= result.height
+    assert result.gap >= 0
+    if result.height == result.load:
+        assert result.proved_optimal
+
+
+@given(interval_sets(most=5, horizon=6, largest=6))
+@settings(max_examples=80)
+def test_small_plans_are_as_low_as_brute_force_says(intervals):
+    result = solve(intervals, time_limit=5.0)
+    assert result.height == lowest_height(intervals)
+    assert result.proved_optimal
+
+
+@given(interval_sets(most=4, horizon=5, largest=6, aligned=True))
+@settings(max_examples=40)
+def test_small_aligned_plans_are_as_low_as_brute_force_says(intervals):
+    result = solve(intervals, time_limit=5.0)
+    lowest = lowest_height(intervals)
+    assert result.height >= lowest
+    if result.proved_optimal:
+        assert result.height == lowest
+
+
+def test_a_plan_above_the_load_is_proved_optimal():
+    # The smallest instance of its kind: four intervals whose optimum is above their load.
+    start, end, size = [0, 0, 1, 2, 3, 1], [2, 1, 3, 5, 5, 5], [2, 2, 1, 1, 2, 1]
+    intervals = IntervalSet.from_arrays(start, end, size)
+    result = solve(intervals, time_limit=5.0)
+    assert result.height == lowest_height(intervals)
+    assert result.proved_optimal
+
+
+@given(interval_sets(), st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_the_order_of_the_input_does_not_matter(intervals, random):
+    order = list(range(len(intervals)))
+    random.shuffle(order)
+    shuffled = intervals.take(np.array(order, np.int64))
+    result = solve(shuffled, time_limit=5.0)
+    assert validate(shuffled, result.offsets) == result.height
+    assert result.height == solve(intervals, time_limit=5.0).height
+
+
+@given(interval_sets(most=8), st.integers(2, 1000))
+@settings(max_examples=60)
+def test_scaling_the_sizes_scales_the_plan(intervals, factor):
+    scaled = IntervalSet.from_arrays(intervals.start, intervals.end, intervals.size * factor)
+    assert solve(scaled, time_limit=5.0).height == factor * solve(intervals, time_limit=5.0).height
+
+
+@given(interval_sets(most=7), interval_sets(most=7))
+@settings(max_examples=60)
+def test_instances_apart_in_time_share_the_memory(one, two):
+    both = IntervalSet.from_arrays(
+        np.concatenate([one.start, two.start + 100]),
+        np.concatenate([one.end, two.end + 100]),
+        np.concatenate([one.size, two.size]),
+    )
+    heights = [solve(part, time_limit=5.0).height for part in (one, two)]
+    assert solve(both, time_limit=5.0).height == max(heights)
+
+
+@given(interval_sets(most=10), st.integers(0, 3))
+@settings(max_examples=40)
+def test_plans_only_get_better_and_the_same_seed_gives_the_same(intervals, seed):
+    heights = []
+    first = solve(intervals, seed=seed, time_limit=5.0, progress=lambda better: heights.append(better.height))
+    again = solve(intervals, seed=seed, time_limit=5.0)
+    assert heights == sorted(heights, reverse=True)
+    assert heights[-1] == first.height
+    assert np.array_equal(first.offsets, again.offsets)
+
+
+@given(interval_sets(empty=False))
+@settings(max_examples=40)
+def test_a_capacity_that_is_met_ends_the_search(intervals):
+    assume(len(intervals))
+    roomy = int(intervals.size.sum())
+    assert solve(intervals, capacity=roomy, time_limit=5.0).height <= roomy
+
+
+def hard_instance(count=400, seed=0):
+    """Return a random instance that no sweep fits."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 1000, count)
+    return IntervalSet.from_arrays(
+        start, start + rng.integers(1, 200, count), rng.integers(1, 1 << 20, count)
+    )
+
+
+def test_a_time_limit_is_obeyed_and_leaves_a_valid_plan():
+    intervals = hard_instance()
+    began = time.perf_counter()
+    result = solve(intervals, time_limit=0.3)
+    assert validate(intervals, result.offsets) == result.height
+    assert time.perf_counter() - began < 5  # generous: this is no measurement
+
+
+def test_no_time_at_all_gives_a_valid_plan():
+    intervals = hard_instance()
+    result = solve(intervals, time_limit=0.0)
+    assert validate(intervals, result.offsets) == result.height
+
+
+def test_stop_ends_the_search():
+    calls = itertools.count()
+    result = solve(hard_instance(), time_limit=60.0, stop=lambda: next(calls) > 3)
+    assert result.seconds < 30
+
+
+def test_interrupting_returns_the_best_plan(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(portfolio, "race", interrupted)
+    intervals = hard_instance()
+    result = solve(intervals)
+    assert validate(intervals, result.offsets) == result.height
+
+
+def test_plan_takes_arrays_or_an_interval_set():
+    assert plan([0, 1], [2, 3], [4, 4]).height == plan(IntervalSet.from_arrays([0, 1], [2, 3], [4, 4])).height
+
+
+def test_plan_says_what_is_wrong():
+    with pytest.raises(PlanningError, match="end of at least the start"):
+        plan([5], [3], [1])
+
+
+def test_an_empty_instance_has_an_empty_plan():
+    result = plan([], [], [])
+    assert (result.height, result.load, result.gap, result.proved_optimal) == (0, 0, 0.0, True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_instances_of_some_size_are_planned_well(seed):
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 3000, 1500)
+    intervals = IntervalSet.from_arrays(
+        start, start + rng.integers(1, 60, 1500), rng.integers(1, 1 << 20, 1500)
+    )
+    result = solve(intervals, time_limit=2.0)
+    assert validate(intervals, result.offsets) == result.height
+    assert result.gap < 0.1
