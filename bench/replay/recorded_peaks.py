@@ -27,7 +27,6 @@ PEER_OF = {
     "pytorch-roundup-8": "torch:roundup_power2_divisions:8",
     "cupy": "cupy",
     "rmm": "rmm_pool",
-    "rmm-arena": "rmm_arena",
     "driver-pool": "driver_pool",
 }
 

@@ -1,25 +1,28 @@
 """The CUDA driver's own pool, behind ``cuMemAllocAsync`` and ``cudaMallocAsync``.
 
 Source: observation. NVIDIA documents the interface and not the policy, so the rules here were inferred
-from the addresses that a pool with an unlimited release threshold returned on one stream, and from its
-reserved bytes after each request: one H200, driver 580 (CUDA 13.0), the nine traces, 167,853 requests.
-The model gives every one of those addresses and sizes, and the recorded peaks to the byte; a test keeps
-three of the traces. The rules:
+from the addresses that a pool with an unlimited release threshold returned, and from its reserved bytes
+after each request: one H200, driver 580 (CUDA 13.0); on one stream 167,853 requests, which are seven of
+the recorded traces and the beginnings of the two long ones; on several streams the trace that has several
+and two random ones (7,256). The model gives every one of these addresses and sizes, and the peaks of all
+nine traces to the byte; a test keeps four of the replays. The rules:
 
 * sizes are rounded up to 512 bytes; all blocks lie in one range of addresses, which is backed by chunks
   of 32 MiB;
-* a freed block goes to the free list of its stream and is coalesced there; the stream's best fit
-  serves, among equals the one that is longest in the list, and the rest of it stays in the list;
+* a freed block goes to the free list of the stream that frees it and is coalesced there; the stream's
+  best fit serves, among equals the one that is longest in the list, and the rest of it stays there;
 * where the stream has none, the best fit in the pool's shared list serves that has memory all over;
-* where that has none either, the stream's list is emptied into the shared one, the last freed first (the
-  rest of a split block counts as freed when the whole was), and the best fit there serves, memory or
-  not; addresses beyond all blocks are one more free block, the largest;
+* where that has none either, the first other stream's best fit serves, in the order of the streams;
+* otherwise the streams' lists are emptied into the shared one, the last freed first (the rest of a split
+  block counts as freed when the whole was), and the best fit there serves, memory or not; the addresses
+  beyond all blocks are one more free block, the largest;
 * what of the block has no memory gets chunks that lie under shared free blocks alone, from the highest
   address downwards, and fresh ones where these do not suffice.
 
-What the model assumes beyond that, because one stream cannot show it: a stream that finds nothing takes
-what other streams freed, before fresh memory is made. Driver calls are counted as if the pool made them
-through the virtual-memory interface; what it does inside the driver cannot be seen.
+Left out: work on the device, which a trace does not tell (other streams' blocks are taken as if done
+with), and synchronisation, which was seen to empty lists too. Where the device has too little for the
+best fit, the model looks for another block before it gives up: an assumption. Driver calls are counted
+as if the pool made them through the virtual-memory interface; what it does inside cannot be seen.
 """
 
 from __future__ import annotations
@@ -78,19 +81,24 @@ class DriverPool(CachingBaseline):
         return [self._shared, *self._freed_on.values()]
 
     def _choose(self, home: FreeBlocks, size: int) -> Block | None:
-        return home.best(size) or self._best_backed(size)
+        return home.best(size) or self._best_backed(size) or self._best_of_others(home, size)
 
     def _best_backed(self, size: int) -> Block | None:
         """Return the best fit in the shared list among the blocks that have memory all over."""
         return next(filter(self._is_backed, self._shared.fitting(size)), None)
 
-    def _grow(self, home: FreeBlocks, size: int) -> Block:
-        self._share(home)
-        block = self._backed_fit(size)
-        if block is None:
-            for other in self._freed_on.values():
-                self._share(other)
-            block = self._backed_fit(size) or self._best_backed(size)
+    def _best_of_others(self, home: FreeBlocks, size: int) -> Block | None:
+        """Return the best fit of the first other stream that has any."""
+        for _, other in sorted(self._freed_on.items()):
+            block = other.best(size) if other is not home else None
+            if block is not None:
+                return block
+        return None
+
+    def _grow(self, home: FreeBlocks, size: int) -> Block:  # noqa: ARG002  lists of all streams alike
+        for _, freed in sorted(self._freed_on.items()):
+            self._share(freed)
+        block = self._backed_fit(size) or self._best_backed(size)
         if block is None:
             raise self._out_of_memory(size)
         self._shared.remove(block)

@@ -17,18 +17,19 @@ DATA = Path(__file__).parents[2] / "data"
 OBSERVED = np.load(DATA / "anchors" / "cumemallocasync_h200.npz")
 
 
-@pytest.mark.parametrize("name", ["dataframe-mix", "llama-train", "multistream-mix"])
+@pytest.mark.parametrize("name", ["dataframe-mix", "llama-train", "multistream-mix", "multistream-mix:own"])
 def test_every_address_is_that_of_the_driver(name):
-    trace = Trace.load(DATA / "traces" / f"{name}.npz")
+    trace_name, _, own_streams = name.partition(":")
+    trace = Trace.load(DATA / "traces" / f"{trace_name}.npz")
     pool = DriverPool(ModelDriver(141 * GiB))
     pointers, reserved = [], []
-    rows = zip(trace.op.tolist(), trace.allocation_numbers().tolist(), trace.size.tolist(), strict=True)
-    for op, number, size in rows:
+    columns = (trace.op, trace.allocation_numbers(), trace.size, trace.stream * bool(own_streams))
+    for op, number, size, stream in zip(*(column.tolist() for column in columns), strict=True):
         if op == ALLOCATE:
-            pointers.append(pool.malloc(size, 0))
+            pointers.append(pool.malloc(size, stream))
             reserved.append(pool.reserved_bytes())
         else:
-            pool.free(pointers[number], 0)
+            pool.free(pointers[number], stream)
     pool.check()
     addresses = (np.array(pointers) - pointers[0]) // 512
     np.testing.assert_array_equal(addresses, OBSERVED[f"{name}/address_512"])
@@ -70,8 +71,8 @@ def test_a_refused_request_changes_nothing_that_matters():
     pool.check()
 
 
-def test_other_streams_are_asked_before_fresh_memory_where_there_is_none():
-    pool = make(capacity=64 * MiB)
+def test_other_streams_are_asked_before_fresh_memory():
+    pool = make()
     pointer = pool.malloc(60 * MiB, 1)
     pool.free(pointer, 1)
     assert pool.malloc(50 * MiB, 2) == pointer
