@@ -2,7 +2,7 @@
 
 PyTorch and RMM take the smallest free block that fits, and among equals the one at the lowest address.
 Which that is depends on where the driver put its segment, so a model in which addresses grow gives
-other peaks than the real allocator: on 7 of PyTorch's 27 recorded ones, by up to 7 %.
+other peaks than the real allocator: on 8 of PyTorch's 27 recorded ones, by up to 7 %.
 
 Method: the driver works in slabs, ranges of addresses that are multiples of 32 MiB. A request goes to
 the start of the room that is left in the youngest slab where it fits; where it fits in none, it gets a
