@@ -146,8 +146,8 @@ def swatch(slot: int) -> str:
 def _legend(series: Sequence[_Series]) -> str:
     """Return the legend: a button for each line, which hides and shows it once the script is there."""
     keys = [
-        f'<button type="button" disabled class="key" aria-pressed="true" data-series="{number}">{swatch(one.slot)}'
-        f"{escaped(one.run.allocator)}</button>"
+        f'<button type="button" disabled class="key" aria-pressed="true" data-series="{number}">'
+        f"{swatch(one.slot)}{escaped(one.run.allocator)}</button>"
         for number, one in enumerate(series)
     ]
     return (

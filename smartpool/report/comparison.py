@@ -15,7 +15,7 @@ from typing import Final
 from smartpool.report.text import format_bytes, format_count, format_duration, format_share
 from smartpool.trace.replay import Run
 
-__all__ = ["COLUMNS", "FRAGMENTATION", "Column", "Comparison"]
+__all__ = ["COLUMNS", "FAILED", "FRAGMENTATION", "PEAK_LIVE", "Column", "Comparison", "best_of", "best_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +50,24 @@ FRAGMENTATION: Final = Column(
     meaning="1 - peak live / peak reserved: the share of the reserved memory that was never needed",
 )
 
+PEAK_LIVE: Final = Column(
+    title="peak live",
+    value=lambda run: run.peak_live_bytes,
+    text=format_bytes,
+    compared=False,
+    meaning="the most bytes that the program held at once, as it asked for them",
+)
+
+FAILED: Final = Column(
+    title="failed",
+    value=lambda run: run.failed_requests,
+    text=lambda value: format_count(round(value)),
+    compared=False,
+    meaning="requests refused for lack of memory",
+)
+
 COLUMNS: Final = (
-    Column(
-        title="peak live",
-        value=lambda run: run.peak_live_bytes,
-        text=format_bytes,
-        compared=False,
-        meaning="the most bytes that the program held at once, as it asked for them",
-    ),
+    PEAK_LIVE,
     Column(
         title="peak reserved",
         value=lambda run: run.peak_reserved_bytes,
@@ -79,13 +89,7 @@ COLUMNS: Final = (
         meaning="wall microseconds an allocation or free took here; for the peers, those of their models in "
         "Python, which say nothing about the peers",
     ),
-    Column(
-        title="failed",
-        value=lambda run: run.failed_requests,
-        text=lambda value: format_count(round(value)),
-        compared=False,
-        meaning="requests refused for lack of memory",
-    ),
+    FAILED,
 )
 
 

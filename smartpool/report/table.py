@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
-from smartpool.report.comparison import COLUMNS, FRAGMENTATION, Comparison, best_of, best_text
-from smartpool.report.text import printable
+from smartpool.report.comparison import (
+    COLUMNS,
+    FAILED,
+    FRAGMENTATION,
+    PEAK_LIVE,
+    Column,
+    Comparison,
+    best_of,
+    best_text,
+)
+from smartpool.report.text import format_bytes, printable
 from smartpool.trace.replay import Run
 
 if TYPE_CHECKING:  # rich is an extra: this module is imported by commands that may not need it
@@ -14,11 +23,13 @@ if TYPE_CHECKING:  # rich is an extra: this module is imported by commands that 
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["comparison_table", "new_table", "print_runs", "runs_table"]
+__all__ = ["comparison_table", "new_table", "print_runs", "runs_table", "trace_table"]
 
-_MARK = "*"
-_BEST_STYLE = "bold green"
-_FAILED_STYLE = "red"
+_UNLIMITED: Final = 1 << 20
+_MARK: Final = "*"
+_BEST_STYLE: Final = "bold green"
+_FAILED_STYLE: Final = "red"
+_LEGEND: Final = f"{_MARK} least of its trace, among the allocators that served every request"
 
 
 def print_runs(runs: Iterable[Run], console: Console) -> None:
@@ -29,15 +40,26 @@ def print_runs(runs: Iterable[Run], console: Console) -> None:
     runs
         Any number; nothing is printed for none.
     console
-        Where to print (`smartpool.cli.console.make_console`).
+        Where to print (`smartpool.cli.console.make_console`). Where it is too narrow for one table of all
+        runs, there is one a trace.
     """
+    from rich.text import Text  # noqa: PLC0415
+
     comparison = Comparison(runs)
     if not comparison.runs:
         return
-    console.print(runs_table(comparison))
+    table = runs_table(comparison)
+    if _fits(table, console):
+        console.print(table)
+    else:
+        for trace in comparison.traces:
+            console.print(trace_table(comparison.of_trace(trace)))
+    if len(comparison.runs) > len(comparison.traces):
+        console.print(Text(_LEGEND, style="dim"))
     if len(comparison.traces) > 1:
-        console.print()
-        console.print(comparison_table(comparison))
+        for allocators in _fitting_groups(comparison, console):
+            console.print()
+            console.print(comparison_table(comparison, allocators))
 
 
 def runs_table(comparison: Comparison) -> Table:
@@ -47,34 +69,45 @@ def runs_table(comparison: Comparison) -> Table:
         table.add_column(column.title, justify="right", no_wrap=True)
     for trace in comparison.traces:
         runs = comparison.of_trace(trace)
-        best = {column.title: best_of(runs, column) for column in COLUMNS}
-        for number, run in enumerate(runs):
-            failed = run.failed_requests > 0
-            cells = []
-            for column in COLUMNS:
-                text = column.text(column.value(run))
-                marked = text == best[column.title] and not failed
-                warned = failed and column.title == "failed"
-                cells.append(_cell(text, marked=marked, warned=warned))
-            table.add_row(
-                _name(trace if number == 0 else ""), _name(run.allocator), *cells,
-                end_section=number == len(runs) - 1,
-            )  # fmt: skip
-    if len(comparison.runs) > len(comparison.traces):
-        table.caption = f"{_MARK} least of its trace, among the allocators that served every request"
-        table.caption_justify = "left"
+        for number, cells in enumerate(_rows(runs, COLUMNS)):
+            shown = "" if number else trace
+            table.add_row(_name(shown), *cells, end_section=number == len(runs) - 1)
     return table
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Return the fragmentation of every allocator on every trace, with the mean over the traces."""
+def trace_table(runs: Sequence[Run]) -> Table:
+    """Return the table of one trace for a narrow screen: what is the same for all is its title."""
+    live = max(run.peak_live_bytes for run in runs)
+    failed = any(run.failed_requests for run in runs)
+    columns = [column for column in COLUMNS if column is not PEAK_LIVE and (failed or column is not FAILED)]
+    table = new_table("allocator")
+    table.title = _name(f"{runs[0].trace}: {format_bytes(live)} live at its peak")
+    table.title_justify = "left"
+    for column in columns:
+        table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
+    for cells in _rows(runs, columns):
+        table.add_row(*cells)
+    return table
+
+
+def comparison_table(comparison: Comparison, allocators: Sequence[str] | None = None) -> Table:
+    """Return the fragmentation of allocators on every trace, with the mean over the traces.
+
+    Parameters
+    ----------
+    comparison
+        All runs: the best is marked among all of them.
+    allocators
+        Which columns; None for all.
+    """
+    shown = comparison.allocators if allocators is None else allocators
     table = new_table("fragmentation")
-    for allocator in comparison.allocators:
-        table.add_column(_name(allocator), justify="right")
+    for allocator in shown:
+        table.add_column(_name(allocator), justify="right", no_wrap=True)
     for trace in comparison.traces:
         best = best_of(comparison.of_trace(trace), FRAGMENTATION)
         cells = []
-        for allocator in comparison.allocators:
+        for allocator in shown:
             run = comparison.cell(trace, allocator)
             text = "" if run is None else FRAGMENTATION.text(FRAGMENTATION.value(run))
             failed = run is not None and run.failed_requests > 0
@@ -84,11 +117,41 @@ def comparison_table(comparison: Comparison) -> Table:
     known = [mean for mean in means.values() if mean is not None]
     best = best_text(known, FRAGMENTATION) if len(known) > 1 else None
     cells = []
-    for mean in means.values():
+    for mean in (means[name] for name in shown):
         text = "" if mean is None else FRAGMENTATION.text(mean)
         cells.append(_cell(text, marked=bool(text) and text == best))
     table.add_row(_name("mean"), *cells)
     return table
+
+
+def _fitting_groups(comparison: Comparison, console: Console) -> Iterator[Sequence[str]]:
+    """Yield all allocators, as many at a time as fit side by side."""
+    left = list(comparison.allocators)
+    while left:
+        count = len(left)
+        while count > 1 and not _fits(comparison_table(comparison, left[:count]), console):
+            count -= 1
+        yield left[:count]
+        del left[:count]
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether the table can be printed with no cell cut short."""
+    unlimited = console.options.update(max_width=_UNLIMITED)
+    return console.measure(table, options=unlimited).maximum <= console.width
+
+
+def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> Iterator[list[Text]]:
+    """Yield the cells of each run of one trace, beginning with the allocator's name."""
+    best = {column.title: best_of(runs, column) for column in columns}
+    for run in runs:
+        failed = run.failed_requests > 0
+        cells = [_name(run.allocator)]
+        for column in columns:
+            text = column.text(column.value(run))
+            marked = text == best[column.title] and not failed
+            cells.append(_cell(text, marked=marked, warned=failed and column is FAILED))
+        yield cells
 
 
 def new_table(*names: str) -> Table:
@@ -96,7 +159,7 @@ def new_table(*names: str) -> Table:
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title_style="bold")
     for name in names:
         table.add_column(name, no_wrap=True)
     return table

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import make_run, runs
@@ -40,6 +41,31 @@ def test_several_traces_stand_side_by_side_with_their_mean():
     assert rows["one"] == ["25.0", "%*", "50.0", "%"]
     assert rows["two"] == ["50.0", "%*", "50.0", "%"]
     assert rows["mean"] == ["37.5", "%"]
+
+
+@pytest.mark.parametrize("failed", [0, 7])
+def test_a_narrow_screen_gets_a_table_a_trace_and_loses_no_figure(failed):
+    runs = [make_run("one"), make_run("two", "pytorch-expandable", reserved=6 * GiB, failed=failed)]
+    text = printed(runs, width=80)
+    assert "…" not in text
+    assert [line.strip() for line in text.splitlines() if "live at its peak" in line] == [
+        "one: 3.00 GiB live at its peak",
+        "two: 3.00 GiB live at its peak",
+    ]
+    (row,) = [line.split() for line in text.splitlines() if "6.00 GiB" in line]
+    assert row[:5] == ["pytorch-expandable", "6.00", "GiB", "50.0", "%"]
+    assert row[-1] == ("7" if failed else "1.50")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_more_allocators_than_fit_side_by_side_go_below_one_another():
+    names = [f"an-allocator-{number}" for number in range(9)]
+    text = printed([make_run(trace, name) for trace in ("one", "two") for name in names], width=80)
+    assert "…" not in text
+    heads = [line.split()[1:] for line in text.splitlines() if line.startswith(" fragmentation ")]
+    assert len(heads) > 1
+    heads = [name for some in heads for name in some]
+    assert heads == names
 
 
 def test_no_runs_print_nothing():
