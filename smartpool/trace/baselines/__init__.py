@@ -56,9 +56,9 @@ def make_baseline(name: str, driver: Driver) -> Baseline:
     Examples
     --------
     >>> from smartpool.driver import open_driver
-    >>> rmm = make_baseline("rmm", open_driver("model:1GiB"))
-    >>> pointer = rmm.malloc(1000, stream=0)
-    >>> rmm.peak_reserved_bytes, dict(rmm.driver_calls)
+    >>> cupy = make_baseline("cupy", open_driver("model:1GiB"))
+    >>> pointer = cupy.malloc(1000, stream=0)
+    >>> cupy.peak_reserved_bytes, dict(cupy.driver_calls)
     (1024, {'allocate': 1})
     """
     make = BASELINES.get(name)

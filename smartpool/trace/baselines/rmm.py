@@ -47,10 +47,10 @@ class RmmPool(CachingBaseline):
 
     def __init__(self, driver: Driver, *, initial_bytes: int = 0) -> None:
         super().__init__(driver)
-        self._free_on: dict[int, FreeBlocks] = {0: FreeBlocks()}
-        self._events: dict[int, int] = {}
+        self._free_on: dict[int, FreeBlocks] = {}
+        self._events: dict[int, int] = {}  # in the order in which streams came
         if initial_bytes:
-            home = self._free_on[0]
+            home = self._home(0, stream=0)
             home.add(self._new_segment(align_up(initial_bytes, _GRAIN), home))
 
     def free(self, pointer: int, stream: int) -> None:
@@ -65,6 +65,7 @@ class RmmPool(CachingBaseline):
         home = self._free_on.get(stream)
         if home is None:
             home = self._free_on[stream] = FreeBlocks()
+            self._event(stream)
         return home
 
     def _freed_to(self, block: Block, stream: int) -> FreeBlocks:
