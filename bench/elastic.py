@@ -28,12 +28,8 @@ PEAK_STEPS = (1.0, 1.0025, 1.005, 1.0075, 1.01, 1.0125, 1.015, 1.0175, 1.02, 1.0
 
 def events(trace: Trace) -> list[tuple[int, int, int, int]]:
     """Return (operation, allocation, bytes, stream), in plain integers."""
-    return list(
-        zip(
-            trace.op.tolist(), trace.allocation_numbers().tolist(), trace.size.tolist(), trace.stream.tolist(),
-            strict=True,
-        )
-    )  # fmt: skip
+    columns = (trace.op, trace.allocation_numbers(), trace.size, trace.stream)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def play(

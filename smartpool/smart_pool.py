@@ -284,6 +284,20 @@ class SmartPool:
             raise BackgroundError("the background optimiser failed; see the cause") from failed
         return self._optimize(self.managers)
 
+    def add_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
+        """Ask `callback(nbytes)` before a request of `nbytes` fails for lack of memory.
+
+        It returns True when it freed something, and the request is tried again; False to let it
+        fail. It may free and trim, and must not allocate from this pool.
+        """
+        for manager in self.managers:
+            manager.out_of_memory_callbacks.append(callback)
+
+    def remove_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
+        """Ask `callback` no more; `ValueError` when it was not added."""
+        for manager in self.managers:
+            manager.out_of_memory_callbacks.remove(callback)
+
     # ------------------------------------------------------------------ what it did
 
     @property

@@ -191,6 +191,27 @@ def test_out_of_memory_tells_the_story_and_is_a_memory_error():
         pool.free(pool.malloc(64 * MiB))
 
 
+def test_a_callback_can_make_room_before_a_request_fails():
+    with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB")) as pool:
+        caches = [pool.allocate(20 * MiB) for _ in range(3)]
+        asked = []
+
+        def drop_one(nbytes):
+            asked.append(nbytes)
+            return bool(caches and caches.pop())
+
+        pool.add_out_of_memory_callback(drop_one)
+        wanted = pool.allocate(40 * MiB)
+        assert asked == [40 * MiB] * 2
+        assert len(caches) == 1
+        with pytest.raises(OutOfMemoryError):
+            pool.allocate(50 * MiB)
+        assert not caches
+        pool.remove_out_of_memory_callback(drop_one)
+        del wanted
+        pool.check()
+
+
 # ---------------------------------------------------------------------- the background optimiser
 
 

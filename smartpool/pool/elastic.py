@@ -26,7 +26,7 @@ arenas, chunks and addresses as they were.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvariantError
@@ -92,9 +92,17 @@ class ElasticHeap:
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Find memory for a block that fits no gap; see `Heap.extend`."""
-        self.peak_live_bytes = max(self.peak_live_bytes, self.live_bytes + size)
+        before = self.peak_live_bytes
+        self.peak_live_bytes = max(before, self.live_bytes + size)
+        try:
+            return self._extend(size, alignment, stream, uses)
+        except BaseException:
+            self.peak_live_bytes = before  # a refused request buys no budget
+            raise
+
+    def _extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         if self.windows.crowded:
-            self.windows.reap()
+            self.windows.reap(uses)
         if size < self._slab_limit and self._add_slab():
             address = self.allocate(size, alignment, stream)
             if address is not None:
@@ -257,13 +265,10 @@ class ElasticHeap:
         self._home.retract(self._gap_around(part), *part)
 
     def _undo_map(self, chunk: MappedChunk) -> None:
-        try:
-            self._driver.unmap(chunk.start, chunk.size)
-        except DriverError:
-            self._loose[chunk.start] = chunk.handle
-            self._memory.pin(chunk.handle)
-        else:
-            self._addresses.free(chunk.start)
+        self._loose[chunk.start] = chunk.handle
+        self._memory.pin(chunk.handle)
+        with suppress(DriverError):
+            self._unmap_loose()
 
     def _find_site(self, size: int, *, fresh: bool = False) -> tuple[int, int]:
         """Return (address, bytes missing there) for a gap of `size` bytes.
@@ -295,7 +300,7 @@ class ElasticHeap:
         """Give idle chunks back to the device; see `Heap.release_idle`."""
         self._return_slabs()
         self._unmap_loose()
-        self.windows.reap(wait=wait)
+        self.windows.reap(uses, wait=wait)
         released = 0
         for gap in list(self._home.gaps_by_size()):
             if released >= limit_bytes or gap.size < self._driver.granularity:
@@ -305,14 +310,20 @@ class ElasticHeap:
                 self._clock.synchronize(gap_uses)
             elif not self._clock.idle(gap_uses):
                 continue
-            rest = gap
-            for chunk in list(self._chunks.inside(gap.start, gap.end)):
-                if released >= limit_bytes:
-                    break
-                if not self.windows.mappings[chunk.handle]:
-                    self._release_chunk(rest, chunk)
-                    released += chunk.size
-                    rest = self._home.gap_at(chunk.end) or rest
+            released += self._release_gap(gap, limit_bytes - released)
+
+    def _release_gap(self, gap: Range, limit_bytes: int) -> int:
+        """Give back whole chunks of an idle gap that no window shows, and return their bytes."""
+        released = 0
+        rest = gap
+        for chunk in list(self._chunks.inside(gap.start, gap.end)):
+            if released >= limit_bytes:
+                break
+            if not self.windows.mappings[chunk.handle]:
+                self._release_chunk(rest, chunk)
+                released += chunk.size
+                rest = self._home.gap_at(chunk.end) or rest
+        return released
 
     def _release_chunk(self, gap: Range, chunk: MappedChunk) -> None:
         self._driver.unmap(chunk.start, chunk.size)
@@ -331,14 +342,13 @@ class ElasticHeap:
     def close(self) -> None:
         """Give everything back; see `Heap.close`."""
         self.windows.close()
+        self._return_slabs()
         self._unmap_loose()
-        for chunk in list(self._chunks):
-            self._driver.unmap(chunk.start, chunk.size)
-            self._chunks.remove(chunk.start)
-            self._addresses.free(chunk.start)
-            self._memory.release_chunk(chunk.handle)
+        for gap in self._home.gaps():
+            self._release_gap(gap, gap.size)
         while self._reservations:
             self._driver.unreserve(*self._reservations[-1])
+            self._addresses.retract(self._reservations[-1], *self._reservations[-1])
             self._reservations.pop()
 
     # ------------------------------------------------------------------ questions
@@ -387,6 +397,7 @@ class ElasticHeap:
         """Add `uses` to every gap."""
         self._home.mark(uses)
         self._small.mark(uses)
+        self.windows.mark(uses)
 
     def check(self) -> None:
         """Prove that blocks, gaps, slabs, chunks, windows and addresses agree."""

@@ -71,7 +71,7 @@ class Heap(Protocol):
         """
 
     def close(self) -> None:
-        """Give everything back, blocks included. The device must be idle."""
+        """Give everything back. No block may be live, the device must be idle; after a failure, call again."""
 
     def check(self) -> None:
         """Prove the invariants."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final, Self
 
@@ -72,6 +73,10 @@ class AdvancedMemoryPoolManager:
     on_pressure
         Called, under the pool's lock, when growing took reserved memory beyond the pressure
         threshold; it must not block.
+    out_of_memory_callbacks
+        Asked in turn, with the bytes that are wanted, before a request fails for lack of memory.
+        One that freed something returns True, and the request is tried again. They may free and
+        trim, and must not allocate from this pool.
 
     Examples
     --------
@@ -95,6 +100,7 @@ class AdvancedMemoryPoolManager:
         self._closed = False
         self._released = False
         self.on_pressure: Callable[[], None] | None = None
+        self.out_of_memory_callbacks: list[Callable[[int], bool]] = []
         self._several_streams = False
         # The quick path's three structures. They are never replaced, only changed: callers may
         # hold bound methods, and other threads are in the middle of them at any time.
@@ -324,16 +330,22 @@ class AdvancedMemoryPoolManager:
         try:
             pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
         except DriverOutOfMemoryError:
-            self.flush()
-            self._release_idle(_EVERYTHING, wait=True)
-            try:
-                pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
-            except DriverOutOfMemoryError as error:
-                raise self._out_of_memory(bin_, error) from error
+            pointer = self._extend_under_pressure(bin_, alignment)
         limit = self.config.memory_pressure_threshold * self._memory.cap_bytes
         if self.on_pressure is not None and self._memory.reserved_bytes > limit:
             self.on_pressure()
         return pointer
+
+    def _extend_under_pressure(self, bin_: Bin, alignment: int) -> int:
+        """Give back what idles and try again, as long as a callback says that it freed something."""
+        while True:
+            self.flush()
+            self._release_idle(_EVERYTHING, wait=True)
+            try:
+                return self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
+            except DriverOutOfMemoryError as error:
+                if not any(callback(bin_.nbytes) for callback in self.out_of_memory_callbacks):
+                    raise self._out_of_memory(bin_, error) from error
 
     def flush(self) -> None:
         """Empty the bins into the arenas, where free blocks join with their neighbours.
@@ -579,9 +591,13 @@ class AdvancedMemoryPoolManager:
     def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
         now = self.snapshot()
         parts = ", ".join(f"{name} {value:.1%}" for name, value in now.fragmentation.as_dict().items())
+        held: Counter[int] = Counter()
+        for live in _steady(self._live):
+            held[live.nbytes] += live.nbytes
+        holders = ", ".join(f"{total // max(n, 1)} x {format_size(n)}" for n, total in held.most_common(3))
         return OutOfMemoryError(
             f"cannot allocate {bin_.nbytes} bytes ({format_size(bin_.nbytes)}) on {now.device}: "
-            f"{format_size(now.live_bytes)} live in {now.live_blocks} blocks, "
+            f"{format_size(now.live_bytes)} live in {now.live_blocks} blocks (most: {holders or 'none'}), "
             f"{format_size(now.reserved_bytes)} reserved of {format_size(now.cap_bytes)}, "
             f"largest free range {format_size(now.largest_free_bytes)}, "
             f"{format_size(now.device_free_bytes)} free on the device; fragmentation: {parts}; "

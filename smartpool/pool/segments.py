@@ -92,8 +92,9 @@ class SegmentHeap:
 
     def close(self) -> None:
         """Give everything back; see `Heap.close`."""
-        for start in list(self._segments):
+        for start, (arena, size) in list(self._segments.items()):
             self._memory.free_segment(start)
+            arena.retract(Range(start, size), start, size)
             del self._segments[start]
 
     @property

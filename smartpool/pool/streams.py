@@ -10,8 +10,9 @@ for each stream that may still touch it the position that covers it, and another
 gap after waiting, on the device, for the event of that position. A wait orders everything before
 it too, so each pair of streams remembers the latest position that was waited for (the vector
 clocks of Mattern and Fidge, 1988), and most waits are never issued.
-Bound: one event a stream is recorded between two flushes; events are taken from a small recycled
-set and destroyed with the clock.
+Bound: one event a stream is recorded between two flushes. Events seen done are used again; of more
+than `PENDING` that are not, every second one is, since a later event covers what an earlier one did.
+A stream that was destroyed takes no event any more: the host waits for the device, once, instead.
 Rejected: a list of pending blocks a stream that are polled (RMM and PyTorch strand what is
 pending); one event a block (1.9 us each); blocking the host.
 """
@@ -20,11 +21,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from smartpool.driver.protocol import Driver
+from smartpool.errors import StreamError
 from smartpool.memory.arena import Uses
 
-__all__ = ["StreamClock"]
+__all__ = ["PENDING", "StreamClock"]
+
+PENDING: Final = 32
 
 
 class StreamClock:
@@ -91,24 +96,29 @@ class StreamClock:
                 self._driver.synchronize_event(event)
 
     def close(self) -> None:
-        """Destroy the events. Nothing may use the clock afterwards."""
-        events = [event for queue in self._pending.values() for _, event in queue] + self._spare
-        self._pending.clear()
-        self._spare = []
-        for event in events:
-            self._driver.destroy_event(event)
+        """Destroy the events. The device must be idle; after a failure, call it again."""
+        for queue in self._pending.values():
+            self._spare += [event for _, event in queue]
+            queue.clear()
+        while self._spare:
+            self._driver.destroy_event(self._spare[-1])
+            self._spare.pop()
 
     def _is_done(self, stream: int, position: int) -> bool:
         if self._done.get(stream, 0) >= position:
             return True
         if self._recorded.get(stream, 0) < position:
             self._record(stream)
-        queue = self._pending[stream]
+        self._drain(stream)
+        return self._done.get(stream, 0) >= position
+
+    def _drain(self, stream: int) -> None:
+        """Ask the device how far the stream is; events that are done can be used again."""
+        queue = self._pending.get(stream)
         while queue and self._driver.event_done(queue[0][1]):
             reached, event = queue.popleft()
             self._done[stream] = reached
             self._spare.append(event)
-        return self._done.get(stream, 0) >= position
 
     def _covering(self, stream: int, position: int) -> tuple[int, int]:
         """Return (position, event) of the first recorded event that covers `position`."""
@@ -117,11 +127,35 @@ class StreamClock:
         return next(item for item in self._pending[stream] if item[0] >= position)
 
     def _record(self, stream: int) -> None:
+        queue = self._pending.setdefault(stream, deque())
+        if len(queue) >= PENDING:
+            self._drain(stream)
+        if len(queue) >= PENDING:
+            self._thin(queue)
         event = self._spare.pop() if self._spare else self._driver.create_event()
         try:
             self._driver.record_event(event, stream)
+        except StreamError:
+            self._spare.append(event)
+            self._settle(stream)
+            return
         except BaseException:
             self._spare.append(event)
             raise
         self._recorded[stream] = self._recorded.get(stream, 0) + 1
-        self._pending.setdefault(stream, deque()).append((self._recorded[stream], event))
+        queue.append((self._recorded[stream], event))
+
+    def _thin(self, queue: deque[tuple[int, int]]) -> None:
+        """Take every second event out, but not the last: what it covered, the next one covers too."""
+        latest_first = list(queue)[::-1]
+        self._spare += [event for _, event in latest_first[1::2]]
+        queue.clear()
+        queue.extendleft(latest_first[::2])
+
+    def _settle(self, stream: int) -> None:
+        """Let the host wait until all is done that was queued on a stream which no longer exists."""
+        self._driver.synchronize()
+        queue = self._pending[stream]
+        self._spare += [event for _, event in queue]
+        queue.clear()
+        self._recorded[stream] = self._done[stream] = self._recorded.get(stream, 0) + 1

@@ -11,12 +11,14 @@ back, when memory is trimmed, and when the pool closes.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverError, InvariantError
-from smartpool.memory.arena import Arena, Range, Uses
+from smartpool.memory.arena import Arena, Range, Uses, join_uses
 from smartpool.memory.chunks import MappedChunk
 from smartpool.pool.streams import StreamClock
 from smartpool.units import align_up
@@ -126,37 +128,32 @@ class Windows:
         """Whether so many mappings are retired that it is time to `reap`."""
         return self._retired_mappings > _RETIRED_LIMIT
 
-    def reap(self, *, handle: int | None = None, wait: bool = False) -> None:
+    def mark(self, uses: Mapping[int, int]) -> None:
+        """Add `uses` to every retired window: what None stood for until now."""
+        for start, (window, own) in self._retired.items():
+            self._retired[start] = (window, join_uses(own, uses))
+
+    def reap(self, uses: Uses, *, wait: bool = False) -> None:
         """Unmap retired windows with which the device is done; with `wait`, the host waits for it.
 
-        Parameters
-        ----------
-        handle
-            Only windows on this chunk; None for all.
+        `uses` stand for windows that were retired without any.
         """
-        for start, (window, uses) in list(self._retired.items()):
-            if handle is not None and handle not in window.handles:
-                continue
+        for window, own in list(self._retired.values()):
             if wait:
-                self._clock.synchronize(uses)
-            elif not self._clock.idle(uses):
+                self._clock.synchronize(own or uses)
+            elif not self._clock.idle(own or uses):
                 continue
-            self._driver.unmap(*window.mapped)
-            del self._retired[start]
-            self._retired_mappings -= len(window.handles)
-            self._addresses.free(start)
-            self._unbook(window.handles)
+            self._unmap(window)
 
     def close(self) -> None:
         """Unmap everything and give the addresses back. The device must be idle, no block in use."""
         for address in list(self._open):
             self.retire(address, None)
-        for start, (window, _) in list(self._retired.items()):
-            self._driver.unmap(*window.mapped)
-            del self._retired[start]
-            self._unbook(window.handles)
+        for window, _ in list(self._retired.values()):
+            self._unmap(window)
         while self._reservations:
             self._driver.unreserve(*self._reservations[-1])
+            self._addresses.retract(self._reservations[-1], *self._reservations[-1])
             self._reservations.pop()
 
     def check(self) -> None:
@@ -185,16 +182,21 @@ class Windows:
 
     def _abandon(self, mapped: Range, handles: list[int]) -> None:
         """Undo half a window. If even that fails it is retired, to be unmapped later."""
-        try:
-            if handles:
-                self._driver.unmap(*mapped)
-        except DriverError:
-            window = Window(mapped, Range(mapped.start, 0), (), tuple(handles))
-            self._retired[mapped.start] = (window, None)
-            self._retired_mappings += len(handles)
-            self.mappings.update(handles)
-        else:
-            self._addresses.free(mapped.start)
+        window = Window(mapped, Range(mapped.start, 0), (), tuple(handles))
+        self._retired[mapped.start] = (window, None)
+        self._retired_mappings += len(handles)
+        self.mappings.update(handles)
+        with suppress(DriverError):
+            self._unmap(window)
+
+    def _unmap(self, window: Window) -> None:
+        """Unmap a retired window and forget it."""
+        if window.handles:
+            self._driver.unmap(*window.mapped)
+        del self._retired[window.mapped.start]
+        self._retired_mappings -= len(window.handles)
+        self._unbook(window.handles)
+        self._addresses.free(window.mapped.start)
 
     def _unbook(self, handles: tuple[int, ...]) -> None:
         for handle in handles:
