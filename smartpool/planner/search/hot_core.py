@@ -36,8 +36,10 @@ from smartpool.planner.sweeps import Int64s
 
 CORE_NODES: Final = 60  # nodes of one search for a core, for each of its buffers
 LEAST_NODES: Final = 20_000  # ... and at least so many
-FAILURES: Final = 16  # buffers above the target that end a round
+FAILURES: Final = 256  # buffers above the target that end a round
 CLOSE: Final = 1e-4  # targets nearer to the best plan than this share of it are not tried
+REPAIRS: Final = 64  # buffers in a round that are brought below the target by changing the order
+ATTEMPTS: Final = 6  # orders that are tried for one of them
 POLL: Final = 64  # buffers between two looks at the clock
 
 
@@ -84,9 +86,22 @@ def hot_core(
 
 
 class _Planner:
-    """The best plan so far, the target, and what is hot; in granules."""
+    """The best plan so far, what is hot, and the shelves of the present round; in granules."""
 
-    __slots__ = ("_hot", "_instance", "_limits", "_load", "_offsets", "_order", "_rows", "_seed", "best")
+    __slots__ = (
+        "_hot",
+        "_instance",
+        "_limits",
+        "_load",
+        "_offsets",
+        "_order",
+        "_rank",
+        "_repairs",
+        "_seed",
+        "_shelves",
+        "_size",
+        "best",
+    )
 
     def __init__(self, instance: Instance, limits: Limits, seed: int) -> None:
         self._instance = instance
@@ -94,16 +109,12 @@ class _Planner:
         self._seed = seed
         self._load = instance.load
         self._hot = self._load == self._load.max()
-        width = instance.last - instance.first
-        self._order = np.lexsort((-width, -instance.size))
-        self._rows = list(
-            zip(
-                instance.first.tolist(),
-                instance.last.tolist(),
-                instance.size.tolist(),
-                instance.alignment.tolist(),
-                strict=True,
-            )
+        self._size = instance.size.tolist()
+        self._order = np.lexsort((instance.first - instance.last, -instance.size))
+        self._rank = np.argsort(self._order)
+        self._repairs = 0
+        self._shelves = Shelves(
+            instance.first, instance.last, instance.size, instance.alignment, instance.sections
         )
         self._offsets = np.zeros(0, dtype=np.int64)
         self.best = np.iinfo(np.int64).max
@@ -131,8 +142,7 @@ class _Planner:
             failures = self._around(core, placed, target)
             if not failures:
                 return True
-            for index in failures:
-                self._heat(index)
+            self._heat(failures)
         return False
 
     def _fit(self, core: Int64s, target: int) -> Int64s | None:
@@ -151,54 +161,93 @@ class _Planner:
 
         While there is no plan at all the round is finished, if need be without looking for gaps.
         """
-        instance = self._instance
-        offsets = np.zeros(len(self._rows), dtype=np.int64)
-        offsets[core] = placed
-        rows = np.stack([instance.first, instance.last, offsets, offsets + instance.size], axis=1)
-        shelves = Shelves.holding(instance.sections, len(self._rows), rows[core])
-        inside = np.zeros(len(self._rows), dtype=np.bool_)
-        inside[core] = True
-        waiting = self._order[~inside[self._order]]
+        shelves = self._shelves
+        shelves.clear()
+        for index, offset in zip(core.tolist(), placed.tolist(), strict=True):
+            shelves.place(index, offset)
+        fixed = np.zeros(len(self._size), dtype=np.bool_)
+        fixed[core] = True
+        waiting = self._order[~fixed[self._order]]
         failures: list[int] = []
+        self._repairs = REPAIRS
         for number, index in enumerate(waiting.tolist()):
-            if len(failures) >= FAILURES and self._offsets.size:
-                return failures
             if number % POLL == 0 and self._limits.expired():
                 if not self._offsets.size:
-                    self._keep(self._on_top(offsets, waiting[number:]))
+                    self._on_top(waiting[number:])
                 return [*failures, index]
-            first, last, size, alignment = self._rows[index]
-            offset = shelves.lowest(first, last, size, alignment)
-            shelves.add(first, last, offset, offset + size)
-            offsets[index] = offset
-            if offset + size > target:
+            offset = shelves.lowest(index)
+            shelves.place(index, offset)
+            if offset + self._size[index] > target and not self._repair(index, fixed, target):
                 failures.append(index)
-        self._keep(offsets)
+                if len(failures) >= FAILURES and self._offsets.size:
+                    return failures
+        self._keep()
         return failures
 
-    def _keep(self, offsets: Int64s) -> None:
-        """Keep a plan if it is lower than the best so far."""
-        height = int((offsets + self._instance.size).max())
-        if height < self.best:
-            self.best, self._offsets = height, offsets
+    def _repair(self, index: int, fixed: np.ndarray, target: int) -> bool:
+        """Bring a buffer below the target by placing it before those beside it; say whether it worked.
 
-    def _on_top(self, offsets: Int64s, rest: Int64s) -> Int64s:
-        """Place the rest above the skyline of what is placed: quick, valid, and high."""
-        skyline = np.zeros(self._instance.sections, dtype=np.int64)
-        late = np.zeros(len(self._rows), dtype=np.bool_)
+        Whatever then ends too high goes to the front in its turn, a few times.
+        """
+        if not self._repairs:
+            return False
+        self._repairs -= 1
+        shelves = self._shelves
+        shelves.remove(index)
+        beside = shelves.placed_beside(index)
+        movable = beside[~fixed[beside]]
+        queue = [index, *movable[np.argsort(self._rank[movable])].tolist()]
+        before = shelves.low[movable].tolist()
+        for _ in range(ATTEMPTS):
+            for each in queue:
+                shelves.remove(each)
+            failed = self._fill(queue, target)
+            if failed < 0:
+                return True
+            queue.insert(0, queue.pop(failed))
+        for each in queue:
+            shelves.remove(each)
+        for each, offset in zip(movable.tolist(), before, strict=True):
+            shelves.place(each, offset)
+        shelves.place(index, shelves.lowest(index))
+        return False
+
+    def _fill(self, queue: list[int], target: int) -> int:
+        """Place buffers in this order; return -1, or the position of one that ends above the target."""
+        for position, index in enumerate(queue):
+            offset = self._shelves.lowest(index)
+            if offset + self._size[index] > target:
+                return position
+            self._shelves.place(index, offset)
+        return -1
+
+    def _keep(self) -> None:
+        """Keep the present plan if it is lower than the best so far."""
+        height = int((self._shelves.low + self._instance.size).max())
+        if height < self.best:
+            self.best, self._offsets = height, self._shelves.low.copy()
+
+    def _on_top(self, rest: Int64s) -> None:
+        """Place the rest above the skyline of what is placed, and keep that: quick, valid, and high."""
+        instance, shelves = self._instance, self._shelves
+        skyline = np.zeros(instance.sections, dtype=np.int64)
+        late = np.zeros(len(self._size), dtype=np.bool_)
         late[rest] = True
         for index in np.flatnonzero(~late).tolist():
-            first, last, size, _ = self._rows[index]
-            np.maximum(skyline[first:last], offsets[index] + size, out=skyline[first:last])
+            covered = skyline[instance.first[index] : instance.last[index]]
+            np.maximum(covered, shelves.low[index] + self._size[index], out=covered)
         for index in rest.tolist():
-            first, last, size, alignment = self._rows[index]
-            floor = int(skyline[first:last].max())
-            offsets[index] = floor + -floor % alignment
-            skyline[first:last] = offsets[index] + size
-        return offsets
+            covered = skyline[instance.first[index] : instance.last[index]]
+            offset = int(covered.max())
+            offset += -offset % int(instance.alignment[index])
+            shelves.place(index, offset)
+            covered[:] = offset + self._size[index]
+        self._keep()
 
-    def _heat(self, index: int) -> None:
-        """Make the section of the highest load hot that a buffer touches and that is not hot yet."""
-        first, last, _, _ = self._rows[index]
-        load = np.where(self._hot[first:last], -1, self._load[first:last])
-        self._hot[first + int(load.argmax())] = True
+    def _heat(self, failures: list[int]) -> None:
+        """For each buffer, the highest first, that does not touch a hot section: heat its worst one."""
+        failures.sort(key=lambda index: -int(self._shelves.low[index]) - self._size[index])
+        for index in failures:
+            part = slice(int(self._instance.first[index]), int(self._instance.last[index]))
+            if not self._hot[part].any():
+                self._hot[part.start + int(self._load[part].argmax())] = True
