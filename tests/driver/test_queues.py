@@ -153,6 +153,28 @@ def test_memory_taken_from_under_pending_work_loses_the_device(pull):
     driver.check()
 
 
+@pytest.mark.parametrize("wait", ["synchronize", "event"])
+def test_who_waits_for_work_that_loses_the_device_is_told(driver, address, wait):
+    event, errors = driver.create_event(), []
+    driver.pause()
+    driver.fill(address, 1, 10, 0)
+    driver.record_event(event, 0)
+
+    def work():
+        try:
+            driver.synchronize() if wait == "synchronize" else driver.synchronize_event(event)
+        except DriverError as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=work)
+    waiting.start()
+    waiting.join(0.02)
+    driver.free(address)
+    driver.resume()
+    waiting.join(10)
+    assert "ILLEGAL_ADDRESS" in errors[0].code
+
+
 def test_check_finds_a_stream_that_nothing_holds(driver):
     driver._queues._streams[0].pending.append(lambda: None)
     with pytest.raises(InvariantError, match="held by nothing"):

@@ -239,7 +239,8 @@ class FakeCuda:
         return self._do("synchronize")[:1]
 
     def cuStreamWaitEvent(self, stream, event, flags):
-        return self._do("wait_event", self._stream(stream), int(event), device=0)[:1]
+        device = None if self._stream(stream) == 0 else 0
+        return self._do("wait_event", self._stream(stream), int(event), device=device)[:1]
 
     def cuEventCreate(self, flags):
         code, *value = self._do("create_event")
