@@ -149,7 +149,7 @@ class Arena:
                 return gap
             if attempt == _ALIGNED_ATTEMPTS:
                 break
-        key = self._by_size.ceiling(size + alignment << _START_BITS)
+        key = self._by_size.ceiling(size + alignment - ALIGNMENT << _START_BITS)  # starts are multiples
         return None if key is None else Range(key & _START_MASK, key >> _START_BITS)
 
     def fitting(self, size: int) -> Iterator[Range]:
