@@ -4,6 +4,8 @@ Every rule may ask for something that is refused; the naive model says whether i
 at each unit. Contents are one byte value a unit of each chunk, so aliases and remapping show.
 """
 
+import itertools
+
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -50,9 +52,18 @@ class DriverMachine(RuleBasedStateMachine):
         return self.bases[which] + slot * self.unit
 
     def inside(self, which, slot, length):
-        """Whether the range lies in one reservation; the two may stand side by side."""
-        begin, end = self.address(which, slot), self.address(which, slot + length)
-        return any(base <= begin and end <= base + SLOTS * self.unit for base in self.bases)
+        return 0 <= slot and slot + length <= SLOTS
+
+    def strays(self, which, slot, length):
+        """Whether a range leaves its reservation and reaches the other, which may stand beside it.
+
+        Where reservations stand is the device's choice, so such steps are left out: a program must
+        mean the same in every run.
+        """
+        other = self.bases[1 - which]
+        return not self.inside(which, slot, length) and any(
+            other <= at < other + SLOTS * self.unit for at in self.window(which, slot, length)
+        )
 
     def window(self, which, slot, length):
         return [self.address(which, at) for at in range(slot, slot + length)]
@@ -94,6 +105,8 @@ class DriverMachine(RuleBasedStateMachine):
     @rule(chunk=chunks, which=st.integers(0, 1), slot=slots)
     def map(self, chunk, which, slot):
         units = self.sizes[chunk]
+        if self.strays(which, slot, units):
+            return
         window = self.window(which, slot, units)
         allowed = self.inside(which, slot, units) and not any(at in self.units for at in window)
         self.expect(allowed, self.driver.map_chunk, self.address(which, slot), chunk)
@@ -112,7 +125,7 @@ class DriverMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def use(self, data):
         """Map a chunk where there is room, enable it and fill it: what chance alone rarely does."""
-        chunk = data.draw(st.sampled_from(sorted(self.sizes)))
+        chunk = data.draw(st.sampled_from(list(self.sizes)))
         units, which = self.sizes[chunk], data.draw(st.integers(0, 1))
         room = [
             slot
@@ -128,15 +141,18 @@ class DriverMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.units)
     @rule(data=st.data())
     def unmap_one(self, data):
-        start = data.draw(st.sampled_from(sorted({start for _, _, start in self.units.values()})))
-        which = next(
-            which for which, base in enumerate(self.bases) if base <= start < base + SLOTS * self.unit
-        )
-        length = sum(begin == start for _, _, begin in self.units.values())
-        self.unmap(which=which, slot=(start - self.bases[which]) // self.unit, length=length)
+        starts = {start for _, _, start in self.units.values()}
+        places = [
+            place for place in itertools.product(range(2), range(SLOTS)) if self.address(*place) in starts
+        ]
+        which, slot = data.draw(st.sampled_from(places))
+        length = sum(begin == self.address(which, slot) for _, _, begin in self.units.values())
+        self.unmap(which=which, slot=slot, length=length)
 
     @rule(which=st.integers(0, 1), slot=slots, length=lengths)
     def enable(self, which, slot, length):
+        if self.strays(which, slot, length):
+            return
         window = self.window(which, slot, length)
         allowed = self.whole(which, slot, length) and all(at in self.units for at in window)
         self.expect(allowed, self.driver.enable_access, self.address(which, slot), length * self.unit)
@@ -145,6 +161,8 @@ class DriverMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), slot=slots, length=lengths)
     def unmap(self, which, slot, length):
+        if self.strays(which, slot, length):
+            return
         allowed = self.whole(which, slot, length)
         self.driver.synchronize()
         self.expect(allowed, self.driver.unmap, self.address(which, slot), length * self.unit)
@@ -170,6 +188,8 @@ class DriverMachine(RuleBasedStateMachine):
         value=st.integers(0, 255),
     )
     def fill(self, which, slot, length, value):
+        if self.strays(which, slot, length):
+            return
         window = self.window(which, slot, length)
         allowed = all(at in self.access for at in window)
         self.expect(allowed, self.driver.fill, window[0], value, length * self.unit, 0)
@@ -202,11 +222,10 @@ class DriverMachine(RuleBasedStateMachine):
     def free(self, data):
         if not self.raw:
             return
-        address = data.draw(st.sampled_from(sorted(self.raw)))
+        address = data.draw(st.sampled_from(list(self.raw)))
         wrong = data.draw(st.booleans())
         if wrong:
-            self.expect(address + 512 in self.raw, self.driver.free, address + 512)
-            self.raw.pop(address + 512, None)
+            self.expect(False, self.driver.free, address + 1)
         else:
             self.driver.free(address)
             del self.raw[address]
