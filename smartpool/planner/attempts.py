@@ -56,6 +56,12 @@ GROWTH: Final = 3.0
 WHOLE: Final = 600
 """Parts of at most so many intervals are given to the search whole, before any core of them."""
 
+EJECTION: Final = 10.0
+"""Slices for ejection in a round: it makes many small gains."""
+
+WINDOWS: Final = 20.0
+"""Slices for all windows together."""
+
 LEVELS: Final = 10
 """Rounds, of which the last has a slice of hours: what ends the race of a small part without a proof."""
 
@@ -166,12 +172,14 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
         for level in range(LEVELS):
             if racer.height <= racer.bound:
                 return
-            passes, chance = 1 + 2 * level, int(rng.integers(1 << 30))
+            passes, chance = 6 + 2 * level, int(rng.integers(1 << 30))
             search = _by_search(racer, clock, seconds, chance)
-            ejection = _by_ejection(racer, clock, 10 * seconds, passes)
-            inside = _by_windows(racer, cuts, clock, 20 * seconds, chance)
-            large = len(problem) > LARGE
-            for step in (inside, ejection, search) if large else (search, ejection, inside):
+            ejection = _by_ejection(racer, clock, EJECTION * seconds, passes)
+            inside = _by_windows(racer, cuts, clock, WINDOWS * seconds, chance)
+            steps = [search, ejection, inside]
+            if len(problem) > LARGE or depth:
+                steps = [inside, ejection, search]
+            for step in steps:
                 yield from step
             yield from _by_chance(racer, clock.slice(seconds), rng)
             seconds *= GROWTH

@@ -181,6 +181,7 @@ class WeightedIntervalGraphColoring:
     def live_ranges(self) -> tuple[tuple[int, int], ...]:
         """Return ``(offset, size)`` of the live ranges, neighbours coalesced, ascending; O(n log n)."""
         offset, size = self._present()
+        offset, size = offset[size > 0], size[size > 0]
         if not len(offset):
             return ()
         holes, widths = free_ranges(offset, size)

@@ -27,7 +27,7 @@ __all__ = ["cuts_between_peaks", "window_rows", "windows"]
 PEAK: Final = 0.8
 """A peak worth a window reaches this share of the load."""
 
-PROMINENCE: Final = 0.25
+PROMINENCE: Final = 0.5
 """And it falls by this share of itself before the next one."""
 
 

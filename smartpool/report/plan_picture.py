@@ -34,9 +34,9 @@ DRAWN: Final = 4000
 CELL: Final = 1.0
 """Pixels of the grid in which the rest is drawn."""
 
-PALETTE: Final = (
-    "#4477aa", "#66ccee", "#228833", "#bbcc33", "#eedd88", "#ee8866", "#ffaabb", "#aa3377", "#88aadd", "#77bb99",
-)  # fmt: skip
+PALETTE: Final = tuple(
+    "#4477aa #66ccee #228833 #bbcc33 #eedd88 #ee8866 #ffaabb #aa3377 #88aadd #77bb99".split()
+)
 """After Paul Tol's schemes, which readers with any colour vision can tell apart."""
 
 Int64s = NDArray[np.int64]
@@ -119,11 +119,11 @@ class _Frame:
 
     def x(self, time: Int64s) -> NDArray[np.float64]:
         """Return where times stand."""
-        return LEFT + (time - self.begin) * (self.width / self.span)
+        return LEFT + (time - self.begin).astype(np.float64) * (self.width / self.span)
 
     def y(self, address: Int64s) -> NDArray[np.float64]:
         """Return where addresses stand."""
-        return TOP + self.height - address * (self.height / self.bytes)
+        return TOP + self.height - address.astype(np.float64) * (self.height / self.bytes)
 
     def rectangles(
         self, intervals: IntervalSet, offsets: Int64s
@@ -199,8 +199,13 @@ def _cover(
     left, right = (x / CELL).astype(np.int64), np.ceil((x + width) / CELL).astype(np.int64)
     upper, lower = (y / CELL).astype(np.int64), np.ceil((y + height) / CELL).astype(np.int64)
     corners = np.zeros((columns + 1, rows + 1), np.int64)
-    for column, row, sign in ((left, upper, 1), (right, upper, -1), (left, lower, -1), (right, lower, 1)):
-        np.add.at(corners, (column, row), sign)
+    for at_column, at_row, sign in (
+        (left, upper, 1),
+        (right, upper, -1),
+        (left, lower, -1),
+        (right, lower, 1),
+    ):
+        np.add.at(corners, (at_column, at_row), sign)
     covered = corners.cumsum(axis=0).cumsum(axis=1) > 0
     edges = np.diff(covered.astype(np.int8), axis=1, prepend=0)
     pieces = []
