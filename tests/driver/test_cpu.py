@@ -237,6 +237,19 @@ def test_too_many_mappings_is_said(monkeypatch):
         driver.map_chunk(base, chunk)
 
 
+def test_a_file_that_cannot_grow(driver, monkeypatch):
+    def full(*_):
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr(pages.os, "ftruncate", full)
+    with pytest.raises(DriverOutOfMemoryError) as caught:
+        driver.create_chunk(UNIT)
+    assert caught.value.code == "ENOSPC"
+    assert not any(driver.held().values())
+    monkeypatch.undo()
+    driver.release_chunk(driver.create_chunk(UNIT))
+
+
 def test_reservations_are_aligned_for_any_granularity():
     driver = CpuDriver(capacity=64 << 20, granularity=32 << 20)
     for _ in range(4):

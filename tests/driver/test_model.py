@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smartpool.driver import H200, Cost, ModelDriver
-from smartpool.errors import DriverOutOfMemoryError, InvalidSizeError, UnsupportedError
+from smartpool.errors import DriverOutOfMemoryError, InvalidSizeError, InvariantError, UnsupportedError
 
 MiB = 1 << 20
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "driver_costs.json"
@@ -151,3 +151,20 @@ def test_the_table_is_what_was_measured():
                 modelled = getattr(H200, call).seconds(int(row["taken_each"])) * 1e6
                 mean = (row[call] + measured["raw"][f"{size} first"][call]) / 2
                 assert modelled == pytest.approx(mean, rel=0.25, abs=6), (call, size)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("chunk_bytes", 2 * MiB), ("large_bytes", 2 * MiB), ("capacity", 0)]
+)
+def test_check_finds_a_wrong_footprint(field, value):
+    driver = ModelDriver(1 << 30)
+    if field == "capacity":
+        driver.allocate(100)
+    setattr(driver._footprint, field, value)
+    with pytest.raises(InvariantError):
+        driver.check()
+
+
+def test_it_shows_what_is_held(driver):
+    driver.allocate(5 * MiB)
+    assert repr(driver) == "<ModelDriver 'model:1GiB': 6291456 bytes held>"

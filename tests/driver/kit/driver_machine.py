@@ -52,7 +52,7 @@ class DriverMachine(RuleBasedStateMachine):
         return self.bases[which] + slot * self.unit
 
     def inside(self, which, slot, length):
-        return 0 <= slot and slot + length <= SLOTS
+        return slot >= 0 and slot + length <= SLOTS
 
     def strays(self, which, slot, length):
         """Whether a range leaves its reservation and reaches the other, which may stand beside it.
