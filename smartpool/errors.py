@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "AllocatorError",
     "ArrayInterfaceError",
     "BackgroundError",
     "BufferReleasedError",
@@ -29,8 +30,10 @@ __all__ = [
     "OutOfMemoryError",
     "PlanningError",
     "PoolClosedError",
+    "ReentrantCallError",
     "RequestTooLargeError",
     "SmartPoolError",
+    "StepError",
     "StreamError",
     "TraceError",
     "TraceFormatError",
@@ -74,6 +77,10 @@ class StreamError(SmartPoolError, ValueError):
     """An object is not a stream of this device, or a stream was already destroyed."""
 
 
+class StepError(SmartPoolError, RuntimeError):
+    """Steps are nested, or ended on another thread than they began on."""
+
+
 class UnsupportedError(SmartPoolError, NotImplementedError):
     """The device or platform cannot do what was asked. Nothing was done in its place."""
 
@@ -107,6 +114,14 @@ class UnknownPointerError(SmartPoolError, ValueError):
 
 class PoolClosedError(SmartPoolError, RuntimeError):
     """The pool was closed. Frees of memory that is still live are accepted all the same."""
+
+
+class ReentrantCallError(SmartPoolError, RuntimeError):
+    """A destructor or signal handler asks for memory in the middle of the same thread's own request.
+
+    The pool's books are half written there, so it refuses. Frees are always accepted, and so are
+    requests of other threads, and those that a bin can serve.
+    """
 
 
 class BufferReleasedError(SmartPoolError, ValueError):
@@ -168,6 +183,10 @@ class DriverOutOfMemoryError(DriverError, MemoryError):
 
 
 # ------------------------------------------------------------------ exchange, traces, plans
+
+
+class AllocatorError(SmartPoolError, RuntimeError):
+    """A framework cannot be given this allocator any more, or was never given one. Nothing was changed."""
 
 
 class DLPackError(SmartPoolError, BufferError):

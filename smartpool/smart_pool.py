@@ -8,7 +8,8 @@ of the original design (`allocate_memory`, `deallocate_memory`, `optimize_memory
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from smartpool.buffer import Buffer, byte_count, checked_shape
@@ -217,6 +218,42 @@ class SmartPool:
                 manager.free(pointer, stream)
                 return
         self._manager.free(pointer, stream)
+
+    @contextmanager
+    def step(self, name: str = "step", *, wait_for_plan: bool = False) -> Iterator[None]:
+        """Mark one repetition of something that repeats itself, such as a training step.
+
+        The first repetition is recorded, then planned on another thread; later ones are served
+        from the plan, by index: no search, no driver call. Requests of the thread that entered, on
+        the default stream, take part. What does not match is counted and served as always.
+
+        Parameters
+        ----------
+        name
+            Steps of different kinds, such as training and evaluation, have plans of their own.
+        wait_for_plan
+            Wait for the plan of an earlier repetition if the planner is still at work.
+
+        Raises
+        ------
+        StepError
+            When a step is under way already.
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("model:1GiB") as pool:
+        ...     for _ in range(3):
+        ...         with pool.step(wait_for_plan=True):
+        ...             pool.free(pool.malloc(1000))
+        ...     pool.statistics.devices[0].steps.hits
+        2
+        """
+        with ExitStack() as ended:
+            for manager in self.managers:
+                manager.begin_step(name, wait_for_plan=wait_for_plan)
+                ended.callback(manager.end_step)
+            yield
 
     # ------------------------------------------------------------------ the original design's face
 

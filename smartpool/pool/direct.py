@@ -10,14 +10,26 @@ __all__ = ["DirectBin"]
 
 
 class DirectBin(Bin):
-    """The bin of one raw allocation: what is put into it goes straight back to the device."""
+    """The bin of one raw allocation: what is put into it goes straight back to the device.
 
-    __slots__ = ("_release",)
+    Parameters
+    ----------
+    like
+        The bin of such requests.
+    segment
+        Address of the raw allocation; a block of large alignment begins behind it.
+    release
+        Gives it back.
+    """
 
-    def __init__(self, like: Bin, release: Callable[[int], None]) -> None:
+    __slots__ = ("_release", "_segment")
+
+    def __init__(self, like: Bin, segment: int, release: Callable[[int], None]) -> None:
         super().__init__(like.nbytes, like.size, like.stream, like.tier, like.touched)
+        self.quiet = False  # it holds nothing, so nobody need empty it
+        self._segment = segment
         self._release = release
 
-    def append(self, pointer: int) -> None:
-        """Free the allocation at `pointer`; raw frees wait for the device themselves."""
-        self._release(pointer)
+    def append(self, pointer: int) -> None:  # noqa: ARG002 - a bin's method
+        """Free the allocation; raw frees wait for the device themselves."""
+        self._release(self._segment)

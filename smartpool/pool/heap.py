@@ -71,7 +71,7 @@ class Heap(Protocol):
         """
 
     def close(self) -> None:
-        """Give everything back. No block may be live, the device must be idle; after a failure, call again."""
+        """Give everything back; after a failure, call it again. No block may be live, the device idle."""
 
     def check(self) -> None:
         """Prove the invariants."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smartpool.pool.fragmentation import Fragmentation
+from smartpool.pool.stepping import StepStatistics
 from smartpool.units import MiB
 
 __all__ = ["MemorySnapshot", "OptimizationOutcome", "PoolStatistics", "Reduction", "TierSnapshot"]
@@ -52,6 +53,8 @@ class MemorySnapshot:
         How often a request missed its bin, the bins were emptied, and memory was mapped.
     waits
         Waits between streams that were queued on the device.
+    steps
+        Planned steps: how many, hits, misses, bytes planned.
     driver_calls, driver_seconds
         Calls by name, and what they cost.
     """
@@ -73,6 +76,7 @@ class MemorySnapshot:
     flushes: int
     grows: int
     waits: int
+    steps: StepStatistics
     driver_calls: Mapping[str, int]
     driver_seconds: float
     tiers: Mapping[str, TierSnapshot]
@@ -89,6 +93,7 @@ class MemorySnapshot:
         return asdict(self) | {
             "driver_calls": dict(self.driver_calls),
             "tiers": {name: asdict(tier) for name, tier in self.tiers.items()},
+            "steps": asdict(self.steps),
             "fragmentation": self.fragmentation.as_dict(),
             "pressure": self.pressure,
         }

@@ -25,7 +25,7 @@ from typing import Final
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import StreamError
-from smartpool.memory.arena import Uses
+from smartpool.memory.arena import Uses, join_uses
 
 __all__ = ["PENDING", "StreamClock"]
 
@@ -58,6 +58,13 @@ class StreamClock:
         """Record an event now and return the uses that it covers: all work queued on `stream` so far."""
         self._record(stream)
         return {stream: self._recorded[stream]}
+
+    def stamps(self, streams: Iterable[int]) -> Uses:
+        """Return uses that cover all work queued so far on `streams`, each stamped now."""
+        uses: Uses = None
+        for stream in streams:
+            uses = join_uses(uses, self.stamp(stream))
+        return uses
 
     def ready(self, uses: Uses, stream: int) -> bool:
         """Return whether `stream` may touch memory with `uses` now, without a wait."""

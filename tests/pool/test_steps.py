@@ -1,0 +1,290 @@
+"""Planned steps: served by index, back on track after surprises, and never over live memory."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smartpool.driver.model import ModelDriver
+from smartpool.errors import PoolClosedError, StepError
+from smartpool.pool.bins import Bin
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.steps import PlannedStep, RecordedStep, make_plan
+from smartpool.pool.tiers import Tier
+from smartpool.units import GiB, KiB, MiB
+
+
+def program(seed: int, requests: int) -> list[tuple[str, int]]:
+    """A step: ("take", bytes) and ("give", index of the request)."""
+    random = Random(seed)
+    steps, held = [], []
+    for index in range(requests):
+        steps.append(("take", random.choice([512, 3 * KiB, 70 * KiB, 1 * MiB, 5 * MiB, 20 * MiB])))
+        held.append(index)
+        while len(held) > 6 or (held and random.random() < 0.4):
+            steps.append(("give", held.pop(random.randrange(len(held)))))
+    return steps + [("give", index) for index in held]
+
+
+class Player:
+    """Plays programs on a pool and holds that no two live blocks overlap."""
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.live = {}
+
+    def take(self, nbytes):
+        pointer = self.pool.malloc(nbytes)
+        end = pointer + max(nbytes, 1)
+        for other, size in self.live.items():
+            assert end <= other or other + size <= pointer, "two live blocks overlap"
+        self.live[pointer] = max(nbytes, 1)
+        return pointer
+
+    def give(self, pointer):
+        del self.live[pointer]
+        self.pool.free(pointer)
+
+    def play(self, steps, *, skip=frozenset(), extra=frozenset()):
+        pointers = {}
+        count = 0
+        for kind, value in steps:
+            if kind == "take":
+                if count in extra:
+                    self.give(self.take(123_456))
+                if count not in skip:
+                    pointers[count] = self.take(value)
+                count += 1
+            elif value in pointers:
+                self.give(pointers.pop(value))
+        return pointers
+
+
+@pytest.fixture
+def pool():
+    with AdvancedMemoryPoolManager(ModelDriver(4 * GiB)) as pool:
+        yield pool
+        pool.check()
+
+
+def step(pool, name="step"):
+    class Step:
+        def __enter__(self):
+            pool.begin_step(name, wait_for_plan=True)
+
+        def __exit__(self, *exception):
+            pool.end_step()
+
+    return Step()
+
+
+def repeat(pool, player, steps, times):
+    for _ in range(times):
+        with step(pool):
+            player.play(steps)
+        pool.check()
+
+
+def test_an_equal_step_costs_no_driver_call_and_no_search(pool):
+    player, steps = Player(pool), program(1, 200)
+    repeat(pool, player, steps, 3)
+    before = pool.snapshot()
+    repeat(pool, player, steps, 3)
+    after = pool.snapshot()
+    assert after.searches == before.searches
+    calls = {name: count for name, count in after.driver_calls.items() if name != "memory_info"}
+    assert calls == {name: count for name, count in before.driver_calls.items() if name != "memory_info"}
+    assert (after.steps.hits - before.steps.hits, after.steps.misses) == (600, 0)
+    assert after.steps.planned_bytes > 0
+
+
+def test_the_region_is_no_higher_than_the_load(pool):
+    player, steps = Player(pool), program(2, 300)
+    repeat(pool, player, steps, 2)
+    live = peak = 0
+    sizes = [value for kind, value in steps if kind == "take"]
+    for kind, value in steps:
+        live += value if kind == "take" else -sizes[value]
+        peak = max(peak, live)
+    assert pool.snapshot().steps.planned_bytes <= 1.1 * peak
+
+
+@pytest.mark.parametrize(("skip", "extra"), [({40}, set()), (set(), {40}), ({10, 11}, {90}), ({0}, {0})])
+def test_a_step_finds_its_way_back(pool, skip, extra):
+    player, steps = Player(pool), program(3, 200)
+    repeat(pool, player, steps, 3)
+    before = pool.snapshot().steps
+    with step(pool):
+        player.play(steps, skip=skip, extra=extra)
+    after = pool.snapshot().steps
+    served = after.hits - before.hits
+    assert served >= 200 - len(skip) - 3 * (len(skip) + len(extra))
+    assert after.misses - before.misses >= len(extra)
+
+
+def test_a_changed_step_is_planned_anew(pool):
+    player, steps, other = Player(pool), program(4, 150), program(5, 150)
+    repeat(pool, player, steps, 3)
+    repeat(pool, player, other, 4)
+    before = pool.snapshot().steps
+    repeat(pool, player, other, 1)
+    after = pool.snapshot().steps
+    assert (after.hits - before.hits, after.misses - before.misses) == (150, 0)
+
+
+def test_planned_memory_that_is_still_live_is_never_handed_out(pool):
+    """Blocks that outlive what the plan says, over the end of a step too."""
+    player, steps = Player(pool), program(6, 120)
+    repeat(pool, player, steps, 3)
+    kept = []
+    for keep in (5, 50, 119):
+        with step(pool):
+            late = [entry for entry in steps if entry != ("give", keep)]
+            kept += player.play(late).values()
+        pool.check()
+    with step(pool):
+        player.play(steps)
+    for pointer in kept:
+        player.give(pointer)
+    pool.check()
+
+
+def test_two_kinds_of_steps_keep_their_plans(pool):
+    player = Player(pool)
+    kinds = {"train": program(7, 80), "eval": program(8, 40)}
+    for _ in range(4):
+        for name, steps in kinds.items():
+            with step(pool, name):
+                player.play(steps)
+            pool.check()
+    assert pool.snapshot().steps.hits >= 2 * 120
+
+
+def test_the_region_goes_when_memory_is_trimmed_or_short(pool):
+    player, steps = Player(pool), program(9, 100)
+    repeat(pool, player, steps, 2)
+    assert pool.snapshot().steps.planned_bytes
+    pool.trim(wait=True)
+    assert pool.reserved_bytes == 0
+    repeat(pool, player, steps, 1)
+    pool.free(pool.malloc(4 * GiB))
+    assert pool.snapshot().steps.planned_bytes == 0
+    repeat(pool, player, steps, 1)
+
+
+def test_steps_do_not_nest_and_end_where_they_began(pool):
+    pool.begin_step("outer")
+    with pytest.raises(StepError):
+        pool.begin_step("inner")
+    pool.end_step()
+    with pytest.raises(StepError):
+        pool.end_step()
+
+
+def test_streams_and_large_alignments_stay_outside(pool):
+    stream = pool.driver.create_stream()
+    for _ in range(3):
+        with step(pool):
+            own = pool.malloc(3 * MiB)
+            other = pool.malloc(3 * MiB, stream)
+            aligned = pool.malloc_aligned(3 * MiB, 4 * MiB)
+            pool.record_stream(own, stream)
+            pool.free(own)
+            pool.free(other, pool.driver.default_stream)
+            pool.free(aligned)
+        pool.check()
+
+
+def test_a_slot_used_on_another_stream_is_reused_behind_that_work():
+    driver = ModelDriver(1 * GiB)
+    pool = AdvancedMemoryPoolManager(driver)
+    stream = driver.create_stream()
+    for _ in range(3):
+        with step(pool):
+            pool.free(pool.malloc(3 * MiB))
+    with step(pool):
+        pointer = pool.malloc(3 * MiB)
+        pool.record_stream(pointer, stream)
+        driver.pause(stream)
+        driver.fill(pointer, 1, 3 * MiB, stream)
+        pool.free(pointer)
+    with step(pool):
+        assert pool.malloc(3 * MiB) == pointer
+        event = driver.create_event()
+        driver.record_event(event, driver.default_stream)
+        assert not driver.event_done(event)
+        driver.resume(stream)
+        pool.free(pointer)
+    pool.check()
+
+
+def test_a_closed_pool_begins_no_step():
+    pool = AdvancedMemoryPoolManager(ModelDriver(1 * GiB))
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.begin_step("step")
+
+
+def test_closing_in_the_middle_of_a_step():
+    pool = AdvancedMemoryPoolManager(ModelDriver(1 * GiB))
+    player, steps = Player(pool), program(1, 20)
+    for _ in range(2):
+        with step(pool):
+            player.play(steps)
+    with step(pool):
+        pointer = pool.malloc(steps[0][1])
+        pool.close()
+    pool.free(pointer)
+    assert pool.reserved_bytes == 0
+
+
+EVENTS = st.lists(
+    st.tuples(st.integers(0, 9), st.sampled_from(["as planned", "skip", "extra", "keep"])), max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 50), surprises=st.lists(EVENTS, min_size=1, max_size=4))
+def test_no_surprise_makes_two_live_blocks_overlap(seed, surprises):
+    """Any mixture of missing, extra and outliving requests, over several repetitions."""
+    with AdvancedMemoryPoolManager(ModelDriver(1 * GiB)) as pool:
+        player, steps = Player(pool), program(seed, 10)
+        repeat(pool, player, steps, 2)
+        kept = []
+        for surprise in surprises:
+            kinds = dict(surprise)
+            with step(pool):
+                played = [
+                    entry for entry in steps if not (entry[0] == "give" and kinds.get(entry[1]) == "keep")
+                ]
+                left = player.play(
+                    played,
+                    skip={index for index, kind in kinds.items() if kind == "skip"},
+                    extra={index for index, kind in kinds.items() if kind == "extra"},
+                )
+                kept += left.values()
+            pool.check()
+        for pointer in kept:
+            player.give(pointer)
+        pool.trim(wait=True)
+        assert pool.reserved_bytes == 0
+
+
+def test_a_plan_knows_when_slots_are_due():
+    recorded = RecordedStep()
+    home = Bin(1000, 1024, 0, Tier.SMALL, set())
+    first = recorded.requested(home)
+    first.append(512)
+    recorded.requested(home)  # outlives the step
+    recorded.close()
+    plan = make_plan(recorded)
+    assert plan.due[1] == (0,)
+    assert plan.offsets == (0, -1)
+    served = PlannedStep(plan, 1 << 20, 0)
+    served.begin()
+    assert served.serve(1000).start == 1 << 20
+    assert served.serve(1000) is None
+    assert (served.hits, served.misses) == (2, 0)
