@@ -12,6 +12,7 @@ and the failure is reported through `sys.unraisablehook`.
 from __future__ import annotations
 
 import sys
+import threading
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ __all__ = ["Buffer", "byte_count", "checked_shape"]
 
 _BYTES = DType.parse("uint8")
 _HOST = (int(DeviceType.CPU), 0)
+_hand_over = threading.RLock()
 
 
 class Buffer:
@@ -265,10 +267,16 @@ class Buffer:
         """Return the owner that consumers keep; the first call hands the block over to it."""
         owner = getattr(self, "_owner", None)
         if owner is None:
-            manager = self._pool()
-            self._owner = owner = _Owner(manager, self.pointer)
-            self._manager = None
-        return owner
+            made = _Owner(self._pool(), self.pointer)
+            # Two threads, or a destructor on this one, may export at once: the block has one owner. No
+            # object is made under the lock, so that no destructor runs under it.
+            with _hand_over:
+                owner = getattr(self, "_owner", None)
+                if owner is None and self._manager is not None:
+                    self._owner = owner = made
+                    self._manager = None
+                    made.holds = True
+        return self._shared() if owner is None else owner  # None: freed meanwhile, which raises
 
     def _pool(self) -> AdvancedMemoryPoolManager:
         """Return the manager of the memory; `BufferReleasedError` when it was given back."""
@@ -284,14 +292,16 @@ class Buffer:
 class _Owner:
     """A block that was exported: freed when the last of its holders is gone."""
 
-    __slots__ = ("manager", "pointer")
+    __slots__ = ("holds", "manager", "pointer")
 
     def __init__(self, manager: AdvancedMemoryPoolManager, pointer: int) -> None:
         self.manager = manager
         self.pointer = pointer
+        self.holds = False  # until the buffer hands the block over
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():  # consumers outlive the interpreter: the process gives all back
+        # Consumers may outlive the interpreter: then the process gives all back.
+        if self.holds and not sys.is_finalizing():
             self.manager.free(self.pointer)
 
 

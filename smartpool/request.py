@@ -86,7 +86,7 @@ def checked_size(size: SupportsIndex) -> int:
     NumPy integers and everything else with ``__index__`` are accepted; `bool` and `float` are not.
     """
     try:
-        nbytes = operator.index(size)
+        nbytes = int(operator.index(size))  # an enumeration's members are integers, but not plain ones
     except TypeError:
         nbytes = None
     if nbytes is None or isinstance(size, bool):

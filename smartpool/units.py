@@ -19,7 +19,10 @@ GiB: Final = 1 << 30
 TiB: Final = 1 << 40
 
 _FACTORS: Final = {"": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB}
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(?:i?b)?|b|bytes)?\s*", re.IGNORECASE)
+_DIGITS: Final = r"[0-9]{1,40}"  # more are no size, and Python refuses to convert thousands
+_SIZE: Final = re.compile(
+    rf"\s*({_DIGITS}(?:\.{_DIGITS})?)\s*(?:([kmgt])(?:i?b)?|b|bytes)?\s*", re.IGNORECASE
+)
 
 
 def parse_size(text: str | int) -> int:
@@ -74,7 +77,7 @@ def format_size(nbytes: int) -> str:
     for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
         if abs(nbytes) >= factor:
             value = nbytes / factor
-            return f"{value:.4g} {unit}" if abs(value) >= 1000 else f"{value:.3g} {unit}"
+            return f"{value:.0f} {unit}" if abs(value) >= 999.5 else f"{value:.3g} {unit}"
     return f"{nbytes} B"
 
 

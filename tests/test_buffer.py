@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import smartpool.buffer as buffer_module
 from smartpool import SmartPool
 from smartpool.errors import BufferReleasedError, DLPackError, StreamError
 
@@ -218,3 +219,27 @@ def test_held_past_exit(close):
         [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_two_first_exports_at_once_have_one_owner(pool, monkeypatch):
+    """A second thread, or a destructor, exports while the first export is being made."""
+    buffer, inner = pool.empty(1000, "uint8"), []
+
+    class Interrupted(buffer_module._Owner):
+        __slots__ = ()
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            monkeypatch.undo()
+            inner.append(np.from_dlpack(buffer))
+
+    monkeypatch.setattr(buffer_module, "_Owner", Interrupted)
+    outer = np.from_dlpack(buffer)
+    del buffer
+    inner.clear()
+    gc.collect()
+    assert live(pool) == 1000
+    outer[:] = 1
+    del outer
+    gc.collect()
+    assert live(pool) == 0

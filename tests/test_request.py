@@ -1,0 +1,70 @@
+"""Requests: every field is checked once, and the message names it."""
+
+from __future__ import annotations
+
+import enum
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smartpool.errors import InvalidRequestError, InvalidSizeError
+from smartpool.request import AllocationRequest, checked_size
+
+
+class Size(enum.IntEnum):
+    PAGE = 4096
+
+
+class Indexed:
+    def __index__(self):
+        return 12
+
+
+@given(st.integers(0, 1 << 70))
+def test_every_whole_size_is_a_size(size):
+    assert checked_size(size) == size
+    assert AllocationRequest(size=size).size == size
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"), [(np.int64(5), 5), (np.uint8(200), 200), (Size.PAGE, 4096), (Indexed(), 12)]
+)
+def test_what_is_as_good_as_an_integer_becomes_one(size, nbytes):
+    checked = checked_size(size)
+    assert checked == nbytes
+    assert type(checked) is int
+
+
+@pytest.mark.parametrize("bad", [-1, 1.0, math.nan, True, np.float64(4), "4", None, [4], b"4", 4 + 0j])
+def test_a_bad_size(bad):
+    with pytest.raises(InvalidSizeError, match="expected a size"):
+        AllocationRequest(size=bad)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [("device_id", bad) for bad in (-1, 0.0, "0", True)]
+    + [("priority", bad) for bad in (None, 1.0, "high", False)]
+    + [("hint_lifetime", bad) for bad in (-1, math.nan, "long")]
+    + [("hint_access_pattern", bad) for bad in (1, b"x")]
+    + [("tag", bad) for bad in (1, ["x"])]
+    + [("alignment", bad) for bad in (0, -512, 3, 513, 512.0, "512", True)],
+)
+def test_a_bad_field_is_named(field, bad):
+    with pytest.raises(InvalidRequestError, match=f"^{field}: expected"):
+        AllocationRequest(size=1, **{field: bad})
+
+
+def test_requests_are_values():
+    request = AllocationRequest(size=1, priority=-3, hint_lifetime=0, alignment=1 << 30, tag="x")
+    assert request == AllocationRequest(size=1, priority=-3, hint_lifetime=0, alignment=1 << 30, tag="x")
+    assert hash(request) == hash(
+        AllocationRequest(size=1, priority=-3, hint_lifetime=0, alignment=1 << 30, tag="x")
+    )
+    with pytest.raises(AttributeError):
+        request.size = 2
+    with pytest.raises(TypeError):
+        AllocationRequest(1)
