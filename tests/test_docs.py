@@ -5,6 +5,7 @@
 - In a ```console block the lines that begin with ``$ smartpool`` run in a shell and must succeed, or
   exit with the status that ``<!-- exit: 3 -->`` above the block names.
 - A block below ``<!-- skip: reason -->`` is not run; it shows among the skipped tests, with its reason.
+  Where the reason begins with "needs a GPU", it is run with SMARTPOOL_DOCS_ON_GPU=1 in the environment.
 
 Everything runs in a temporary folder, so that a page may write files and read them further down.
 """
@@ -24,6 +25,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+ON_GPU = os.environ.get("SMARTPOOL_DOCS_ON_GPU") == "1"
 
 FENCE = re.compile(
     r"(?:<!--\s*(?P<order>skip|exit):\s*(?P<detail>.*?)\s*-->\s*\n)?"
@@ -58,7 +61,9 @@ def blocks_of(page: Path, text: str) -> list[Block]:
                 line=text.count("\n", 0, match.start("body")) + 1,
                 language=match["language"],
                 text=textwrap.dedent(match["body"]),
-                skip=detail if order == "skip" else None,
+                skip=detail
+                if order == "skip" and not (ON_GPU and detail.startswith("needs a GPU"))
+                else None,
                 exit_status=int(detail) if order == "exit" else 0,
             )
         )
@@ -105,6 +110,25 @@ def test_the_links_of_the_page_lead_somewhere(page: Path) -> None:
                 r"^#+ +(.*)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE
             )
             assert anchor in {slug(heading) for heading in headings}, f"{page.name}: there is no {target}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_page_can_be_found_from_the_index(page: Path) -> None:
+    index = ROOT / "docs" / "index.md"
+    assert page == index or f"]({page.name}" in index.read_text(encoding="utf-8"), (
+        f"link {page.name} in docs/index.md"
+    )
+
+
+def test_the_gate_finds_the_one_command_that_runs_the_tests() -> None:
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    pattern = re.search(r"sed -n 's/(.*?)/\\1/p' README.md", gate)
+    assert pattern, "the gate takes the command from the README"
+    expression = pattern[1].replace(r"\(", "(").replace(r"\)", ")")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(expression, readme, re.MULTILINE)
+    assert command.startswith("python3 -m venv .venv && ")
+    assert command.endswith("/python -m pytest")
 
 
 def slug(heading: str) -> str:
