@@ -1,0 +1,406 @@
+"""`smartpool.interop.torch` under a PyTorch that is played; `tests/gpu` has the real one."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+from fake_torch import FakeTorch
+
+import smartpool.interop.torch as interop
+from smartpool.errors import (
+    AllocatorError,
+    DeviceNotFoundError,
+    InvalidRequestError,
+    MissingPackageError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+
+MiB = 1 << 20
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    fake = FakeTorch()
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    monkeypatch.setattr(interop, "_installation", None)
+    return fake
+
+
+@pytest.fixture
+def allocator(torch, pool):
+    interop.install(pool)
+    yield torch.allocator
+    pool.check()
+
+
+# ------------------------------------------------------------------ requests
+
+
+def test_requests_and_frees_are_the_pools(allocator, pool):
+    pointer = allocator.raw_alloc(1000)
+    assert pool.managers[0].live_blocks() == {pointer: 1000}
+    ctypes.memset(pointer, 1, 1000)
+    allocator.raw_delete(pointer)
+    assert pool.managers[0].live_bytes == 0
+    assert allocator.raw_alloc(1000) == pointer
+    assert interop.installed_pool() is pool
+    allocator.raw_delete(pointer)
+
+
+def test_nothing_is_a_null_pointer(allocator):
+    assert allocator.raw_alloc(0) is None
+
+
+def test_the_stream_of_the_request_is_kept(allocator, pool):
+    manager = pool.managers[0]
+    stream = manager.driver.create_stream()
+    pointer = allocator.raw_alloc(4096, 0, stream)
+    assert manager.stream_of(pointer) == stream
+    allocator.raw_delete(pointer)
+    assert allocator.raw_alloc(4096, 0, stream) == pointer
+    allocator.raw_delete(pointer)
+
+
+def test_a_pool_of_several_devices_serves_each(torch, open_pool):
+    pool = open_pool(["cuda:1", "cuda:0"])
+    interop.install(pool)
+    pointers = [torch.allocator.raw_alloc(512, device) for device in (0, 1)]
+    assert [manager.live_bytes for manager in pool.managers] == [512, 512]
+    assert pool.managers[0].owns(pointers[1])
+    for pointer in pointers:
+        torch.allocator.raw_delete(pointer)
+    assert [manager.live_bytes for manager in pool.managers] == [0, 0]
+
+
+def test_a_device_that_the_pool_does_not_have(allocator):
+    with pytest.raises(DeviceNotFoundError, match=r"expected .* of the pool \(cuda:0\), got one on cuda:1"):
+        allocator.raw_alloc(512, 1)
+
+
+def test_threads_allocate_and_free(allocator, pool):
+    def work():
+        for size in range(1, 2000, 7):
+            pointer = allocator._allocate(size, 0, None)
+            ctypes.memset(pointer, 7, size)
+            allocator._free(pointer, size, 0, None)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pool.managers[0].live_bytes == 0
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def test_a_second_installation(allocator, open_pool):
+    with pytest.raises(
+        AllocatorError, match=r"expected PyTorch to have no SmartPool yet, but <SmartPool on cuda"
+    ):
+        interop.install(open_pool())
+    pointer = allocator.raw_alloc(100)  # the first one goes on
+    allocator.raw_delete(pointer)
+
+
+def test_cuda_was_initialised_already(torch, pool):
+    torch.initialized = True
+    with pytest.raises(
+        AllocatorError, match=r"expected PyTorch not to have used CUDA yet.*call install\(\) first"
+    ):
+        interop.install(pool)
+    assert interop.installed_pool() is None
+    torch.initialized = False
+    interop.install(pool)
+
+
+def test_pytorch_itself_refuses(torch, pool):
+    torch.allocator = object()
+    with pytest.raises(AllocatorError, match="it refused: Can't swap"):
+        interop.install(pool)
+    assert interop.installed_pool() is None
+    assert pool.managers[0].driver.held()["chunks"] == 0  # the spare chunk was given back
+
+
+def test_a_pytorch_without_cuda(torch, pool):
+    torch.version.cuda = None
+    with pytest.raises(UnsupportedError, match=r"expected a PyTorch with CUDA.*got 2\.11\.0\+fake"):
+        interop.install(pool)
+    with pytest.raises(UnsupportedError):
+        interop.mem_pool(pool)
+
+
+def test_no_pytorch(pool, absent):
+    absent("torch")
+    for function in (interop.install, interop.mem_pool):
+        with pytest.raises(MissingPackageError, match="expected the package torch to be installed"):
+            function(pool)
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_pool_that_is_not_on_cuda(open_pool):
+    for function in (interop.install, interop.mem_pool):
+        with pytest.raises(DeviceNotFoundError, match=r"expected a pool on CUDA devices, got one on cpu"):
+            function(open_pool("cpu"))
+        with pytest.raises(InvalidRequestError, match="expected a SmartPool, got 'cuda:0'"):
+            function("cuda:0")
+
+
+# ------------------------------------------------------------------ out of memory
+
+
+def test_out_of_memory_is_raised_in_the_caller(allocator, pool, torch):
+    kept = allocator.raw_alloc(40 * MiB)
+    chunks = pool.managers[0].driver.held()["mappings"]
+    with pytest.raises(
+        OutOfMemoryError, match=r"cannot allocate 73400320 bytes.*largest free range"
+    ) as caught:
+        allocator.raw_alloc(70 * MiB)
+    assert isinstance(caught.value, torch.OutOfMemoryError)
+    assert isinstance(caught.value, MemoryError)
+    assert interop.memory_stats()["num_ooms"] == 1
+    assert pool.managers[0].driver.held()["mappings"] > chunks  # the stand-in, which nobody could keep
+    allocator.raw_delete(kept)
+    again = allocator.raw_alloc(70 * MiB)  # the pool is as it was
+    allocator.raw_delete(again)
+
+
+def test_what_stands_in_can_be_touched_and_is_given_back(allocator, pool):
+    manager = pool.managers[0]
+    held = manager.driver.held()
+    pointer = None
+    allocate = allocator._allocate
+
+    def operator():
+        """What PyTorch does in C: it takes the answer, runs kernels on it, and lets the tensor die."""
+        nonlocal pointer
+        pointer = [*map(allocate, (120 * MiB + 5,), (0,), (None,))][0]  # noqa: RUF015 - no Python call
+
+    with pytest.raises(OutOfMemoryError):
+        operator()
+    if pointer is None:  # the error came before the assignment: ask the spare
+        (pointer,) = interop._installation.rescue._spares[0]._lengths
+    assert not manager.owns(pointer)
+    ctypes.memset(pointer, 3, 120 * MiB + 5)
+    allocator._free(pointer, 120 * MiB + 5, 0, None)
+    now = manager.driver.held()
+    assert (now["reservations"], now["mappings"]) == (held["reservations"], held["mappings"])
+
+
+def test_a_request_beyond_any_device_is_a_null_pointer_and_an_error(allocator):
+    with pytest.raises(OutOfMemoryError, match=r"expected at most .* bytes"):
+        allocator.raw_alloc(1 << 50)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="starts a thread through the C library")
+def test_an_error_in_a_thread_without_python_is_raised_in_the_main_thread(allocator):
+    """As on autograd's threads. The device number is whatever the register holds, hence the error."""
+    libc = ctypes.CDLL(None)
+    handle, answer = ctypes.c_ulong(), ctypes.c_void_p()
+    routine = ctypes.c_void_p(allocator.allocate_address)
+    with pytest.raises((DeviceNotFoundError, OutOfMemoryError)):
+        assert libc.pthread_create(ctypes.byref(handle), None, routine, ctypes.c_void_p(1 << 40)) == 0
+        libc.pthread_join(handle, ctypes.byref(answer))
+        for _ in range(1000):  # the error is raised at one of these instructions at the latest
+            pass
+
+
+def test_an_error_reaches_the_thread_that_waits_for_the_backward_pass(allocator, monkeypatch):
+    raised = []
+    waiting, failed = threading.Event(), threading.Event()
+
+    def _engine_run_backward():
+        waiting.set()
+        while not failed.is_set():
+            pass
+
+    def train():
+        try:
+            _engine_run_backward()
+        except OutOfMemoryError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    waiting.wait()
+    monkeypatch.setattr("smartpool.interop._torch_rescue._OWN_FRAMES", 1 << 20)  # no Python beneath
+    allocator.raw_alloc(1 << 40)
+    thread.join(10)
+    failed.set()
+    assert "cannot" in str(raised[0]) or "expected" in str(raised[0])
+
+
+def test_control_c_within_a_request_costs_nothing_but_the_interrupt(torch, pool, monkeypatch):
+    manager = pool.managers[0]
+    malloc, interrupts = manager.malloc, [KeyboardInterrupt("^C")]
+
+    def interrupted(nbytes, stream=None):
+        if interrupts:
+            raise interrupts.pop()
+        return malloc(nbytes, stream)
+
+    monkeypatch.setattr(manager, "malloc", interrupted)
+    interop.install(pool)
+    with pytest.raises(KeyboardInterrupt, match=r"\^C"):
+        torch.allocator.raw_alloc(3 * MiB)
+    assert manager.live_bytes == 3 * MiB  # PyTorch got its memory
+
+
+def test_control_c_within_a_free(torch, pool, monkeypatch):
+    manager = pool.managers[0]
+    free, interrupts = manager.free, [KeyboardInterrupt()]
+
+    def interrupted(pointer, stream=None):
+        if interrupts:
+            raise interrupts.pop()
+        free(pointer, stream)
+
+    monkeypatch.setattr(manager, "free", interrupted)
+    interop.install(pool)
+    pointer = torch.allocator.raw_alloc(3 * MiB)
+    with pytest.raises(KeyboardInterrupt):
+        torch.allocator.raw_delete(pointer)
+    assert manager.live_bytes == 0
+
+
+def test_a_pointer_of_another_allocator_is_reported(allocator, pool, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    allocator._free(0x7000, 512, 0, None)
+    assert "expected the address of a live block of this pool" in str(told[0].exc_value)
+    told.clear()
+    gc.collect()
+    pool.check()
+
+
+# ------------------------------------------------------------------ PyTorch's other calls
+
+
+def test_record_stream(allocator, pool):
+    manager = pool.managers[0]
+    side = manager.driver.create_stream()
+    pointer = allocator.raw_alloc(4096)
+    allocator.record_stream(pointer, side)
+    allocator.record_stream(0x7000, side)  # not ours: theirs to order
+    allocator.raw_delete(pointer)
+    manager.flush()
+    assert manager.snapshot().driver_calls["record_event"] >= 2  # its own stream's and the other's
+
+
+def test_empty_cache_gives_idle_memory_back(allocator, pool):
+    allocator.raw_delete(allocator.raw_alloc(30 * MiB))
+    assert interop.memory_reserved() >= 30 * MiB
+    allocator.empty_cache()
+    assert interop.memory_reserved() == 0
+    assert interop.max_memory_reserved() >= 30 * MiB
+    pool.close()
+    allocator.empty_cache()  # nothing to do, no error
+
+
+def test_the_memory_fraction_has_no_effect_and_says_so(allocator):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        allocator.set_fraction(0.5, 0)
+    assert "max_bytes" in str(told[0].message)
+
+
+# ------------------------------------------------------------------ statistics
+
+
+def test_statistics_by_pytorchs_keys(allocator):
+    pointers = [allocator.raw_alloc(size) for size in (100, 1000, 5 * MiB)]
+    stats = interop.memory_stats()
+    assert stats["requested_bytes.all.current"] == 1100 + 5 * MiB
+    assert stats["allocated_bytes.all.current"] == 512 + 1024 + 5 * MiB == interop.memory_allocated()
+    assert stats["allocation.all.current"] == 3
+    assert stats["reserved_bytes.all.current"] == interop.memory_reserved() >= 5 * MiB
+    assert stats["allocated_bytes.all.peak"] >= stats["allocated_bytes.all.current"]
+    snapshot = interop.memory_snapshot()
+    assert [block["address"] for block in snapshot] == sorted(pointers)
+    assert {block["requested_size"]: block["size"] for block in snapshot} == {
+        100: 512,
+        1000: 1024,
+        5 * MiB: 5 * MiB,
+    }
+    assert {block["state"] for block in snapshot} == {"active_allocated"}
+    with pytest.raises(DeviceNotFoundError):
+        interop.memory_stats(1)
+    for pointer in pointers:
+        allocator.raw_delete(pointer)
+    assert interop.memory_snapshot() == []
+
+
+@pytest.mark.usefixtures("torch")
+def test_statistics_of_nothing():
+    for function in (interop.memory_stats, interop.memory_snapshot, interop.memory_allocated):
+        with pytest.raises(AllocatorError, match=r"install\(pool\) first"):
+            function()
+
+
+# ------------------------------------------------------------------ a MemPool
+
+
+def test_a_mem_pool_takes_its_segments_from_the_pool(torch, pool):
+    made = interop.mem_pool(pool, use_on_oom=True)
+    assert made.options == {"use_on_oom": True}
+    with made.segment(2 * MiB):
+        assert pool.managers[0].live_bytes == 2 * MiB
+    assert pool.managers[0].live_bytes == 0
+    with pytest.raises(torch.OutOfMemoryError), made.segment(1 << 40):
+        pass
+    pool.check()
+    assert torch.allocator is None  # PyTorch's own is in place
+
+
+@pytest.mark.usefixtures("allocator")
+def test_a_mem_pool_beside_an_installation(pool):
+    with pytest.raises(AllocatorError, match="PyTorch's own allocator, which a MemPool stands on"):
+        interop.mem_pool(pool)
+
+
+# ------------------------------------------------------------------ the end
+
+
+def test_frees_after_the_end_of_the_interpreter_say_nothing():
+    """Blocks held by a module's globals, by a class and by a built-in module, and a thread that goes on."""
+    tests = Path(__file__).parents[1]
+    program = f"""
+import sys
+sys.path[:0] = [{str(tests / "interop" / "kit")!r}, {str(tests / "driver" / "kit")!r}]
+from fake_cuda import FakeCuda
+from fake_torch import FakeTorch
+torch = sys.modules["torch"] = FakeTorch()
+import smartpool, smartpool.smart_pool, smartpool.interop.torch as interop
+from smartpool.driver.cuda import Bindings, CudaDriver
+bindings = Bindings(FakeCuda(), "13.4.4")
+smartpool.smart_pool.open_driver = lambda name: CudaDriver(0, bindings)
+interop.install(smartpool.SmartPool("cuda:0"))
+
+class Tensor:
+    def __init__(self, size, free=torch.allocator._free, take=torch.allocator._allocate):
+        self.pointer, self.size, self.free = take(size, 0, None), size, free
+
+    def __del__(self):
+        self.free(self.pointer, self.size, 0, None)
+
+tensors = [Tensor(size) for size in range(1, 3000, 10)]
+sys.held_by_a_builtin_module = [Tensor(1 << 20)]
+
+class Holder:
+    in_class = Tensor(12345)
+
+del smartpool, interop, sys.modules["smartpool.interop.torch"]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
