@@ -126,8 +126,7 @@ class CpuDriver(HostDriver):
 
     @_timed
     def _map(self, mapping: Mapping) -> None:
-        file, offset = self._file().file, self._offsets[mapping.handle]
-        pages.map_pages(mapping.address, mapping.size, file, offset)
+        self._file().map(mapping.address, self._offsets[mapping.handle], mapping.size)
 
     @_timed
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None:  # noqa: ARG002

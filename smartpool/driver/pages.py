@@ -139,6 +139,7 @@ class ChunkFile:
         self._length = 0
         # The file may go with this object: what is mapped stays, and what is not nobody can reach.
         self._closer = weakref.finalize(self, os.close, self.file)
+        self._closer.atexit = False  # other code may still map chunks at exit; the system closes it
 
     def take(self, size: int) -> int:
         """Return the offset of `size` fresh bytes, which read as zeros."""
@@ -154,9 +155,21 @@ class ChunkFile:
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        """Return the memory behind a range to the system."""
+        """Return the memory behind a range to the system.
+
+        When a cycle of garbage holds the file, it is closed before the finalisers in the cycle run;
+        one of them may still release its chunks, whose memory has gone with the file.
+        """
+        if not self._closer.alive:
+            return
         if _fallocate(self.file, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size):
             raise _failure("release_chunk", offset=offset, size=size)
+
+    def map(self, address: int, offset: int, size: int) -> None:
+        """Put a range of the file at `address`, over what is there, without access."""
+        if not self._closer.alive:  # its number may be another file's by now
+            raise _failure("map_chunk", errno.EBADF, address=address, size=size)
+        map_pages(address, size, self.file, offset)
 
     def close(self) -> None:
         """Close the file; pages that are mapped stay. Idempotent."""

@@ -161,6 +161,38 @@ def test_the_file_is_closed_with_a_driver_that_was_dropped():
     assert ctypes.string_at(base, 2) == b"\x09\x09"  # what is mapped stays
 
 
+def test_a_finaliser_in_a_cycle_of_garbage_gives_everything_back():
+    """The collector closes the file before it calls the finaliser that releases the chunk."""
+    done = []
+
+    class Holder:
+        def __init__(self):
+            self.driver, self.me = CpuDriver(capacity=64 << 20), self
+            self.base, self.chunk = mapped(self.driver)
+
+        def __del__(self):
+            self.driver.unmap(self.base, 16 * UNIT)
+            self.driver.release_chunk(self.chunk)
+            self.driver.unreserve(self.base, 16 * UNIT)
+            self.driver.close()
+            done.append(self.driver.held())
+
+    before = open_files()
+    Holder()
+    gc.collect()
+    assert [any(held.values()) for held in done] == [False]
+    assert open_files() == before
+
+
+def test_a_closed_file_is_not_mapped(driver):
+    """Its number may be another file's by then."""
+    base, chunk = driver.reserve(UNIT), driver.create_chunk(UNIT)
+    driver._chunk_file.close()
+    with pytest.raises(DriverError, match="EBADF"):
+        driver.map_chunk(base, chunk)
+    driver.release_chunk(chunk)
+
+
 def test_raw_memory_outlives_the_driver():
     driver = CpuDriver(capacity=64 << 20)
     address = driver.allocate(100_000)
