@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import sys
 import types
 
@@ -22,8 +23,6 @@ def package():
 
 
 def test_a_name_is_imported_once_and_kept(package):
-    import posixpath
-
     assert "join" not in vars(package)
     assert package.join is posixpath.join
     assert vars(package)["join"] is posixpath.join

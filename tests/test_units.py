@@ -44,8 +44,25 @@ def test_examples(text, nbytes):
 
 @pytest.mark.parametrize(
     "bad",
-    ["", " ", "GiB", "-1", "1e9", "1.5", "0.3 KiB", "1 KiBs", "1,5k", ".5k", "5.k", "0x10", "nan", "inf"]
-    + ["9" * 5000, "1" * 400 + ".5", "1." + "0" * 5000, "٣", None, 1.5, True, b"1", [1], -1],
+    [
+        *(
+            "",
+            " ",
+            "GiB",
+            "-1",
+            "1e9",
+            "1.5",
+            "0.3 KiB",
+            "1 KiBs",
+            "1,5k",
+            ".5k",
+            "5.k",
+            "0x10",
+            "nan",
+            "inf",
+        ),
+        *("9" * 5000, "1" * 400 + ".5", "1." + "0" * 5000, "\u0663", None, 1.5, True, b"1", [1], -1),
+    ],
 )
 def test_what_is_no_size_gets_one_clear_error(bad):
     """Thousands of digits too, for which Python has an error of its own."""
