@@ -398,9 +398,9 @@ class AdvancedMemoryPoolManager:
 
     def begin_step(self, name: str, *, wait_for_plan: bool = False) -> None:
         """Begin one repetition of the step `name` on this thread; see `SmartPool.step`."""
-        with self._lock:
+        with self._writing():
             if self._closed:
-                raise PoolClosedError(f"expected an open pool, this one on {self.driver.name} was closed")
+                raise self._closed_error()
             self._steps.begin(name, self, wait_for_plan=wait_for_plan)
             # Requests of a step come through `_search`: the quick path finds no bins until it ends.
             self._hidden_bins = dict(self._bins)
@@ -747,18 +747,20 @@ class AdvancedMemoryPoolManager:
     # ------------------------------------------------------------------ errors
 
     def _bad_pointer(self, pointer: object) -> SmartPoolError:
-        if not hasattr(pointer, "__index__"):
+        try:
+            address = operator.index(pointer)  # type: ignore[arg-type]
+        except TypeError:
             return UnknownPointerError(
                 f"expected an address that malloc returned, got {pointer!r} of type {type(pointer).__name__}"
             )
         with self._lock:
-            if self._heap.block_size(pointer) is not None or self._heap.is_gap(pointer):
+            if self._heap.block_size(address) is not None or self._heap.is_gap(address):
                 return DoubleFreeError(
-                    f"expected the address of a live block, got {pointer:#x}, which is free already; "
+                    f"expected the address of a live block, got {address:#x}, which is free already; "
                     "free every block once"
                 )
             return UnknownPointerError(
-                f"expected the address of a live block of this pool on {self.driver.name}, got {pointer:#x}; "
+                f"expected the address of a live block of this pool on {self.driver.name}, got {address:#x}; "
                 "free it with the allocator that returned it, and by the address that it returned"
             )
 
