@@ -1,7 +1,7 @@
 """Planned steps on recorded training: searches, driver calls and microseconds of each repetition.
 
 A trace is cut into repetitions at the lag at which its sequence of requests agrees best with itself.
-Prints a table with the figures of the same repetition without steps in brackets, writes `bench/results/steps.json`.
+Prints a table (in brackets: the same without steps), writes `bench/results/steps.json`.
 
 Run: python bench/steps.py
 """

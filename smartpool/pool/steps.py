@@ -50,6 +50,7 @@ class SlotBin(Bin):
         self.quiet = False
         self.start = start
         self.end = start + size
+        self.append(start)
 
 
 class StepRecordBin(Bin):
@@ -161,13 +162,15 @@ class PlannedStep:
         self.base = base
         self.hits = 0
         self.misses = 0
-        self._slots: list[SlotBin | None] = []
-        for nbytes, offset in zip(plan.nbytes, plan.offsets, strict=True):
-            slot = None
-            if offset >= 0:
-                slot = SlotBin(nbytes, base + offset, _block_bytes(nbytes), stream)
-                slot.append(slot.start)
-            self._slots.append(slot)
+        self._slots = [
+            SlotBin(nbytes, base + offset, _block_bytes(nbytes), stream) if offset >= 0 else None
+            for nbytes, offset in zip(plan.nbytes, plan.offsets, strict=True)
+        ]
+        # One look-up a request: what it should ask for, its slot, and the slots that are due before it.
+        self._entries = [
+            (nbytes, slot, tuple(other for index in due if (other := self._slots[index]) is not None))
+            for nbytes, slot, due in zip(plan.nbytes, self._slots, plan.due, strict=False)
+        ]
         self._positions: dict[int, list[int]] = {}
         for position, nbytes in enumerate(plan.nbytes):
             self._positions.setdefault(nbytes, []).append(position)
@@ -189,33 +192,33 @@ class PlannedStep:
 
     def serve(self, nbytes: int) -> SlotBin | None:
         """Return the slot of the next request, with its address in it, or None for a miss."""
-        position = self._next
-        plan = self.plan
-        if position >= len(plan.nbytes) or plan.nbytes[position] != nbytes:
+        position, late = self._next, self._late
+        if position < len(self._entries) and self._entries[position][0] == nbytes:
+            _, slot, due = self._entries[position]
+        else:
             found = self._find_back(nbytes)
             if found is None:
                 self.misses += 1
                 return None
+            for _, _, due in self._entries[position:found]:
+                late.extend(other for other in due if not other)
             position = found
-        slots, late = self._slots, self._late
-        for index in range(self._next, position + 1):
-            for finished in plan.due[index]:
-                slot = slots[finished]
-                if slot is not None and not slot:
-                    late.append(slot)
+            _, slot, due = self._entries[position]
+        for other in due:
+            if not other:
+                late.append(other)
         self._next = position + 1
         if self._tail:
             self._tail.clear()
-        slot = slots[position]
+        self.hits += 1
         if slot is None:  # outlived its step when it was recorded: the heap's
-            self.hits += 1
             return None
         if late:
             self._late = late = [other for other in late if not other]
-        if not slot or any(other.start < slot.end and slot.start < other.end for other in late):
+        if not slot or (late and any(other.start < slot.end and slot.start < other.end for other in late)):
+            self.hits -= 1
             self.misses += 1
             return None
-        self.hits += 1
         return slot
 
     @property
