@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from smartpool.planner.search.instance import Instance
 from smartpool.planner.search.limits import Limits
-from smartpool.planner.search.restarts import search_instance
+from smartpool.planner.search.restarts import HARD, Restarts
 from smartpool.planner.sweeps import Int64s
+
+EFFORT: Final = 3  # nodes of the smallest tree, for each of its bundles
 
 
 def fit(
@@ -57,5 +60,6 @@ def fit(
     [0, 4, 0]
     """
     instance = Instance.compress(start, end, size, alignment)
-    offsets = search_instance(instance, capacity // instance.unit, Limits(deadline, stop), seed)
+    restarts = Restarts(HARD, seed, effort=EFFORT)
+    offsets = restarts.search(instance, capacity // instance.unit, Limits(deadline, stop))
     return None if offsets is None else instance.to_bytes(offsets, len(size))

@@ -31,14 +31,15 @@ import numpy as np
 from smartpool.planner.search.first_fit import Shelves
 from smartpool.planner.search.instance import Instance
 from smartpool.planner.search.limits import Limits, ProvedInfeasible
-from smartpool.planner.search.restarts import search_instance
+from smartpool.planner.search.restarts import CORES, Restarts
 from smartpool.planner.sweeps import Int64s
 
+EFFORT: Final = 5  # nodes of the smallest tree of a search, for each of its bundles
 CORE_NODES: Final = 60  # nodes of one search for a core, for each of its buffers
 LEAST_NODES: Final = 20_000  # ... and at least so many
 FAILURES: Final = 256  # buffers above the target that end a round
 CLOSE: Final = 1e-4  # targets nearer to the best plan than this share of it are not tried
-REPAIRS: Final = 64  # buffers in a round that are brought below the target by changing the order
+REPAIRS: Final = 0.5  # placements in a round, for each buffer, that may go into changing the order
 ATTEMPTS: Final = 6  # orders that are tried for one of them
 POLL: Final = 64  # buffers between two looks at the clock
 
@@ -97,7 +98,7 @@ class _Planner:
         "_order",
         "_rank",
         "_repairs",
-        "_seed",
+        "_restarts",
         "_shelves",
         "_size",
         "best",
@@ -106,7 +107,7 @@ class _Planner:
     def __init__(self, instance: Instance, limits: Limits, seed: int) -> None:
         self._instance = instance
         self._limits = limits
-        self._seed = seed
+        self._restarts = Restarts(CORES, seed, effort=EFFORT)
         self._load = instance.load
         self._hot = self._load == self._load.max()
         self._size = instance.size.tolist()
@@ -151,7 +152,7 @@ class _Planner:
         grain = part.unit // self._instance.unit
         nodes = max(LEAST_NODES, CORE_NODES * len(core))
         try:
-            found = search_instance(part, target // grain, self._limits, self._seed, nodes=nodes)
+            found = self._restarts.search(part, target // grain, self._limits, nodes=nodes)
         except ProvedInfeasible:
             return None
         return None if found is None else np.array(found, dtype=np.int64) * grain
@@ -169,7 +170,7 @@ class _Planner:
         fixed[core] = True
         waiting = self._order[~fixed[self._order]]
         failures: list[int] = []
-        self._repairs = REPAIRS
+        self._repairs = int(REPAIRS * len(self._size))
         for number, index in enumerate(waiting.tolist()):
             if number % POLL == 0 and self._limits.expired():
                 if not self._offsets.size:
@@ -189,10 +190,9 @@ class _Planner:
 
         Whatever then ends too high goes to the front in its turn, a few times.
         """
-        if not self._repairs:
-            return False
-        self._repairs -= 1
         shelves = self._shelves
+        if self._repairs <= 0:
+            return False
         shelves.remove(index)
         beside = shelves.placed_beside(index)
         movable = beside[~fixed[beside]]
@@ -202,6 +202,7 @@ class _Planner:
             for each in queue:
                 shelves.remove(each)
             failed = self._fill(queue, target)
+            self._repairs -= len(queue) if failed < 0 else failed + 1
             if failed < 0:
                 return True
             queue.insert(0, queue.pop(failed))

@@ -17,6 +17,7 @@ Bound: O(n log n). Rejected: cutting at starts as well (MiniMalloc), about twice
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,15 @@ class Instance:
             unit=part.unit * self.unit,
             source=chosen[part.source],
         )
+
+    def components(self) -> Iterator[Instance]:
+        """Yield the sub-instances that no buffer connects, in the order of time."""
+        crossed = np.zeros(self.sections + 1, dtype=np.int64)
+        np.add.at(crossed, self.first + 1, 1)
+        np.subtract.at(crossed, self.last, 1)
+        part = np.cumsum(np.cumsum(crossed)[:-1] == 0)[self.first] if self.sections else self.first
+        for number in np.unique(part):
+            yield self.select(np.flatnonzero(part == number))
 
     def to_bytes(self, offsets: list[int], count: int) -> Int64s:
         """Spread offsets in granules over an array of `count` offsets in bytes; the rest are zero."""

@@ -23,12 +23,15 @@ from enum import Enum
 from itertools import count, product
 from typing import Final
 
+import numpy as np
+
 from smartpool.planner.search.instance import Instance
 from smartpool.planner.search.limits import Limits, ProvedInfeasible
 from smartpool.planner.search.merging import Bundle, Merge, merge, singles
 from smartpool.planner.search.tree import Outcome, Task, Tree
+from smartpool.planner.sweeps import Int64s
 
-NODES_EACH: Final = 3  # nodes of the smallest tree, for each of its bundles
+NO_END: Final = 1 << 62  # nodes
 SHAKE: Final = 0.1  # how much a key varies from the second round on
 
 
@@ -51,75 +54,126 @@ class Guess:
     lazy: bool
 
 
-GUESSES: Final = (
-    *(
-        Guess(priority, reverse, how, lazy=True)
-        for priority, reverse, how in product(Priority, (False, True), (Merge.CHAINS, Merge.ALL))
-    ),
-    *(
-        Guess(priority, reverse, Merge.STACKS, lazy=True)
-        for priority, reverse in product(Priority, (False, True))
-    ),
-    Guess(Priority.WIDTH, reverse=False, merge=Merge.NONE, lazy=False),
+def _guesses(merges: tuple[Merge, ...], *, lazy: tuple[bool, ...]) -> list[Guess]:
+    return [
+        Guess(priority, reverse, how, each)
+        for priority, reverse, how, each in product(Priority, (False, True), merges, lazy)
+    ]
+
+
+COMPLETE: Final = Guess(Priority.WIDTH, reverse=False, merge=Merge.NONE, lazy=False)
+HARD: Final = (
+    _guesses((Merge.ALL,), lazy=(True, False)),
+    _guesses((Merge.CHAINS,), lazy=(True, False)),
+    [*_guesses((Merge.STACKS,), lazy=(True, False)), COMPLETE],
 )
+"""For instances that are tight everywhere: what was right most often comes first."""
+
+_CORES: Final = [
+    guess
+    for guess in _guesses((Merge.STACKS, Merge.ALL), lazy=(True, False))
+    if guess.priority in {Priority.SIZE, Priority.AREA}
+]
+CORES: Final = (
+    [guess for guess in _CORES if not guess.lazy],
+    [*(guess for guess in _CORES if guess.lazy), COMPLETE],
+)
+"""For the cores of real instances: tight in a few places, with slack around them."""
 
 
-def search_instance(
-    instance: Instance, capacity: int, limits: Limits, seed: int, *, nodes: int | None = None
-) -> list[int] | None:
-    """Find offsets in granules for every buffer of the instance, or None when the limits end it.
+class Restarts:
+    """Searches that remember which guess was right.
 
     Parameters
     ----------
-    capacity
-        In granules.
-    nodes
-        Give up after so many nodes of all trees together. Unlike time, a bound that repeats itself.
-
-    Raises
-    ------
-    ProvedInfeasible
-        When no offsets fit.
+    tiers
+        The guesses of a round; those of a tier are tried in random order, before those of the next.
+    seed
+        The same seed visits the same nodes.
+    effort
+        Nodes of the smallest tree, for each of its bundles.
     """
-    if not instance.size.size:
-        return []
-    load = instance.load.tolist()
-    if max(load) > capacity:
-        raise ProvedInfeasible(
-            f"the load is {max(load) * instance.unit} bytes, the capacity {capacity * instance.unit}"
-        )
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
-    weights = [1.0] * instance.sections
-    bundles = singles(instance)
-    left = nodes if nodes is not None else 1 << 62
-    for guess, budget in _schedule(rng):
-        if left <= 0 or limits.expired():
-            return None
-        order = _order(merge(bundles, guess.merge, rng), guess.priority, load, rng)
-        task = _task(order, instance.sections, capacity, reverse=guess.reverse)
-        if guess.reverse:
-            weights.reverse()
-        tree = Tree(task, weights, lazy=guess.lazy)
-        outcome = tree.search(min(left, budget * len(order)), limits)
-        left -= tree.nodes
-        if guess.reverse:
-            weights.reverse()
-        if outcome is Outcome.FOUND:
-            return _spread(order, tree.offsets, len(bundles))
-        if outcome is Outcome.EXHAUSTED and guess.merge is Merge.NONE and not guess.lazy:
+
+    __slots__ = ("_effort", "_guesses", "_rng")
+
+    def __init__(self, tiers: tuple[list[Guess], ...], seed: int, *, effort: int) -> None:
+        self._rng = random.Random(seed)  # noqa: S311 - not for secrets
+        self._guesses = [guess for tier in tiers for guess in self._rng.sample(tier, len(tier))]
+        self._effort = effort
+
+    def search(
+        self, instance: Instance, capacity: int, limits: Limits, *, nodes: int = NO_END
+    ) -> list[int] | None:
+        """Find offsets in granules for every buffer of the instance, or None when something ended it.
+
+        Parts of the instance that no buffer connects are solved one after another, equal ones once.
+
+        Parameters
+        ----------
+        capacity
+            In granules.
+        nodes
+            Give up after so many nodes of all trees together. Unlike time, a bound that repeats itself.
+
+        Raises
+        ------
+        ProvedInfeasible
+            When no offsets fit.
+        """
+        load = int(instance.load.max(initial=0))
+        if load > capacity:
             raise ProvedInfeasible(
-                f"no offsets fit {capacity * instance.unit} bytes: the search was exhausted"
+                f"the load is {load * instance.unit} bytes, the capacity {capacity * instance.unit}"
             )
-    return None
+        offsets = np.zeros(len(instance.size), dtype=np.int64)
+        known: dict[tuple[int, bytes], Int64s] = {}
+        for part in instance.components():
+            key = part.unit, np.stack([part.first, part.last, part.size, part.alignment]).tobytes()
+            if key not in known:
+                grain = part.unit // instance.unit
+                found, spent = self._search_part(part, capacity // grain, limits, nodes)
+                nodes -= spent
+                if found is None:
+                    return None
+                known[key] = np.array(found, dtype=np.int64) * grain
+            offsets[part.source] = known[key]
+        return offsets.tolist()
 
+    def _search_part(
+        self, instance: Instance, capacity: int, limits: Limits, nodes: int
+    ) -> tuple[list[int] | None, int]:
+        """Search a connected instance; return the offsets, or None, and the nodes spent."""
+        load = instance.load.tolist()
+        weights = [1.0] * instance.sections
+        bundles = singles(instance)
+        spent = 0
+        for guess, budget in self._schedule():
+            if spent >= nodes or limits.expired():
+                break
+            order = _order(merge(bundles, guess.merge, self._rng), guess.priority, load, self._rng)
+            task = _task(order, instance.sections, capacity, reverse=guess.reverse)
+            if guess.reverse:
+                weights.reverse()
+            tree = Tree(task, weights, lazy=guess.lazy)
+            outcome = tree.search(min(nodes - spent, budget * len(order)), limits)
+            spent += tree.nodes
+            if guess.reverse:
+                weights.reverse()
+            if outcome is Outcome.FOUND:
+                self._guesses.remove(guess)
+                self._guesses.insert(0, guess)
+                return _spread(order, tree.offsets, len(bundles)), spent
+            if outcome is Outcome.EXHAUSTED and guess == COMPLETE:
+                raise ProvedInfeasible(
+                    f"nothing fits {capacity * instance.unit} bytes: the search was exhausted"
+                )
+        return None, spent
 
-def _schedule(rng: random.Random) -> Iterator[tuple[Guess, int]]:
-    """Yield guesses, in a random order, with the nodes that each may use for a bundle."""
-    guesses = list(GUESSES)
-    rng.shuffle(guesses)
-    for step in count(1):
-        for guess in guesses:
-            yield guess, NODES_EACH * luby(step)
+    def _schedule(self) -> Iterator[tuple[Guess, int]]:
+        """Yield guesses with the nodes that each may use for a bundle."""
+        for step in count(1):
+            for guess in tuple(self._guesses):
+                yield guess, self._effort * luby(step)
 
 
 def luby(step: int) -> int:

@@ -43,6 +43,7 @@ from typing import Final
 from smartpool.planner.search.limits import Limits
 
 POLL: Final = 64  # nodes between two looks at the clock
+MANY: Final = 12  # candidates for which the exact height of a raise is not worth its time
 DEAD: Final = -2.0  # the score of a section where no buffer fits: settled before all others
 FORCED: Final = -1.0  # the score of a section with one choice
 
@@ -279,6 +280,8 @@ class Tree:
         walls = self._walls(valley, component)
         lowest = self._over_walls(section, valley, walls)
         floor = self._height[section]
+        if fitting.bit_count() > MANY:
+            return min(lowest, floor + 1)
         while fitting:
             low = fitting & -fitting
             fitting ^= low
