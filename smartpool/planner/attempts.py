@@ -23,7 +23,8 @@ from typing import Final
 import numpy as np
 
 from smartpool.planner.clock import Clock, OutOfTime
-from smartpool.planner.core import solve_core
+from smartpool.planner.core import around, solve_core, touches
+from smartpool.planner.decompose import decompose
 from smartpool.planner.eject import repair
 from smartpool.planner.gap_index import Side
 from smartpool.planner.improve import improve
@@ -59,8 +60,14 @@ WHOLE: Final = 600
 EJECTION: Final = 10.0
 """Slices for ejection in a round: it makes many small gains."""
 
+MENDING_S: Final = 2.0
+"""For the repair of one sweep of a window."""
+
 WINDOWS: Final = 20.0
 """Slices for all windows together."""
+
+HOT: Final = 0.04
+"""What is within this share of the largest load is hot: about what a sweep wastes on random instances."""
 
 LEVELS: Final = 10
 """Rounds, of which the last has a slice of hours: what ends the race of a small part without a proof."""
@@ -163,35 +170,87 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
     problem = racer.problem
     rng = np.random.default_rng(seed)
     seconds = max(SLICE_S, SLICE_S_EACH * len(problem))
+    cuts = _cuts(problem) if depth == 0 else np.zeros(0, np.int64)
+    large = len(problem) > LARGE
     try:
-        for stacking, side in WAYS if WHOLE < len(problem) <= QUICK else WAYS[:1]:
-            offsets = outward(problem, stacking=stacking, side=side, clock=clock)
-            racer.offer(offsets, "sweep from the peak")
-            yield
-        cuts = cuts_between_peaks(problem.load) if depth == 0 else np.zeros(0, np.int64)
+        yield from _by_sweeps(racer, WAYS if WHOLE < len(problem) <= QUICK else WAYS[:1], clock)
+        if depth and len(problem) > QUICK:
+            yield from _by_mended_sweeps(racer, clock)
         for level in range(LEVELS):
             if racer.height <= racer.bound:
                 return
             passes, chance = 6 + 2 * level, int(rng.integers(1 << 30))
-            search = _by_search(racer, clock, seconds, chance)
+            search = _by_search(racer, RELAX[:1], clock, seconds, chance)
             ejection = _by_ejection(racer, clock, EJECTION * seconds, passes)
             inside = _by_windows(racer, cuts, clock, WINDOWS * seconds, chance)
-            steps = [search, ejection, inside]
-            if len(problem) > LARGE or depth:
-                steps = [inside, ejection, search]
-            for step in steps:
+            clusters = _by_hot_clusters(racer, clock, WINDOWS * seconds, chance)
+            for step in (
+                (inside, clusters, ejection, search) if large else (search, clusters, ejection, inside)
+            ):
                 yield from step
+            yield from _by_search(racer, RELAX[1:], clock, seconds, chance)
             yield from _by_chance(racer, clock.slice(seconds), rng)
             seconds *= GROWTH
     except OutOfTime:
         return
 
 
-def _by_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> Iterator[None]:
-    """Ask the search for the goal, then for more and more, each for a slice of time."""
-    if racer.problem.fixed is None and len(racer.problem) <= WHOLE:
+def _cuts(problem: Problem) -> Int64s:
+    """Return cuts in deep valleys; where there are none, and it is worth it, beside the highest peaks."""
+    return cuts_between_peaks(problem.load)
+
+
+def _by_sweeps(racer: Racer, ways: Sequence[tuple[str, Side]], clock: Clock) -> Iterator[None]:
+    for stacking, side in ways:
+        offsets = outward(racer.problem, stacking=stacking, side=side, clock=clock)
+        racer.offer(offsets, "sweep from the peak")
+        yield
+
+
+def _by_mended_sweeps(racer: Racer, clock: Clock) -> Iterator[None]:
+    """Sweep in other ways, and repair each: the lowest sweep is seldom the one that is mended best."""
+    for stacking, side in WAYS:
+        offsets = outward(racer.problem, stacking=stacking, side=side, clock=clock)
+        yield from _by_ejection(racer, clock, MENDING_S, 5, offsets)
+
+
+def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> Iterator[None]:
+    """Plan all hot stretches of time first, as problems of their own; sweep and mend the rest around them."""
+    problem = racer.problem
+    if problem.fixed is not None or len(problem) <= QUICK:
+        return
+    until = clock.slice(seconds)
+    hot = problem.load >= (1 - HOT) * problem.load.max()
+    rows = np.flatnonzero(touches(hot, problem.first, problem.last))
+    if len(rows) > len(problem) // 4:
+        return
+    core = np.full(len(problem), FREE)
+    parts, placed = decompose(problem.take(rows))
+    racers = [Racer(part.problem, part.base, racer.goal - part.base) for part in parts]
+    for runner in racers:
+        runner.start(clock.slice(seconds / 2), seed, depth=1)
+    for _ in race(racers, clock.slice(seconds / 2)):
+        pass
+    if any(runner.offsets is None for runner in racers):
+        return
+    for part, solved in zip(parts, racers, strict=True):
+        assert solved.offsets is not None
+        for copy in part.copies:
+            placed[copy] = part.base + solved.offsets
+    core[rows] = placed
+    offsets = around(problem, core, hot, racer.goal, until)
+    racer.offer(offsets, "hot clusters")
+    yield
+    yield from _by_ejection(racer, until, seconds, 6, offsets)
+
+
+def _by_search(
+    racer: Racer, relaxed: Sequence[float], clock: Clock, seconds: float, seed: int
+) -> Iterator[None]:
+    """Ask the search for the goal, or a little more and then more, each for a slice of time."""
+    if relaxed[0] == 0 and racer.problem.fixed is None and len(racer.problem) <= WHOLE:
         yield from _by_whole_search(racer, clock, seconds, seed)
-    for relax in RELAX:
+    for relax in relaxed:
         capacity = racer.goal + int(racer.goal * relax)
         if racer.height <= capacity:
             return
@@ -227,16 +286,19 @@ def _by_whole_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
         capacity = (racer.goal + racer.height - 1) // 2
 
 
-def _by_ejection(racer: Racer, clock: Clock, seconds: float, rounds: int) -> Iterator[None]:
-    """Bring the best plan down, step by step: what fits one step is the start of the next."""
-    assert racer.offsets is not None
-    offsets = racer.offsets
+def _by_ejection(
+    racer: Racer, clock: Clock, seconds: float, passes: int, offsets: Int64s | None = None
+) -> Iterator[None]:
+    """Bring a plan down, the best one by default, step by step: what meets one is the start of the next."""
+    if offsets is None:
+        assert racer.offsets is not None
+        offsets = racer.offsets
     clock = clock.slice(seconds)
     for relax in reversed(RELAX):
         level = racer.goal + int(racer.goal * relax)
         if racer.height <= level:
             continue
-        for repaired in repair(racer.problem, offsets, goal=level, clock=clock, rounds=rounds):
+        for repaired in repair(racer.problem, offsets, goal=level, clock=clock, rounds=passes):
             offsets = repaired
             racer.offer(offsets, "ejection")
             yield

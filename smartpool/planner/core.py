@@ -32,7 +32,7 @@ from smartpool.planner.problem import Problem
 from smartpool.planner.sweep_fit import fill, outward
 from smartpool.planner.sweeps import Int64s
 
-__all__ = ["CoreSolver", "around", "solve_core"]
+__all__ = ["CoreSolver", "around", "solve_core", "touches"]
 
 CoreSolver = Callable[[Problem, int], "Int64s | None"]
 """Fits a problem without fixed offsets into a capacity, or gives up."""
@@ -48,7 +48,7 @@ def solve_core(problem: Problem, target: int, fit: CoreSolver, clock: Clock) -> 
     """Yield ever other plans, the core exact in each, until one meets the target or the search gives up."""
     hot = problem.load >= problem.load.max(initial=0)
     while not clock.expired:
-        rows = np.flatnonzero(_touches(hot, problem.first, problem.last))
+        rows = np.flatnonzero(touches(hot, problem.first, problem.last))
         core = _fit_core(problem, rows, target, fit)
         if core is None:
             return
@@ -108,10 +108,11 @@ def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver) -> I
     return offsets
 
 
-def _touches(hot: np.ndarray, first: Int64s, last: Int64s) -> np.ndarray:
+def touches(hot: np.ndarray, first: Int64s, last: Int64s) -> np.ndarray:
+    """Return which lifetimes cover a hot section."""
     so_far = np.concatenate([[0], np.cumsum(hot)])
-    touches: np.ndarray = so_far[last] > so_far[first]
-    return touches
+    result: np.ndarray = so_far[last] > so_far[first]
+    return result
 
 
 def _heat(problem: Problem, hot: np.ndarray, over: Int64s) -> bool:

@@ -34,8 +34,17 @@ DRAWN: Final = 4000
 CELL: Final = 1.0
 """Pixels of the grid in which the rest is drawn."""
 
-PALETTE: Final = tuple(
-    "#4477aa #66ccee #228833 #bbcc33 #eedd88 #ee8866 #ffaabb #aa3377 #88aadd #77bb99".split()
+PALETTE: Final = (
+    "#4477aa",
+    "#66ccee",
+    "#228833",
+    "#bbcc33",
+    "#eedd88",
+    "#ee8866",
+    "#ffaabb",
+    "#aa3377",
+    "#88aadd",
+    "#77bb99",
 )
 """After Paul Tol's schemes, which readers with any colour vision can tell apart."""
 
