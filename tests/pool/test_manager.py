@@ -47,10 +47,13 @@ class PoolMachine(RuleBasedStateMachine):
     def open(self):
         return ModelDriver(CAPACITY)
 
+    def configure(self, policy):
+        return SmartPoolConfig(policy=policy)
+
     @initialize(policy=st.sampled_from(["balanced", "tight", "fast"]))
     def start(self, policy):
         self.driver = self.open()
-        self.pool = AdvancedMemoryPoolManager(self.driver, SmartPoolConfig(policy=policy))
+        self.pool = AdvancedMemoryPoolManager(self.driver, self.configure(policy))
         self.streams = [0, self.driver.create_stream(), self.driver.create_stream()]
 
     def teardown(self):

@@ -1,0 +1,147 @@
+"""The pool on a real device: the state machine with contents, windows, streams, out of memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from smartpool import SmartPool, SmartPoolConfig
+from smartpool.driver import open_driver
+from smartpool.errors import OutOfMemoryError, SmartPoolError
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.units import KiB, MiB
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pool"))
+from test_manager import PoolMachine
+
+try:
+    DRIVER = open_driver("cuda:0")
+except SmartPoolError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+class Unscripted:
+    """Stands in for the fault scripts of the host devices."""
+
+    def clear(self):
+        """Nothing is scripted."""
+
+
+class CudaForMachine:
+    """The cuda driver, with what the machine asks of host drivers only."""
+
+    faults = Unscripted()
+
+    def __init__(self):
+        self.inner = open_driver("cuda:0")
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def resume(self, stream):
+        self.inner.synchronize(stream)
+
+
+class CudaPoolMachine(PoolMachine):
+    readable = True
+
+    def open(self):
+        return CudaForMachine()
+
+    def configure(self, policy):
+        return SmartPoolConfig(policy=policy, max_bytes=64 * MiB)
+
+
+CudaPoolMachine.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPoolOnCuda = CudaPoolMachine.TestCase
+
+
+@pytest.fixture
+def pool():
+    config = SmartPoolConfig(max_bytes=64 * MiB, enable_auto_defragmentation=False)
+    with SmartPool("cuda:0", config) as pool:
+        yield pool
+        pool.check()
+
+
+def test_windows_show_what_is_written_at_home_and_leave_neighbours_alone(pool):
+    """A window over chunks that are live on both sides, written by fills of the device."""
+    driver = pool.managers[0].driver
+    blocks = [pool.malloc(1 * MiB + 512 * step) for step in range(40)]
+    for index, block in enumerate(blocks):
+        driver.fill(block, index + 1, 1 * MiB + 512 * index, 0)
+    for block in blocks[1::2]:
+        pool.free(block)
+    window = pool.malloc(18 * MiB)
+    heap = pool.managers[0]._heap
+    assert window in heap.windows
+    driver.fill(window, 200, 18 * MiB, 0)
+    for index in range(0, 40, 2):
+        nbytes = 1 * MiB + 512 * index
+        assert driver.read(blocks[index], nbytes) == bytes([index + 1]) * nbytes
+    assert driver.read(window, 18 * MiB) == bytes([200]) * (18 * MiB)
+    pool.free(window)
+    again = pool.malloc(18 * MiB - 512)
+    driver.fill(again, 100, 4 * KiB, 0)
+    assert driver.read(again, 4 * KiB) == bytes([100]) * (4 * KiB)
+    for block in [*blocks[::2], again]:
+        pool.free(block)
+    assert pool.trim(wait=True) > 0
+    assert pool.managers[0].reserved_bytes == 0
+
+
+def test_memory_of_a_busy_stream_is_taken_behind_a_wait(pool):
+    driver = pool.managers[0].driver
+    first, second = driver.create_stream(), driver.create_stream()
+    for round_ in range(20):
+        block = pool.malloc(60 * MiB, first)
+        for _ in range(50):
+            driver.fill(block, 1, 60 * MiB, first)
+        pool.free(block)
+        other = pool.malloc(60 * MiB, second)
+        driver.fill(other, 2, 60 * MiB, second)
+        driver.synchronize(second)
+        assert driver.read(other, 4 * KiB) == bytes([2]) * (4 * KiB), round_
+        assert driver.read(other + 60 * MiB - 4 * KiB, 4 * KiB) == bytes([2]) * (4 * KiB)
+        pool.free(other)
+
+
+def test_the_whole_device_can_be_had_and_not_more():
+    with SmartPool("cuda:0", SmartPoolConfig(enable_auto_defragmentation=False)) as pool:
+        driver = pool.managers[0].driver
+        free = driver.memory_info().free
+        block = pool.malloc(free - 1024 * MiB)
+        with pytest.raises(OutOfMemoryError, match="largest free range"):
+            pool.malloc(2048 * MiB)
+        pool.free(block)
+        assert pool.trim(wait=True) > 0
+        assert driver.memory_info().free >= free - 64 * MiB
+
+
+def test_planned_steps_on_the_device(pool):
+    manager = pool.managers[0]
+    for _ in range(4):
+        with pool.step(wait_for_plan=True):
+            held = [pool.malloc(size * MiB) for size in (1, 7, 3, 12)]
+            for index, block in enumerate(held):
+                manager.driver.fill(block, index + 1, 1 * MiB, 0)
+            for index, block in enumerate(held):
+                assert manager.driver.read(block, 512) == bytes([index + 1]) * 512
+                pool.free(block)
+    assert manager.snapshot().steps.hits == 12
+
+
+def test_a_closed_pool_gives_all_back():
+    driver = open_driver("cuda:0")
+    before = driver.memory_info().free
+    manager = AdvancedMemoryPoolManager(open_driver("cuda:0"))
+    block = manager.malloc(500 * MiB)
+    manager.close()
+    manager.free(block)
+    assert manager.reserved_bytes == 0
+    assert driver.memory_info().free >= before - 16 * MiB
