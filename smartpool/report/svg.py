@@ -97,7 +97,10 @@ def byte_ticks(most: int, *, at_most: int = 6) -> list[tuple[int, str]]:
     """
     most = max(most, 1)
     unit, factor = next((unit, factor) for unit, factor in _UNITS if most >= factor)
-    step = max(1, round(_round_step(most / factor, at_most) * factor))
+    # A quarter and a half of a unit are whole bytes and short to write; a fifth of one is neither.
+    rough = most / factor / at_most
+    step_units = next((step for step in (0.25, 0.5) if step >= rough), 0) or _round_step(rough)
+    step = max(1, round(step_units * factor))
     count = -(-most // step)
     return [(n * step, f"{n * step / factor:g} {unit}" if n else "0") for n in range(count + 1)]
 
@@ -108,7 +111,8 @@ def count_ticks(most: int, *, at_most: int = 8) -> list[int]:
     >>> count_ticks(3840)
     [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]
     """
-    return list(range(0, most + 1, max(1, round(_round_step(max(most, 1), at_most)))))
+    step = _round_step(max(most / at_most, 1))
+    return list(range(0, most + 1, round(step)))
 
 
 def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
@@ -166,11 +170,10 @@ def shortened(text: str, length: int) -> str:
     return f"{text[: length - 1 - tail]}…{text[-tail:]}"
 
 
-def _round_step(most: float, at_most: int) -> float:
-    """Return 1, 2, 2.5 or 5 times a power of ten that fits at most `at_most` times into `most`."""
-    rough = most / at_most
+def _round_step(rough: float) -> float:
+    """Return the smallest of 1, 2 and 5 times a power of ten that is at least `rough` > 0."""
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
 
 
 def _edges(series: Envelope, plot: Plot) -> list[str]:
