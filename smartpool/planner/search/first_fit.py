@@ -25,6 +25,7 @@ from typing import Final
 
 import numpy as np
 
+from smartpool.errors import InvariantError
 from smartpool.planner.sweeps import Int64s
 
 FINEST: Final = 32  # sections in a bucket of the lowest level
@@ -104,7 +105,21 @@ class Shelves:
         """Return the placed buffers that overlap a buffer in time, itself left out, in ascending order."""
         first, last, _, _ = self._columns[index]
         beside = np.unique(self._beside(first, last))
-        return beside[(self.low[beside] != FAR) & (beside != index)]
+        placed: Int64s = beside[(self.low[beside] != FAR) & (beside != index)]
+        return placed
+
+    def check(self) -> None:
+        """Raise `InvariantError` unless upper ends fit lower ones and each level lists every buffer."""
+        for index, (first, last, size, alignment) in enumerate(self._columns):
+            low = int(self.low[index])
+            if low != FAR and (self._high[index] != low + size or low % alignment):
+                raise InvariantError(f"buffer {index} of {size}: {low} to {self._high[index]}")
+            for level in self._levels:
+                listed = int(np.count_nonzero(level.index == index))
+                if listed != (last - 1) // level.width - first // level.width + 1:
+                    raise InvariantError(
+                        f"buffer {index} is listed {listed} times in buckets of {level.width}"
+                    )
 
     def _beside(self, first: int, last: int) -> Int64s:
         """Return the buffers that overlap [first, last), some twice."""
@@ -113,7 +128,8 @@ class Shelves:
             if (last - 1) // width - first // width < BUCKETS:
                 break
         part = slice(level.begins[first // width], level.begins[(last - 1) // width + 1])
-        return level.index[part][(level.first[part] < last) & (level.last[part] > first)]
+        overlapping: Int64s = level.index[part][(level.first[part] < last) & (level.last[part] > first)]
+        return overlapping
 
 
 class _Level:

@@ -66,7 +66,10 @@ def singles(instance: Instance) -> list[Bundle]:
     """Return one bundle for each buffer, in their order."""
     columns = (instance.first, instance.last, instance.size, instance.alignment)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [Bundle(*row, index) for index, row in enumerate(rows)]
+    return [
+        Bundle(first, last, size, alignment, index)
+        for index, (first, last, size, alignment) in enumerate(rows)
+    ]
 
 
 def merge(bundles: list[Bundle], how: Merge, rng: random.Random) -> list[Bundle]:

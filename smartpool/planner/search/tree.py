@@ -1,4 +1,4 @@
-"""Backtracking over the skyline: do these buffers fit below a capacity?
+"""Backtracking over the skyline: fit these buffers below a capacity, or show that they do not fit.
 
 Problem: given buffers over sections, find offsets below a capacity such that buffers that share a
 section do not overlap, or exhaust the possibilities.
@@ -38,8 +38,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Final
 
+from smartpool.errors import InvariantError
 from smartpool.planner.search.limits import Limits
 
 POLL: Final = 64  # nodes between two looks at the clock
@@ -199,6 +201,25 @@ class Tree:
             else:
                 component, agenda = self._place(choice, valley, component, len(choices), agenda)
 
+    def check(self) -> None:
+        """Raise `InvariantError` unless height + slack + unplaced load == capacity in every section."""
+        for section, cover in enumerate(self._covers):
+            rest = cover & self._unplaced
+            load = sum(size for index, size in enumerate(self._task.size) if rest >> index & 1)
+            height, slack = self._height[section], self._slack[section]
+            if slack < 0 or height + slack + load != self._task.capacity:
+                raise InvariantError(
+                    f"section {section}: height {height} + slack {slack} + load {load}"
+                    f" is not the capacity {self._task.capacity}"
+                )
+            tops = (
+                self.offsets[index] + size
+                for index, size in enumerate(self._task.size)
+                if (cover & ~self._unplaced) >> index & 1
+            )
+            if max(tops, default=0) > height:
+                raise InvariantError(f"section {section}: a buffer ends above its height {height}")
+
     # ------------------------------------------------------------------ what can be done
 
     def _valley(self, left: int, right: int) -> Valley:
@@ -321,7 +342,7 @@ class Tree:
             return self._changed(valley, component), agenda
         others = [other for other in valleys if other is not valley]
         bounds = [start, *cuts, end]
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in pairwise(bounds):
             if high - low > 1 or self._covers[low] & unplaced:
                 inside = [other for other in others if low <= other[2] and other[3] <= high]
                 inside += self._runs(valley[2], valley[3], low, high)
@@ -395,7 +416,7 @@ class Tree:
         cuts = [cut for cut in range(start + 1, end) if not self._crosses[cut]]
         agenda: Agenda = None
         bounds = [start, *cuts, end]
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in pairwise(bounds):
             if high > low:
                 agenda = ((low, high, self._runs(low, high, low, high)), 0, agenda)
         return agenda
