@@ -108,7 +108,9 @@ def on_top(rng: np.random.Generator, parts: list[Columns]) -> Columns:
     return _permuted(rng, *(np.concatenate(column) for column in columns))
 
 
-def _halves(rng: np.random.Generator, start: int, end: int, size: int, grain: int) -> list[tuple[int, int, int]]:
+def _halves(
+    rng: np.random.Generator, start: int, end: int, size: int, grain: int
+) -> list[tuple[int, int, int]]:
     if size < 2 * grain:
         return [(start, end, size)]
     cut = int(rng.integers(1, size // grain)) * grain
