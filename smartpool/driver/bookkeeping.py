@@ -7,9 +7,14 @@ a driver does "book, then act, and on failure un-book". Invariants, proved by `c
 * raw ranges, and reservations, are disjoint; every mapping lies inside one reservation;
 * mappings are disjoint, and each covers its whole chunk;
 * `chunk.maps` == the number of mappings of the chunk;
-* `Footprint.held` == rounded raw bytes + chunk bytes <= capacity.
+* the footprint, where there is one, counts the same raw memory and chunks.
 
-The book has no lock: its driver has one.
+The book has no lock: its driver holds one around every method but `check_size` and `check_granular`.
+
+Interrupts. Ctrl-C may end a method at any line. What is held is written down in four dictionaries
+(raw memory, reservations, chunks, mappings), each entry in one step; everything else can be had
+from them. So a method marks the book as torn while it writes, and the next one that finds the
+mark mends the rest. A call that was interrupted has happened or has not; the book is sound.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from smartpool.driver.footprint import Footprint
 from smartpool.driver.ranges import RangeMap
 from smartpool.errors import DriverError, InvariantError
 
@@ -51,30 +57,55 @@ class AddressBook:
     ----------
     granularity
         Bytes; sizes and addresses of reservations, chunks and mappings are multiples of it.
+    footprint
+        Counts the physical memory, where nobody else does.
     """
 
-    __slots__ = ("_mappings", "_raw", "_reservations", "chunks", "granularity")
+    __slots__ = ("_footprint", "_mappings", "_raw", "_reservations", "_torn", "chunks", "granularity")
 
-    def __init__(self, granularity: int) -> None:
+    def __init__(self, granularity: int, footprint: Footprint | None = None) -> None:
         self.granularity = granularity
+        self._footprint = footprint
+        self._torn = False
         self.chunks: dict[int, Chunk] = {}
         self._raw: RangeMap[None] = RangeMap()
         self._reservations: RangeMap[None] = RangeMap()
         self._mappings: RangeMap[Mapping] = RangeMap()
 
+    @property
+    def footprint(self) -> Footprint:
+        """The physical memory that is held. Only for books that were given one."""
+        if self._torn:
+            self._mend()
+        assert self._footprint is not None
+        return self._footprint
+
     # --- raw memory ---
 
     def add_raw(self, address: int, size: int) -> None:
         """Record what `allocate` returned. Undone by `remove_raw`."""
+        if self._torn:
+            self._mend()
+        self._torn = True
         self._raw.add(address, address + size, None)
+        if self._footprint is not None:
+            self._footprint.add_raw(size)
+        self._torn = False
 
     def remove_raw(self, address: int) -> int:
         """Forget raw memory and return its size. Undone by `add_raw`."""
+        if self._torn:
+            self._mend()
         entry = self._raw.exact(address)
         if entry is None:
             raise refusal("free", "pass an address that allocate returned, once", address=address)
+        size = entry[0] - address
+        self._torn = True
         self._raw.remove(address)
-        return entry[0] - address
+        if self._footprint is not None:
+            self._footprint.remove_raw(size)
+        self._torn = False
+        return size
 
     # --- reservations and chunks ---
 
@@ -94,10 +125,14 @@ class AddressBook:
 
     def add_reservation(self, address: int, size: int) -> None:
         """Record what `reserve` returned. Undone by `remove_reservation`."""
+        self._torn = True
         self._reservations.add(address, address + size, None)
+        self._torn = False
 
     def remove_reservation(self, address: int, size: int) -> None:
         """Forget a whole, empty reservation. Undone by `add_reservation`."""
+        if self._torn:
+            self._mend()
         entry = self._reservations.exact(address)
         if entry is None or entry[0] != address + size:
             advice = "pass the address and size of one whole reservation, once"
@@ -106,25 +141,39 @@ class AddressBook:
             raise refusal(
                 "unreserve", "unmap everything in the reservation first", address=address, size=size
             )
+        self._torn = True
         self._reservations.remove(address)
+        self._torn = False
 
     def add_chunk(self, handle: int, size: int) -> None:
         """Record a chunk. Undone by `remove_chunk`."""
+        self._torn = True
         self.chunks[handle] = Chunk(size)
+        if self._footprint is not None:
+            self._footprint.chunk_bytes += size
+        self._torn = False
 
     def remove_chunk(self, handle: int) -> int:
         """Forget a chunk that is mapped nowhere and return its size. Undone by `add_chunk`."""
+        if self._torn:
+            self._mend()
         chunk = self._chunk("release_chunk", handle)
         if chunk.maps:
             advice = f"it is still mapped at {chunk.maps} address(es): unmap it first"
             raise refusal("release_chunk", advice, chunk=handle)
+        self._torn = True
         del self.chunks[handle]
+        if self._footprint is not None:
+            self._footprint.chunk_bytes -= chunk.size
+        self._torn = False
         return chunk.size
 
     # --- mappings ---
 
     def map(self, address: int, handle: int) -> Mapping:
         """Record a mapping of the whole chunk at `address`. Undone by `unmap` or `drop`."""
+        if self._torn:
+            self._mend()
         chunk = self._chunk("map_chunk", handle, address=address)
         end = address + chunk.size
         if address % self.granularity:
@@ -139,27 +188,38 @@ class AddressBook:
                 "map_chunk", "something is mapped there: unmap it first", address=address, chunk=handle
             )
         mapping = Mapping(address, chunk.size, handle)
+        self._torn = True
         self._mappings.add(address, end, mapping)
         chunk.maps += 1
+        self._torn = False
         return mapping
 
     def unmap(self, address: int, size: int) -> list[Mapping]:
         """Forget the mappings in the range and return them in order. Undone by `restore`."""
         mappings = self._window("unmap", address, size)
-        for mapping in mappings:
-            self.drop(mapping)
+        try:
+            for mapping in mappings:
+                self.drop(mapping)
+        except BaseException:  # interrupted half-way: all or nothing
+            self._mend()
+            self.restore([mapping for mapping in mappings if self._mappings.exact(mapping.address) is None])
+            raise
         return mappings
 
     def drop(self, mapping: Mapping) -> None:
         """Forget one mapping."""
+        self._torn = True
         self._mappings.remove(mapping.address)
         self.chunks[mapping.handle].maps -= 1
+        self._torn = False
 
     def restore(self, mappings: list[Mapping]) -> None:
         """Undo `unmap`: put back what it returned, access included."""
+        self._torn = True
         for mapping in mappings:
             self._mappings.add(mapping.address, mapping.address + mapping.size, mapping)
             self.chunks[mapping.handle].maps += 1
+        self._torn = False
 
     def enable_access(self, address: int, size: int) -> list[Mapping]:
         """Return the mappings in the range, which fill it; the driver marks them once that worked."""
@@ -190,6 +250,8 @@ class AddressBook:
 
     def touchable(self, address: int, size: int) -> bool:
         """Return whether the device may read and write all of [address, address + size)."""
+        if self._torn:
+            self._mend()
         end = address + size
         raw = self._raw.at(address)
         if raw is not None:
@@ -210,6 +272,8 @@ class AddressBook:
 
     def describe(self) -> dict[str, int]:
         """Return how many of each are held, and the bytes of chunks and raw memory."""
+        if self._torn:
+            self._mend()
         return {
             "raw": len(self._raw),
             "raw_bytes": sum(end - start for start, end, _ in self._raw),
@@ -225,6 +289,8 @@ class AddressBook:
 
     def check(self) -> None:
         """Raise `InvariantError` unless every invariant of this module's docstring holds."""
+        if self._torn:
+            self._mend()
         for ranges in (self._raw, self._reservations, self._mappings):
             ranges.check()
         maps = dict.fromkeys(self.chunks, 0)
@@ -239,6 +305,33 @@ class AddressBook:
         for handle, chunk in self.chunks.items():
             if chunk.maps != maps[handle]:
                 raise InvariantError(f"chunk {handle:#x} counts {chunk.maps} mappings, has {maps[handle]}")
+        if self._footprint is not None:
+            counted = self._footprint.chunk_bytes, self._footprint.large_bytes, self._footprint.small_bytes
+            if counted != self._recount():
+                raise InvariantError(f"{self._footprint} counts {counted}, the book has {self._recount()}")
+            if self._footprint.free < 0:
+                raise InvariantError(f"more is held than there is: {self._footprint}")
+
+    def _mend(self) -> None:
+        """Make everything that follows from the four dictionaries follow again. O(n log n)."""
+        for ranges in (self._raw, self._reservations, self._mappings):
+            ranges.rebuild()
+        for chunk in self.chunks.values():
+            chunk.maps = 0
+        for _, _, mapping in self._mappings:
+            self.chunks[mapping.handle].maps += 1
+        if self._footprint is not None:
+            counts = self._recount()
+            self._footprint.chunk_bytes, self._footprint.large_bytes, self._footprint.small_bytes = counts
+        self._torn = False
+
+    def _recount(self) -> tuple[int, int, int]:
+        """Return what the footprint should count: bytes of chunks, of large and of small raw memory."""
+        assert self._footprint is not None
+        fresh = self._footprint.emptied()
+        for start, end, _ in self._raw:
+            fresh.add_raw(end - start)
+        return sum(chunk.size for chunk in self.chunks.values()), fresh.large_bytes, fresh.small_bytes
 
     def _chunk(self, call: str, handle: int, **arguments: object) -> Chunk:
         chunk = self.chunks.get(handle)
@@ -253,6 +346,8 @@ class AddressBook:
 
     def _window(self, call: str, address: int, size: int) -> list[Mapping]:
         """Return the mappings in a range that is granular, in one reservation, and cuts no mapping."""
+        if self._torn:
+            self._mend()
         end = address + size
         exact = self._mappings.exact(address)
         if exact is not None and exact[0] == end:

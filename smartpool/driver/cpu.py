@@ -87,12 +87,10 @@ class CpuDriver(HostDriver):
         footprint = Footprint(capacity or physical_memory(), page=_PAGE, small_limit=0)
         super().__init__("cpu", _CPU, granularity if pages.VIRTUAL else 0, footprint)
         self._ask_system = capacity is None
-        self._offsets: dict[int, int] = {}
         self._chunk_file: pages.ChunkFile | None = None
 
     @_timed
-    def _memory_info(self) -> MemoryInfo:
-        free = self._footprint.free
+    def _memory_info(self, free: int) -> MemoryInfo:
         if self._ask_system:
             free = min(free, _meminfo("MemAvailable") or free)
         return MemoryInfo(free, self._footprint.capacity)
@@ -113,20 +111,21 @@ class CpuDriver(HostDriver):
     def _unreserve(self, address: int, size: int) -> None:
         pages.unreserve(address, size)
 
+    # A chunk's handle is its offset in the file plus one unit, so there is no table to keep in step.
+
     @_timed
-    def _create_chunk(self, handle: int, size: int) -> None:
+    def _create_chunk(self, size: int) -> int:
         if self._chunk_file is None:
             self._chunk_file = pages.ChunkFile()
-        self._offsets[handle] = self._chunk_file.take(size)
+        return self._chunk_file.take(size) + self.granularity
 
     @_timed
     def _release_chunk(self, handle: int, size: int) -> None:
-        self._file().give(self._offsets[handle], size)
-        del self._offsets[handle]
+        self._file().give(handle - self.granularity, size)
 
     @_timed
     def _map(self, mapping: Mapping) -> None:
-        self._file().map(mapping.address, self._offsets[mapping.handle], mapping.size)
+        self._file().map(mapping.address, mapping.handle - self.granularity, mapping.size)
 
     @_timed
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None:  # noqa: ARG002

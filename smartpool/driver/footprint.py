@@ -56,6 +56,10 @@ class Footprint:
         """Physical bytes that nobody holds."""
         return self.capacity - self.held
 
+    def emptied(self) -> Footprint:
+        """Return a footprint of the same device in which nothing is held."""
+        return Footprint(self.capacity, self.page, self.small_limit)
+
     def growth(self, size: int) -> int:
         """Return the physical bytes that raw memory of `size` bytes would take beside what is held."""
         if size > self.small_limit:

@@ -17,8 +17,7 @@ from smartpool.driver.bookkeeping import AddressBook, Mapping, refusal
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host_streams import HostStreams
 from smartpool.driver.protocol import MemoryInfo
-from smartpool.driver.queues import FIRST_HANDLE
-from smartpool.errors import DriverOutOfMemoryError, InvariantError, UnsupportedError
+from smartpool.errors import DriverOutOfMemoryError, UnsupportedError
 
 __all__ = ["HostDriver"]
 
@@ -30,9 +29,8 @@ class HostDriver(HostStreams):
         super().__init__(name)
         self.dl_device = dl_device
         self.granularity = granularity
-        self._book = AddressBook(granularity)
+        self._book = AddressBook(granularity, footprint)
         self._footprint = footprint
-        self._next_chunk = FIRST_HANDLE
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {self._footprint.held} bytes held>"
@@ -45,7 +43,7 @@ class HostDriver(HostStreams):
             self.calls["memory_info"] += 1
             if self.faults.alert:
                 self.faults.check("memory_info")
-            return self._memory_info()
+            return self._memory_info(self._book.footprint.free)
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` fresh bytes."""
@@ -55,11 +53,11 @@ class HostDriver(HostStreams):
                 self.faults.check("allocate", size=size)
             self._book.check_size("allocate", size)
             self._refuse_when_closed("allocate", size=size)
-            growth = self._footprint.growth(size)
-            if growth > self._footprint.free:
+            footprint = self._book.footprint
+            growth = footprint.growth(size)
+            if growth > footprint.free:
                 raise self._out_of_memory("allocate", size)
             address = self._allocate(size, growth)
-            self._footprint.add_raw(size)
             self._book.add_raw(address, size)
             return address
 
@@ -69,13 +67,13 @@ class HostDriver(HostStreams):
             self.calls["free"] += 1
             if self.faults.alert:
                 self.faults.check("free", address=address)
+            footprint = self._book.footprint
+            held = footprint.held
             size = self._book.remove_raw(address)
-            freed = self._footprint.remove_raw(size)
             try:
-                self._free(address, size, freed)
+                self._free(address, size, held - footprint.held)
             except BaseException:
                 self._book.add_raw(address, size)
-                self._footprint.add_raw(size)
                 raise
             self._finish_closing()
 
@@ -115,12 +113,9 @@ class HostDriver(HostStreams):
                 self.faults.check("create_chunk", size=size)
             self._book.check_granular("create_chunk", size)
             self._refuse_when_closed("create_chunk", size=size)
-            if size > self._footprint.free:
+            if size > self._book.footprint.free:
                 raise self._out_of_memory("create_chunk", size)
-            handle = self._next_chunk
-            self._create_chunk(handle, size)
-            self._next_chunk = handle + 1
-            self._footprint.chunk_bytes += size
+            handle = self._create_chunk(size)
             self._book.add_chunk(handle, size)
             return handle
 
@@ -136,7 +131,6 @@ class HostDriver(HostStreams):
             except BaseException:
                 self._book.add_chunk(chunk, size)
                 raise
-            self._footprint.chunk_bytes -= size
             self._finish_closing()
 
     def map_chunk(self, address: int, chunk: int) -> None:
@@ -239,22 +233,15 @@ class HostDriver(HostStreams):
             return self._book.describe()
 
     def check(self) -> None:
-        """Raise `InvariantError` unless books, footprint and queues are sound."""
+        """Raise `InvariantError` unless book, footprint and queues are sound."""
         with self._lock:
             self._book.check()
             self._queues.check()
-            held = self._book.describe()
-            if held["chunk_bytes"] != self._footprint.chunk_bytes:
-                raise InvariantError(f"the book has {held}, the footprint {self._footprint}")
-            if (held["raw"] == 0) != (self._footprint.small_bytes + self._footprint.large_bytes == 0):
-                raise InvariantError(f"the book has {held}, the footprint {self._footprint}")
-            if self._footprint.held > self._footprint.capacity:
-                raise InvariantError(f"more is held than there is: {self._footprint}")
 
     # --- what a device does ---
 
     @abstractmethod
-    def _memory_info(self) -> MemoryInfo: ...
+    def _memory_info(self, free: int) -> MemoryInfo: ...
     @abstractmethod
     def _allocate(self, size: int, growth: int) -> int: ...
     @abstractmethod
@@ -264,7 +251,7 @@ class HostDriver(HostStreams):
     @abstractmethod
     def _unreserve(self, address: int, size: int) -> None: ...
     @abstractmethod
-    def _create_chunk(self, handle: int, size: int) -> None: ...
+    def _create_chunk(self, size: int) -> int: ...
     @abstractmethod
     def _release_chunk(self, handle: int, size: int) -> None: ...
     @abstractmethod

@@ -12,6 +12,7 @@ real drivers do: a pool that keeps stale addresses is found out.
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 from smartpool.driver.bookkeeping import Mapping
@@ -19,6 +20,7 @@ from smartpool.driver.costs import H200, CostTable
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host import HostDriver
 from smartpool.driver.protocol import MemoryInfo
+from smartpool.driver.queues import FIRST_HANDLE
 from smartpool.errors import InvalidSizeError, UnsupportedError
 from smartpool.units import GiB, KiB, MiB, TiB, align_up
 
@@ -61,13 +63,14 @@ class ModelDriver(HostDriver):
         footprint = Footprint(capacity, page=_GRANULARITY, small_limit=costs.small_limit)
         super().__init__(f"model:{exact_size(capacity)}", _NO_DEVICE, _GRANULARITY, footprint)
         self.costs = costs
+        self._handles = itertools.count(FIRST_HANDLE)
         self._raw_space = _Space(_RAW_BASE)
         self._reserved_space = _Space(_RESERVED_BASE)
         self._plain = {call: getattr(costs, call).seconds() for call in _PLAIN}
 
-    def _memory_info(self) -> MemoryInfo:
+    def _memory_info(self, free: int) -> MemoryInfo:
         self.seconds += self.costs.memory_info.seconds()
-        return MemoryInfo(self._footprint.free, self._footprint.capacity)
+        return MemoryInfo(free, self._footprint.capacity)
 
     def _allocate(self, size: int, growth: int) -> int:
         if size <= self.costs.small_limit:
@@ -94,8 +97,9 @@ class ModelDriver(HostDriver):
         self.seconds += self.costs.unreserve.seconds(size)
         self._reserved_space.give(address, size)
 
-    def _create_chunk(self, handle: int, size: int) -> None:
+    def _create_chunk(self, size: int) -> int:
         self.seconds += self.costs.create_chunk.seconds(size)
+        return next(self._handles)
 
     def _release_chunk(self, handle: int, size: int) -> None:
         self.seconds += self.costs.release_chunk.seconds(size)

@@ -58,7 +58,7 @@ _DONE = Marker(done=True)
 class Queues:
     """The streams and events of one host driver. Stream 0 always exists."""
 
-    __slots__ = ("_changed", "_destroyed", "_events", "_next_handle", "_streams")
+    __slots__ = ("_changed", "_destroyed", "_events", "_next_handle", "_streams", "_torn")
 
     def __init__(self, lock: threading.Lock) -> None:
         self._changed = threading.Condition(lock)
@@ -66,6 +66,7 @@ class Queues:
         self._destroyed: dict[int, _Stream] = {}
         self._events: dict[int, Marker] = {}
         self._next_handle = FIRST_HANDLE
+        self._torn = False  # an interrupt ended `_run`: streams that could go on may not have
 
     # --- streams ---
 
@@ -96,6 +97,7 @@ class Queues:
     def submit(self, handle: int, work: Callable[[], None]) -> None:
         """Queue `work` on a stream, and do it if nothing holds it."""
         stream = self._stream(handle)
+        self._torn = True
         stream.pending.append(work)
         self._run(stream)
 
@@ -106,6 +108,7 @@ class Queues:
     def resume(self, handle: int) -> None:
         """Do what is pending on the stream, destroyed or not, and hold it no longer."""
         stream = self._destroyed.get(handle) or self._stream(handle)
+        self._torn = True
         stream.paused = False
         self._run(stream)
 
@@ -140,8 +143,9 @@ class Queues:
         if not stream.paused and not stream.pending:
             self._events[event] = _DONE
             return
-        marker = self._events[event] = Marker()
-        stream.pending.append(_Record(marker))
+        marker = Marker()
+        stream.pending.append(_Record(marker))  # first: an event must not wait for what was never queued
+        self._events[event] = marker
 
     def is_done(self, event: int) -> bool:
         """Return whether what the event stands for is done."""
@@ -153,6 +157,7 @@ class Queues:
         stream = self._stream(handle)
         if marker.done:
             return
+        self._torn = True
         stream.pending.append(_Wait(marker))
         self._run(stream)
 
@@ -165,6 +170,8 @@ class Queues:
 
     def check(self) -> None:
         """Raise `InvariantError` unless every stream that could go on has gone on."""
+        if self._torn:
+            self._mend()
         for stream in (*self._streams.values(), *self._destroyed.values()):
             if stream.paused or not stream.pending:
                 continue
@@ -176,32 +183,44 @@ class Queues:
                 raise InvariantError(f"destroyed stream {handle} is live or has nothing pending")
 
     def _run(self, first: _Stream) -> None:
-        """Do all pending work that nothing holds, on this stream and on those that it lets go on."""
+        """Do all pending work that nothing holds, on this stream and on those that it lets go on.
+
+        A piece leaves its queue after it was done, so an interrupt may do it again but never lose it.
+        """
+        self._torn = True
         ready = [first]
         while ready:
             stream = ready.pop()
             while stream.pending and not stream.paused:
                 head = stream.pending[0]
-                if isinstance(head, _Wait) and not head.marker.done:
-                    if stream not in head.marker.waiters:
-                        head.marker.waiters.append(stream)
-                    break
-                stream.pending.popleft()
                 if isinstance(head, _Record):
                     head.marker.done = True
                     ready += head.marker.waiters
                     head.marker.waiters.clear()
                 elif not isinstance(head, _Wait):
                     head()
+                elif not head.marker.done:
+                    if stream not in head.marker.waiters:
+                        head.marker.waiters.append(stream)
+                    break
+                stream.pending.popleft()
             if not stream.pending:
                 self._destroyed.pop(stream.handle, None)
+        self._torn = False
         self._changed.notify_all()
+
+    def _mend(self) -> None:
+        """Let every stream go on, after an interrupt in `_run`."""
+        for stream in (*self._streams.values(), *self._destroyed.values()):
+            self._run(stream)
 
     def _new_handle(self) -> int:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         return handle
 
     def _stream(self, handle: int) -> _Stream:
+        if self._torn:
+            self._mend()
         stream = self._streams.get(handle)
         if stream is None:
             raise StreamError(
@@ -211,6 +230,8 @@ class Queues:
         return stream
 
     def _marker(self, call: str, event: int) -> Marker:
+        if self._torn:
+            self._mend()
         marker = self._events.get(event)
         if marker is None:
             raise refusal(call, "no such event: pass one from create_event, not destroyed", event=event)

@@ -122,6 +122,15 @@ class RangeMap(Generic[T]):
             ]
         return found
 
+    def rebuild(self) -> None:
+        """Make the order agree with the entries again, after an interrupt in `add` or `remove`. O(n log n).
+
+        Both write the entry first and in one step, so the entries are always right.
+        """
+        starts = sorted(self._entries)
+        self._blocks = [starts[at : at + _BLOCK // 2] for at in range(0, len(starts), _BLOCK // 2)]
+        self._heads = [block[0] for block in self._blocks]
+
     def check(self) -> None:
         """Raise `InvariantError` unless blocks and dict agree and the ranges are disjoint and not empty."""
         starts = [start for block in self._blocks for start in block]
