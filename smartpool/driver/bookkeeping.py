@@ -125,6 +125,8 @@ class AddressBook:
 
     def add_reservation(self, address: int, size: int) -> None:
         """Record what `reserve` returned. Undone by `remove_reservation`."""
+        if self._torn:
+            self._mend()
         self._torn = True
         self._reservations.add(address, address + size, None)
         self._torn = False
@@ -147,6 +149,8 @@ class AddressBook:
 
     def add_chunk(self, handle: int, size: int) -> None:
         """Record a chunk. Undone by `remove_chunk`."""
+        if self._torn:
+            self._mend()
         self._torn = True
         self.chunks[handle] = Chunk(size)
         if self._footprint is not None:
@@ -208,6 +212,8 @@ class AddressBook:
 
     def drop(self, mapping: Mapping) -> None:
         """Forget one mapping."""
+        if self._torn:
+            self._mend()
         self._torn = True
         self._mappings.remove(mapping.address)
         self.chunks[mapping.handle].maps -= 1
@@ -215,6 +221,8 @@ class AddressBook:
 
     def restore(self, mappings: list[Mapping]) -> None:
         """Undo `unmap`: put back what it returned, access included."""
+        if self._torn:
+            self._mend()
         self._torn = True
         for mapping in mappings:
             self._mappings.add(mapping.address, mapping.address + mapping.size, mapping)
@@ -246,6 +254,8 @@ class AddressBook:
 
     def is_reserved(self, address: int) -> bool:
         """Return whether `address` lies in a reservation."""
+        if self._torn:
+            self._mend()
         return self._reservations.at(address) is not None
 
     def touchable(self, address: int, size: int) -> bool:

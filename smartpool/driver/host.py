@@ -1,7 +1,9 @@
 """What `cpu` and `model` share: the whole protocol, above a dozen hooks that do the physical part.
 
 Each call: count it, let a scripted fault fail it, validate and book it, act, and un-book it when
-acting failed. One lock is held all the while; blocking calls let go of it as they wait.
+acting failed. One lock is held all the while; blocking calls let go of it as they wait. What is
+given back is off the books before it goes, and comes back to them only when the device says that
+it failed: an interrupt may have come after the deed, and a leak is better than a stale entry.
 
 Work on a stream is checked twice, as on a real device: when it is queued (a wrong argument is
 refused and nothing is queued) and when it is done. If the memory was unmapped or freed in
@@ -17,7 +19,7 @@ from smartpool.driver.bookkeeping import AddressBook, Mapping, refusal
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host_streams import HostStreams
 from smartpool.driver.protocol import MemoryInfo
-from smartpool.errors import DriverOutOfMemoryError, UnsupportedError
+from smartpool.errors import DriverError, DriverOutOfMemoryError, UnsupportedError
 
 __all__ = ["HostDriver"]
 
@@ -72,7 +74,7 @@ class HostDriver(HostStreams):
             size = self._book.remove_raw(address)
             try:
                 self._free(address, size, held - footprint.held)
-            except BaseException:
+            except DriverError:
                 self._book.add_raw(address, size)
                 raise
             self._finish_closing()
@@ -100,7 +102,7 @@ class HostDriver(HostStreams):
             self._book.remove_reservation(address, size)
             try:
                 self._unreserve(address, size)
-            except BaseException:
+            except DriverError:
                 self._book.add_reservation(address, size)
                 raise
             self._finish_closing()
@@ -128,7 +130,7 @@ class HostDriver(HostStreams):
             size = self._book.remove_chunk(chunk)
             try:
                 self._release_chunk(chunk, size)
-            except BaseException:
+            except DriverError:
                 self._book.add_chunk(chunk, size)
                 raise
             self._finish_closing()
@@ -166,7 +168,7 @@ class HostDriver(HostStreams):
             mappings = self._book.unmap(address, size)
             try:
                 self._unmap(address, size, mappings)
-            except BaseException:
+            except DriverError:
                 self._book.restore(mappings)
                 raise
 

@@ -226,6 +226,20 @@ def test_after_a_fork_the_error_says_so():
             call()
 
 
+def test_a_function_that_the_installed_driver_lacks():
+    fake = FakeCuda()
+    driver = CudaDriver(0, Bindings(fake, "13.0.0"))
+    chunk = driver.create_chunk(driver.granularity)
+
+    def missing(*_):
+        raise RuntimeError('Function "cuMemRelease" not found')
+
+    fake.cuMemRelease = missing
+    with pytest.raises(DriverError, match="update the driver"):
+        driver.release_chunk(chunk)
+    assert driver.held()["chunks"] == 1
+
+
 # --- contexts ---
 
 

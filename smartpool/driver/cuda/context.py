@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from smartpool.driver.cuda.bindings import Bindings, failure
+from smartpool.errors import DriverError
 
 __all__ = ["Context"]
 
@@ -63,6 +64,10 @@ class Context:
             too_much = call in ("allocate", "create_chunk")
             code = codes.CUDA_ERROR_OUT_OF_MEMORY if too_much else codes.CUDA_ERROR_INVALID_VALUE
             raise failure(call, code, arguments) from error
+        except RuntimeError as error:  # the installed driver lacks a function that the package knows
+            raise DriverError(
+                call, "FUNCTION_NOT_FOUND", arguments, advice=f"update the driver: {error}"
+            ) from error
         self.seconds += perf_counter() - begin
         if result[0] is not self._success:
             raise failure(call, result[0], arguments)

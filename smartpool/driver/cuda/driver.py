@@ -113,7 +113,7 @@ class CudaDriver:
             size = self._book.remove_raw(address)
         try:
             self._call("free", self._api.cuMemFree, (address,), address=address)
-        except BaseException:
+        except DriverError:
             with self._lock:
                 self._book.add_raw(address, size)
             raise
@@ -136,7 +136,7 @@ class CudaDriver:
             self._book.remove_reservation(address, size)
         try:
             self._call("unreserve", self._api.cuMemAddressFree, (address, size), address=address, size=size)
-        except BaseException:
+        except DriverError:
             with self._lock:
                 self._book.add_reservation(address, size)
             raise
@@ -158,7 +158,7 @@ class CudaDriver:
             size = self._book.remove_chunk(chunk)
         try:
             self._call("release_chunk", self._api.cuMemRelease, (chunk,), chunk=chunk)
-        except BaseException:
+        except DriverError:
             with self._lock:
                 self._book.add_chunk(chunk, size)
             raise
@@ -195,7 +195,7 @@ class CudaDriver:
             mappings = self._book.unmap(address, size)
         try:
             self._call("unmap", self._api.cuMemUnmap, (address, size), address=address, size=size)
-        except BaseException:
+        except DriverError:
             with self._lock:
                 self._book.restore(mappings)
             raise
@@ -213,7 +213,7 @@ class CudaDriver:
         gone = self._streams.remove(stream)
         try:
             self._call("destroy_stream", self._api.cuStreamDestroy, (gone,), stream=stream)
-        except BaseException:
+        except DriverError:
             self._streams.add(gone)
             raise
         self._finish_closing()

@@ -16,6 +16,7 @@ from smartpool.driver.bookkeeping import refusal
 from smartpool.driver.cuda.bindings import failure
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.cuda.streams import StreamTable
+from smartpool.errors import DriverError
 
 __all__ = ["Events"]
 
@@ -84,7 +85,7 @@ class Events:
             return
         try:
             self._context.call("destroy_event", self._context.api.cuEventDestroy, (raw,), event=event)
-        except BaseException:
+        except DriverError:
             self._live[event] = raw
             raise
         self._pending.discard(event)
