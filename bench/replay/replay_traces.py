@@ -131,7 +131,7 @@ def main():
     for path in sorted(TRACES.glob("*.npz")):
         for policy in POLICIES:
             command = [sys.executable, __file__, path.stem, policy]
-            row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
             rows.append(row)
             print(line(row), flush=True)
     print(write_results("replay_traces", rows))
