@@ -67,7 +67,7 @@ WINDOWS: Final = 20.0
 """Slices for all windows together."""
 
 HOT: Final = 0.04
-"""What is within this share of the largest load is hot: about what a sweep wastes on random instances."""
+"""What is within this share of the largest load is hot, or within what was wasted, if less."""
 
 LEVELS: Final = 10
 """Rounds, of which the last has a slice of hours: what ends the race of a small part without a proof."""
@@ -185,7 +185,7 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
             inside = _by_windows(racer, cuts, clock, WINDOWS * seconds, chance)
             clusters = _by_hot_clusters(racer, clock, WINDOWS * seconds, chance)
             for step in (
-                (inside, clusters, ejection, search) if large else (search, clusters, ejection, inside)
+                (clusters, inside, ejection, search) if large else (search, clusters, ejection, inside)
             ):
                 yield from step
             yield from _by_search(racer, RELAX[1:], clock, seconds, chance)
@@ -220,7 +220,8 @@ def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
     if problem.fixed is not None or len(problem) <= QUICK:
         return
     until = clock.slice(seconds)
-    hot = problem.load >= (1 - HOT) * problem.load.max()
+    share = min(HOT, (racer.height - racer.goal) / racer.goal)
+    hot = problem.load >= (1 - share) * problem.load.max()
     rows = np.flatnonzero(touches(hot, problem.first, problem.last))
     if len(rows) > len(problem) // 4:
         return
@@ -238,7 +239,11 @@ def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
         for copy in part.copies:
             placed[copy] = part.base + solved.offsets
     core[rows] = placed
-    offsets = around(problem, core, hot, racer.goal, until)
+    try:
+        offsets = around(problem, core, hot, racer.goal, until)
+    except OutOfTime:
+        clock.check()
+        return
     racer.offer(offsets, "hot clusters")
     yield
     yield from _by_ejection(racer, until, seconds, 6, offsets)

@@ -67,8 +67,7 @@ def around(problem: Problem, core: Int64s, hot: np.ndarray, target: int, clock: 
     offsets = core.copy()
     kept = np.flatnonzero(core != FREE)
     crossers = np.flatnonzero((crossings > 0) & (core == FREE))
-    crossers = crossers[np.argsort(first[crossers] - last[crossers], kind="stable")]
-    fill(problem, offsets, crossers, kept)
+    _place_crossers(problem, offsets, crossers, kept, crossings, cuts, clock)
     obstacles = np.concatenate([kept, crossers])
     rest = np.flatnonzero((crossings == 0) & (core == FREE))
     window_of = np.searchsorted(cuts, first[rest])
@@ -83,6 +82,32 @@ def around(problem: Problem, core: Int64s, hot: np.ndarray, target: int, clock: 
                 problem.clip(rows, low, high), ceiling=target, core=offsets[rows], clock=clock
             )
     return offsets
+
+
+def _place_crossers(  # noqa: PLR0917  what `around` knows
+    problem: Problem,
+    offsets: Int64s,
+    crossers: Int64s,
+    kept: Int64s,
+    crossings: Int64s,
+    cuts: Int64s,
+    clock: Clock,
+) -> None:
+    """Place what crosses cuts: first what crosses several, then, cut by cut, what crosses one alone."""
+    first, last = problem.first, problem.last
+    crossers = crossers[np.argsort(first[crossers] - last[crossers], kind="stable")]
+    several = crossers[crossings[crossers] > 1]
+    fill(problem, offsets, several, kept, clock)
+    obstacles = np.concatenate([kept, several])
+    single = crossers[crossings[crossers] == 1]
+    cut_of = np.searchsorted(cuts, first[single])
+    order = np.argsort(cut_of, kind="stable")
+    single, cut_of = single[order], cut_of[order]
+    for group in np.split(single, np.flatnonzero(np.diff(cut_of)) + 1) if len(single) else []:
+        # Neighbouring groups may meet in the window between them.
+        near = (first[obstacles] < last[group].max()) & (last[obstacles] > first[group].min())
+        fill(problem, offsets, group, obstacles[near], clock)
+        obstacles = np.concatenate([obstacles, group])
 
 
 def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver) -> Int64s | None:

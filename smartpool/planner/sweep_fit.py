@@ -58,6 +58,9 @@ WAYS: Final = tuple(
 EVENTS_AT_ONCE: Final = 1 << 15
 """Between two looks at the clock."""
 
+LOOKS_EVERY: Final = 64
+"""Intervals that are filled in between two looks at the clock."""
+
 FOREVER: Final = Clock()
 
 NOISE: Final = 0.5
@@ -105,7 +108,7 @@ def outward(
     kept = core if core is not None else problem.fixed
     placed = np.full(len(problem), FREE) if kept is None else kept.copy()
     peak = int(problem.load.argmax())
-    stack(problem, placed, peak=peak, stacking=stacking, noise=noise)
+    stack(problem, placed, peak=peak, stacking=stacking, noise=noise, clock=clock)
     for begin, end, at in ((first, last, peak), (-last, -first, -peak - 1)):
         half = np.flatnonzero(end > at)
         placed[half] = sweep(
@@ -129,6 +132,7 @@ def stack(
     peak: int,
     stacking: str,
     noise: np.random.Generator | None = None,
+    clock: Clock = FOREVER,
 ) -> None:
     """Place what is live at the peak: each in turn at the lowest offset that what overlaps it leaves.
 
@@ -144,7 +148,7 @@ def stack(
     chosen = chosen[np.lexsort((-size[chosen], -key))]
     before = np.flatnonzero(placed != FREE)
     if len(before):
-        fill(problem, placed, chosen, before)
+        fill(problem, placed, chosen, before, clock)
     else:
         placed[chosen] = _pile(size[chosen], None if problem.alignment is None else problem.alignment[chosen])
 
@@ -265,7 +269,7 @@ def _pile(size: Int64s, alignment: Int64s | None) -> Int64s:
     return np.array(offsets, np.int64)
 
 
-def fill(problem: Problem, placed: Int64s, chosen: Int64s, before: Int64s) -> None:
+def fill(problem: Problem, placed: Int64s, chosen: Int64s, before: Int64s, clock: Clock = FOREVER) -> None:
     """Place `chosen` in order, each at the lowest offset that those `before` and those just placed leave.
 
     Writes `placed`. O(k) vectorised for each, with k intervals `before` and `chosen`.
@@ -278,6 +282,8 @@ def fill(problem: Problem, placed: Int64s, chosen: Int64s, before: Int64s) -> No
     board = np.empty((4, count + len(chosen)), np.int64)
     board[:, :count] = placed[order], placed[order] + size[order], first[order], last[order]
     for row, nbytes in zip(chosen.tolist(), size[chosen].tolist(), strict=True):
+        if count % LOOKS_EVERY == 0:
+            clock.check()
         lows, highs, starts, stops = board[:, :count]
         meets = (starts < last[row]) & (stops > first[row])
         reach = np.empty(1 + int(np.count_nonzero(meets)), np.int64)
