@@ -275,7 +275,7 @@ class HostDriver(HostStreams):
     def _last_given_back(self) -> None:
         """Release what the driver holds: it is closed, and callers hold nothing any more. Repeatable."""
 
-    # --- helpers ---
+    # --- inside ---
 
     def _begin_virtual(self, call: str) -> None:
         self.calls[call] += 1

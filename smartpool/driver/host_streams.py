@@ -129,7 +129,7 @@ class HostStreams(ABC):
             if self.faults.lost is not None:
                 self.faults.check("synchronize_event", event=event)
 
-    # --- helpers ---
+    # --- inside ---
 
     def _begin(self, call: str, **arguments: object) -> None:
         """Count the call, let it fail if a fault says so, and account for its time."""

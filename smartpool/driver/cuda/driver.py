@@ -335,7 +335,7 @@ class CudaDriver:
             if size <= 0 or self._book.is_reserved(address):
                 self._book.check_touch(call, address, size)
 
-    # --- helpers ---
+    # --- inside ---
 
     def _check_granular(self, call: str, size: int) -> None:
         self._require_virtual(call)
