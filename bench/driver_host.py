@@ -6,6 +6,7 @@ Also the choice behind the cpu device: one sparse file for all chunks against a 
 Medians of rounds, microseconds a call. Writes `bench/results/driver_host.json`.
 """
 
+import ctypes
 import os
 import statistics
 import sys
@@ -93,7 +94,7 @@ def files(number=400, size=2 * MiB):
                 file, offset, close = take()
                 pages.map_pages(base, size, file, offset)
                 pages.protect(base, size)
-                memoryview_fill(base, size)
+                ctypes.memset(base, 1, size)
                 pages.unmap_pages(base, size)
                 close()
             pages.unreserve(base, size)
@@ -120,12 +121,6 @@ def files(number=400, size=2 * MiB):
     }
     shared.close()
     return row
-
-
-def memoryview_fill(address, size):
-    import ctypes  # noqa: PLC0415
-
-    ctypes.memset(address, 1, size)
 
 
 def main():
