@@ -69,6 +69,9 @@ WINDOWS: Final = 20.0
 HOT: Final = 0.04
 """What is within this share of the largest load is hot, or within what was wasted, if less."""
 
+MANY_CUTS: Final = 8
+"""With so many deep valleys a large part is a series of steps, and one sweep of all of it is lost time."""
+
 LEVELS: Final = 10
 """Rounds, of which the last has a slice of hours: what ends the race of a small part without a proof."""
 
@@ -173,6 +176,8 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
     cuts = _cuts(problem) if depth == 0 else np.zeros(0, np.int64)
     large = len(problem) > LARGE
     try:
+        if large and len(cuts) >= MANY_CUTS:
+            yield from _by_windows(racer, cuts, clock, WINDOWS * seconds, seed)
         yield from _by_sweeps(racer, WAYS if WHOLE < len(problem) <= QUICK else WAYS[:1], clock)
         if depth and len(problem) > QUICK:
             yield from _by_mended_sweeps(racer, clock)

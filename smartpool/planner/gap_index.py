@@ -139,7 +139,12 @@ class GapIndex:
             del self._low_of[high]
             self._end_above[low] = self._end_below[high] = end
             return low
-        if self._sided and self._leans_high(low, high, end):
+        # The body of `_leans_high`, for the side that is taken most: a call would cost a tenth of all this.
+        if self._sided and (
+            self._leans_high(low, high, end)
+            if self._nearest
+            else self._end_above.get(high, 0) > self._end_below.get(low, 0)
+        ):
             offset = high - size
             self._high_of[low] = offset
             self._low_of[offset] = low
