@@ -81,9 +81,21 @@ def hot_core(
     instance = Instance.compress(start, end, size, alignment)
     if not instance.size.size:
         return np.zeros(len(size), dtype=np.int64), 0
-    planner = _Planner(instance, Limits(deadline, stop), seed)
-    offsets = planner.plan()
-    return instance.to_bytes(offsets.tolist(), len(size)), planner.best * instance.unit
+    limits = Limits(deadline, stop)
+    target = int(instance.load.max())
+    offsets = np.zeros(len(instance.size), dtype=np.int64)
+    known: dict[tuple[int, bytes], Int64s] = {}
+    # The highest parts first: what they need the others may use as well.
+    for part in sorted(instance.components(), key=lambda part: -int(part.load.max()) * part.unit):
+        if part.key not in known:
+            grain = part.unit // instance.unit
+            planner = _Planner(part, limits, seed)
+            known[part.key] = planner.plan(-(-target // grain)) * grain
+            target = max(target, planner.best * grain)
+        offsets[part.source] = known[part.key]
+    return instance.to_bytes(offsets.tolist(), len(size)), int(
+        (offsets + instance.size).max()
+    ) * instance.unit
 
 
 class _Planner:
@@ -120,9 +132,12 @@ class _Planner:
         self._offsets = np.zeros(0, dtype=np.int64)
         self.best = np.iinfo(np.int64).max
 
-    def plan(self) -> Int64s:
-        """Try the load, then the middle between what failed and what was found, until both are close."""
-        low = target = int(self._load.max())
+    def plan(self, goal: int) -> Int64s:
+        """Try the goal, then the middle between what failed and what was found, until both are close.
+
+        A height below the goal is worth nothing more. It is the load of the highest part of the instance.
+        """
+        low = target = goal
         while True:
             if not self._reach(target):
                 low = target + 1

@@ -87,6 +87,11 @@ class Instance:
         np.subtract.at(change, self.last, self.size)
         return np.cumsum(change[:-1])
 
+    @property
+    def key(self) -> tuple[int, bytes]:
+        """The same for instances that differ by a shift in time only, their buffers in the same order."""
+        return self.unit, np.stack([self.first, self.last, self.size, self.alignment]).tobytes()
+
     def select(self, chosen: Int64s) -> Instance:
         """Return the sub-instance of `chosen` buffers, its sections compressed anew, its unit kept."""
         part = Instance.compress(
@@ -107,9 +112,12 @@ class Instance:
         crossed = np.zeros(self.sections + 1, dtype=np.int64)
         np.add.at(crossed, self.first + 1, 1)
         np.subtract.at(crossed, self.last, 1)
-        part = np.cumsum(np.cumsum(crossed)[:-1] == 0)[self.first] if self.sections else self.first
-        for number in np.unique(part):
-            yield self.select(np.flatnonzero(part == number))
+        if not self.sections:
+            return
+        part = np.cumsum(np.cumsum(crossed)[:-1] == 0)[self.first]
+        order = np.argsort(part, kind="stable")
+        for chosen in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+            yield self.select(chosen)
 
     def to_bytes(self, offsets: list[int], count: int) -> Int64s:
         """Spread offsets in granules over an array of `count` offsets in bytes; the rest are zero."""

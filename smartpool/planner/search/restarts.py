@@ -128,7 +128,7 @@ class Restarts:
         offsets = np.zeros(len(instance.size), dtype=np.int64)
         known: dict[tuple[int, bytes], Int64s] = {}
         for part in instance.components():
-            key = part.unit, np.stack([part.first, part.last, part.size, part.alignment]).tobytes()
+            key = part.key
             if key not in known:
                 grain = part.unit // instance.unit
                 found, spent = self._search_part(part, capacity // grain, limits, nodes)

@@ -47,12 +47,16 @@ from smartpool.planner.search.limits import Limits
 POLL: Final = 64  # nodes between two looks at the clock
 MANY: Final = 12  # candidates for which the exact height of a raise is not worth its time
 DEAD: Final = -2.0  # the score of a section where no buffer fits: settled before all others
+NOTHING: Final = -(1 << 62)  # no move: beyond all heights
+NO_RAISE: Final = -1  # no buffer is untried, and the raise is not open either
 FORCED: Final = -1.0  # the score of a section with one choice
 
 # Tuples, not classes, as they are made at every node (measured: a frozen dataclass costs 4 us of 10).
 Valley = tuple[float, int, int, int]  # score, section, first section, last section (exclusive)
 Component = tuple[int, int, list[Valley]]  # first section, last section (exclusive), its valleys
 Agenda = tuple[Component, int, "Agenda"] | None  # what is still to be solved; the choices to forget then
+# Where the trail ended, what was unplaced, the component, the valley, the buffers untried, the agenda.
+Choice = tuple[int, int, Component, Valley, int, Agenda]
 
 
 class Outcome(Enum):
@@ -162,7 +166,7 @@ class Tree:
         """Search until an answer, `budget` nodes, or the limits; `offsets` holds the plan when found."""
         if min(self._slack, default=0) < 0:
             return Outcome.EXHAUSTED
-        choices: list[tuple[int, int, Component, list[int], int, Agenda]] = []
+        choices: list[Choice] = []
         agenda = self._pieces(0, self._task.sections)
         component: Component | None = None
         while True:
@@ -180,26 +184,25 @@ class Tree:
                 if section < 0:
                     component = self._changed(valley, component)
                     continue
-                options: list[int] = []
+                move, untried = NOTHING, NO_RAISE
             else:
                 section = valley[1]
-                options = self._options(valley, component)
-            tried = 0
-            if not options:
+                move, untried = self._next(valley, component, self._fitting(valley))
+            if move == NOTHING:
                 self._weights[section] += 1
+            while move == NOTHING:
                 if not choices:
                     return Outcome.EXHAUSTED
-                length, self._unplaced, component, options, tried, agenda = choices.pop()
+                length, self._unplaced, component, valley, untried, agenda = choices.pop()
                 self._undo(length)
-                valley = min(component[2])
-            if tried + 1 < len(options):
-                choices.append((len(self._trail), self._unplaced, component, options, tried + 1, agenda))
-            choice = options[tried]
-            if choice < 0:
-                self._raise(valley[1], valley[1] + 1, [-choice])
+                move, untried = self._next(valley, component, untried)
+            if untried != NO_RAISE:
+                choices.append((len(self._trail), self._unplaced, component, valley, untried, agenda))
+            if move < 0:
+                self._raise(valley[1], valley[1] + 1, [-move])
                 component = self._changed(valley, component)
             else:
-                component, agenda = self._place(choice, valley, component, len(choices), agenda)
+                component, agenda = self._place(move, valley, component, len(choices), agenda)
 
     def check(self) -> None:
         """Raise `InvariantError` unless height + slack + unplaced load == capacity in every section."""
@@ -241,24 +244,31 @@ class Tree:
         best = min(scores)
         return (best, left + scores.index(best), left, right)
 
-    def _options(self, valley: Valley, component: Component) -> list[int]:
-        """List the choices at the valley's section: buffers to place, minus the height to raise to."""
+    def _fitting(self, valley: Valley) -> int:
+        """Return the buffers that cover the valley's section and fit between its walls."""
         _, section, left, right = valley
-        fitting = self._unplaced & self._right_of[left] & self._left_of[right] & self._covers[section]
-        options = []
-        rest = fitting
-        while rest:
-            low = rest & -rest
-            rest ^= low
+        return self._unplaced & self._right_of[left] & self._left_of[right] & self._covers[section]
+
+    def _next(self, valley: Valley, component: Component, untried: int) -> tuple[int, int]:
+        """Return the next move at the valley's section, and the buffers untried after it.
+
+        A move is a buffer to place, minus the height to raise the floor to, or `NOTHING`. The raise is
+        the last, once no buffers are untried; then `NO_RAISE` is left.
+        """
+        while untried > 0:
+            low = untried & -untried
+            untried ^= low
             index = low.bit_length() - 1
-            if self._twins[index] & fitting or (self._aligned and not self._affords(index)):
+            if self._twins[index] & self._unplaced or (self._aligned and not self._affords(index)):
                 continue
-            options.append(index)
-        if self._slack[section] and not self._lazy:
-            lowest = self._lowest_otherwise(valley, component, fitting)
+            raises = not self._lazy and self._slack[valley[1]]
+            return index, untried if untried or raises else NO_RAISE
+        section = valley[1]
+        if untried == 0 and self._slack[section] and not self._lazy:
+            lowest = self._lowest_otherwise(valley, component, self._fitting(valley))
             if lowest - self._height[section] <= self._slack[section]:
-                options.append(-lowest)
-        return options
+                return -lowest, NO_RAISE
+        return NOTHING, NO_RAISE
 
     def _affords(self, index: int) -> bool:
         """Say whether the slack pays for what the buffer's alignment wastes below it."""
