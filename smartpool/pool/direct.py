@@ -19,17 +19,17 @@ class DirectBin(Bin):
     segment
         Address of the raw allocation; a block of large alignment begins behind it.
     release
-        Gives it back.
+        Gives it back; told the address and the streams that used it.
     """
 
     __slots__ = ("_release", "_segment")
 
-    def __init__(self, like: Bin, segment: int, release: Callable[[int], None]) -> None:
+    def __init__(self, like: Bin, segment: int, release: Callable[[int, tuple[int, ...]], None]) -> None:
         super().__init__(like.nbytes, like.size, like.stream, like.tier, like.touched)
         self.quiet = False  # it holds nothing, so nobody need empty it
         self._segment = segment
         self._release = release
 
     def append(self, pointer: int) -> None:  # noqa: ARG002 - a bin's method
-        """Free the allocation; raw frees wait for the device themselves."""
-        self._release(self._segment)
+        """Free the allocation, once its streams have done with it."""
+        self._release(self._segment, (self.stream, *self.others))

@@ -27,7 +27,7 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Self
 
 from smartpool.config import SmartPoolConfig
@@ -35,6 +35,7 @@ from smartpool.driver.protocol import Driver
 from smartpool.errors import (
     ConfigurationError,
     DoubleFreeError,
+    DriverError,
     DriverOutOfMemoryError,
     InvalidRequestError,
     InvariantError,
@@ -124,7 +125,7 @@ class AdvancedMemoryPoolManager:
         self._touched_small: set[Bin] = set()  # of requests below the policy's slab limit
         self._bins_of: dict[int, dict[int, Bin]] = {self._home: self._bins}
         self._bins_limit = _BINS
-        self._doomed: deque[int] = deque()  # raw allocations to be given back (pooling switched off)
+        self._doomed: deque[tuple[int, Uses]] = deque()  # raw allocations to be given back (pooling off)
         self._peak_live_bytes = 0
         self._searches = self._flushes = self._grows = 0
         self._policy = POLICY_OF_NAME[self.config.policy]
@@ -537,7 +538,7 @@ class AdvancedMemoryPoolManager:
             if self._released:
                 return 0
             before = self._memory.reserved_bytes
-            self._free_doomed()
+            self._free_doomed(wait=wait)
             self._steps.release_idle(self)
             self._flush()
             self._release_idle(max(0, self._memory.reserved_bytes - keep_bytes), wait=wait)
@@ -598,7 +599,7 @@ class AdvancedMemoryPoolManager:
         if self._released or self._live:
             return True
         with self._writing():
-            self._free_doomed()
+            self._free_doomed(wait=True)
             self._steps.release_idle(self)
             self._flush()
             if self._heap.live_bytes:
@@ -789,31 +790,42 @@ class AdvancedMemoryPoolManager:
 
     def _allocate_directly(self, bin_: Bin, alignment: int) -> tuple[Bin, int]:
         """Serve a request by a raw segment of its own (`enable_advanced_pooling=False`)."""
-        self._free_doomed()
+        size = bin_.size + alignment - ALIGNMENT
+        self._free_doomed(wait=size > self._memory.room_bytes)
         try:
-            segment = self._memory.allocate_segment(bin_.size + max(0, alignment - ALIGNMENT))
+            try:
+                segment = self._memory.allocate_segment(size)
+            except DriverOutOfMemoryError:
+                self._free_doomed(wait=True)
+                segment = self._memory.allocate_segment(size)
         except DriverOutOfMemoryError as error:
             if bin_.size > self._memory.cap_bytes:
                 raise RequestTooLargeError(str(error)) from error
             raise self._out_of_memory(bin_, error) from error
         return DirectBin(bin_, segment, self._free_directly), align_up(segment, alignment)
 
-    def _free_directly(self, segment: int) -> None:
+    def _free_directly(self, segment: int, streams: tuple[int, ...]) -> None:
         # The free may come from a destructor, in the middle of anything: see `_release_everything`.
-        self._doomed.append(segment)
+        self._doomed.append((segment, self._clock.mark(streams)))
         if self._lock.acquire(blocking=False):
             try:
                 if not self._busy:
-                    with self._writing():
-                        self._free_doomed()
+                    with self._writing(), suppress(DriverError):  # it stays doomed: a free does not fail
+                        self._free_doomed(wait=False)
             finally:
                 self._lock.release()
 
-    def _free_doomed(self) -> None:
-        """Give raw segments back to the device. One that it refuses stays, to be tried again."""
-        while self._doomed:
-            self._memory.free_segment(self._doomed[0])
-            self._doomed.popleft()
+    def _free_doomed(self, *, wait: bool) -> None:
+        """Give raw segments back that the device has done with. What fails is tried again later."""
+        for _ in range(len(self._doomed)):
+            segment, uses = self._doomed[0]
+            if wait:
+                self._clock.synchronize(uses)
+            if self._clock.idle(uses):
+                self._memory.free_segment(segment)
+                self._doomed.popleft()
+            else:
+                self._doomed.rotate(-1)
 
     def _checked_cap(self, device_bytes: int) -> int:
         """Return the limit in whole chunks."""

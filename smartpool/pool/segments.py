@@ -28,6 +28,8 @@ _SEGMENT_STEP: Final = 2 * MiB
 class SegmentHeap:
     """Two arenas on raw segments, for the SMALL tier and for the rest. The pool's lock guards it.
 
+    When the device holds no further segment, each arena helps the other out.
+
     Parameters
     ----------
     memory
@@ -60,18 +62,27 @@ class SegmentHeap:
             start = self._memory.allocate_segment(segment)
         except DriverOutOfMemoryError:
             segment = least
-            start = self._memory.allocate_segment(segment)
+            try:
+                start = self._memory.allocate_segment(segment)
+            except DriverOutOfMemoryError:
+                other = self._rest if arena is self._small else self._small
+                address = place_for_stream(other, self._clock, size, alignment, stream)
+                if address is None:
+                    raise
+                return address
         self._segments[start] = (arena, segment)
         arena.extend(start, segment, barrier=True)
-        address = arena.allocate(size, alignment)
+        address = place_for_stream(arena, self._clock, size, alignment, stream)
         if address is None:
             raise InvariantError(f"no gap of {size} bytes in a new segment of {segment}")
         return address
 
     def free_all(self, addresses: list[int], size: int, uses: Uses) -> None:
         """End the blocks at `addresses`; see `Heap.free_all`."""
-        arena = self._arena(size)
-        arena.free_all(addresses, uses, arena.free)
+        arena, other = self._small, self._rest
+        if size >= _SMALL_REQUEST:
+            arena, other = other, arena
+        arena.free_all(addresses, uses, other.free)
 
     def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
         """Give whole free segments back; see `Heap.release_idle`."""
