@@ -9,15 +9,11 @@ fails is a constant factor of the time that the right one takes (the argument of
 Zuckerman, "Optimal speedup of Las Vegas algorithms", 1993). In every round the search is asked for the
 goal, then for a little more, up to what is known already: 0.05 % above the load is often easy where
 the load itself is not.
-
-Of several parts only the highest matters. `race` always lets that one go on.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -30,12 +26,13 @@ from smartpool.planner.gap_index import Side
 from smartpool.planner.improve import improve
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
-from smartpool.planner.search import ProvedInfeasible, fit
+from smartpool.planner.racing import Racer, race
+from smartpool.planner.search import ProvedInfeasible, fit, hot_core
 from smartpool.planner.sweep_fit import STACKINGS, WAYS, outward
 from smartpool.planner.sweeps import Int64s
 from smartpool.planner.windows import cuts_between_peaks, window_rows, windows
 
-__all__ = ["Racer", "race"]
+__all__ = ["enter"]
 
 RELAX: Final = (0.0, 0.0005, 0.004, 0.02, 0.08)
 """By how much the goal is missed on purpose, when it cannot be met in the time."""
@@ -75,97 +72,27 @@ MANY_CUTS: Final = 8
 LEVELS: Final = 10
 """Rounds, of which the last has a slice of hours: what ends the race of a small part without a proof."""
 
-WATCHED: Final = 16
-"""So many parts tell what the goal is."""
-
-TELL: Final = 0.9
-"""A fall of the distance to the goal to this share is told."""
-
 NOISY: Final = 8
 """Perturbed stackings a round."""
 
 
-@dataclass(slots=True, eq=False)
-class Racer:
-    """One part in a race: its best plan, and the attempts that are still to come.
+def enter(problem: Problem, base: int, goal: int, clock: Clock, *, seed: int, depth: int = 0) -> Racer:
+    """Return a racer with all its attempts before it.
 
     Parameters
     ----------
-    problem
-        What to place.
-    base
-        What lies beneath it.
-    goal
-        The height, without `base`, at which nothing is left to do.
+    problem, base, goal
+        As in `Racer`.
+    clock
+        When its attempts end.
+    seed
+        Of whatever is random in them.
+    depth
+        0 for parts of the whole; parts of parts are not divided again.
     """
-
-    problem: Problem
-    base: int
-    goal: int
-    offsets: Int64s | None = None
-    height: int = 0
-    method: str = ""
-    bound: int = 0
-    attempts: Iterator[None] = field(default_factory=lambda: iter(()))
-
-    def start(self, clock: Clock, seed: int, *, depth: int = 0) -> Racer:
-        """Make ready to run."""
-        self.bound = self.problem.bound
-        self.goal = max(self.goal, self.bound)
-        self.attempts = _attempts(self, clock, seed, depth)
-        return self
-
-    @property
-    def top(self) -> int:
-        """Where the part ends in the whole."""
-        return self.base + self.height
-
-    @property
-    def done(self) -> bool:
-        """Whether the goal is met."""
-        return self.offsets is not None and self.height <= self.goal
-
-    def raise_bound(self, bound: int) -> None:
-        """Note that no plan is lower than `bound`; with fixed intervals nothing is ever proved."""
-        if self.problem.fixed is None:
-            self.bound = max(self.bound, bound)
-            self.goal = max(self.goal, self.bound)
-
-    def offer(self, offsets: Int64s, method: str) -> None:
-        """Keep a plan if it is the best so far."""
-        height = int((offsets + self.problem.size).max(initial=0))
-        if self.offsets is None or height < self.height:
-            self.offsets, self.height, self.method = offsets, height, method
-
-
-def race(racers: Sequence[Racer], clock: Clock) -> Iterator[None]:
-    """Run the highest part, again and again, and yield when the whole fell by a share worth telling.
-
-    First every part makes its first attempt. Ends when the highest part has met its goal, or has nothing
-    left to try: the others do not matter then.
-    """
-    for racer in racers:
-        if racer.offsets is None:
-            next(racer.attempts, None)
-    queue = [(-racer.top, at) for at, racer in enumerate(racers)]
-    heapq.heapify(queue)
-    told = -queue[0][0]
-    yield
-    while not clock.expired:
-        _, at = heapq.heappop(queue)
-        racer = racers[at]
-        if racer.done or next(racer.attempts, FINISHED) is FINISHED:
-            break
-        heapq.heappush(queue, (-racer.top, at))
-        # Putting the parts together costs more than many an attempt.
-        top, floor = -queue[0][0], max(other.base + other.goal for other in racers[:WATCHED])
-        if top < told and top - floor <= TELL * (told - floor):
-            told = top
-            yield
-    yield
-
-
-FINISHED: Final = object()
+    racer = Racer(problem, base, goal)
+    racer.attempts = _attempts(racer, clock, seed, depth)
+    return racer
 
 
 def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[None]:
@@ -194,6 +121,7 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
             ):
                 yield from step
             yield from _by_search(racer, RELAX[1:], clock, seconds, chance)
+            yield from _by_first_fit_around_a_core(racer, clock.slice(2 * seconds), chance)
             yield from _by_chance(racer, clock.slice(seconds), rng)
             seconds *= GROWTH
     except OutOfTime:
@@ -232,10 +160,11 @@ def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
         return
     core = np.full(len(problem), FREE)
     parts, placed = decompose(problem.take(rows))
-    racers = [Racer(part.problem, part.base, racer.goal - part.base) for part in parts]
-    for runner in racers:
-        runner.start(clock.slice(seconds / 2), seed, depth=1)
-    for _ in race(racers, clock.slice(seconds / 2)):
+    half = clock.slice(seconds / 2)
+    racers = [
+        enter(part.problem, part.base, racer.goal - part.base, half, seed=seed, depth=1) for part in parts
+    ]
+    for _ in race(racers, half):
         pass
     if any(runner.offsets is None for runner in racers):
         return
@@ -296,6 +225,24 @@ def _by_whole_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
         capacity = (racer.goal + racer.height - 1) // 2
 
 
+def _by_first_fit_around_a_core(racer: Racer, clock: Clock, seed: int) -> Iterator[None]:
+    """Let the search grow a core by other violations than the sweeps': what first fit leaves above."""
+    problem = racer.problem
+    if problem.fixed is not None or not WHOLE < len(problem) <= LARGE:
+        return
+    offsets, _ = hot_core(
+        problem.first,
+        problem.last,
+        problem.size,
+        alignment=problem.alignment,
+        deadline=clock.deadline,
+        seed=seed,
+        stop=clock.stop,
+    )
+    racer.offer(offsets, "core and first fit")
+    yield
+
+
 def _by_ejection(
     racer: Racer, clock: Clock, seconds: float, passes: int, offsets: Int64s | None = None
 ) -> Iterator[None]:
@@ -328,7 +275,7 @@ def _by_windows(racer: Racer, cuts: Int64s, clock: Clock, seconds: float, seed: 
                 problem.take(crossers), side=Side.LOW, stacking="lifetime", clock=clock
             )
         inside = windows(problem, cuts, offsets)
-        racers = [Racer(part, 0, racer.goal).start(clock, seed, depth=1) for part, _ in inside]
+        racers = [enter(part, 0, racer.goal, clock, seed=seed, depth=1) for part, _ in inside]
         for _ in race(racers, clock):
             whole = offsets.copy()
             for window, (_, rows) in zip(racers, inside, strict=True):

@@ -14,7 +14,7 @@ Method: the *core* is what touches a hot section; at first the hot sections are 
 
 Source: the idea of a lazily grown core is that of cutting planes; for storage allocation we know of no
 earlier use. Bound: every round adds a section, so there are at most as many as sections; in practice
-the real instances take one to six, with cores of 100 to 3000 intervals. Rejected: adding a fixed share of the
+the real instances take one to six, with cores of 80 to 3400 intervals. Rejected: adding a fixed share of the
 sections (too many for the search in flat instances, too few in spiky ones); making all sections hot that
 a violating interval touches (long ones drag in half of time).
 """

@@ -13,7 +13,8 @@ that touch an interval above or below.
 Source: ejection chains (Glover, "Ejection chains, reference structures and alternating path methods",
 1996) with the learned weights of Morris ("The breakout method", AAAI 1993). Bound: each step costs
 O(k log k) vectorised, where k intervals overlap the one in the air; nobody promises that a chain ends.
-Rejected: size alone as the weight (a chain then pushes out long intervals, and a third fewer end).
+Rejected: size alone as the weight (a chain then pushes out long intervals, and takes half as many steps
+more).
 """
 
 from __future__ import annotations

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
-from smartpool.planner.attempts import Racer, race
+from smartpool.planner.attempts import enter
 from smartpool.planner.clock import Clock, OutOfTime
 from smartpool.planner.decompose import Part, decompose
 from smartpool.planner.intervals import IntervalSet
 from smartpool.planner.plans import Plan
 from smartpool.planner.problem import Normalized, Problem, normalize
+from smartpool.planner.racing import Racer, race
 from smartpool.planner.size_classes import color_classes
 from smartpool.planner.sweeps import Int64s
 
@@ -78,7 +79,7 @@ def plan(
 
     Notes
     -----
-    O(n log n) to the first plan: about half a second for a million intervals, three to a good one.
+    O(n log n) to the first plan: one to two seconds for a million intervals, five to a good one.
 
     Examples
     --------
@@ -125,7 +126,7 @@ def solve(
 
 def _run(problem: Problem, best: _Best, goal: int, clock: Clock, seed: int) -> None:
     parts, peeled = decompose(problem)
-    racers = [Racer(part.problem, part.base, goal - part.base).start(clock, seed) for part in parts]
+    racers = [enter(part.problem, part.base, goal - part.base, clock, seed=seed) for part in parts]
     if not racers:
         best.offer(peeled, "stack")
         return

@@ -1,4 +1,4 @@
-"""Intervals of one size class in slots of one size: a valid plan of a million intervals in half a second.
+"""Intervals of one size class in slots of one size: a valid plan of a million intervals in a second.
 
 Problem: a plan at once, whatever comes, to improve on while time is left and to return when there is none.
 
@@ -9,7 +9,7 @@ start (of D live at most) takes the slot of the (j - D)-th to end: a forest of p
 doubling resolves without a loop over intervals. The classes are stacked, the largest at the bottom.
 
 Bound: O(n log n), all of it vectorised. Height: at most the sum over the classes of their own loads; 1.1 to
-2 times the load in practice, since the classes peak at different times. It is the first step of
+10 times the load in practice, since the classes peak at different times. It is the first step of
 "boxing" (Buchsbaum et al., "OPT versus LOAD in dynamic storage allocation", 2003; idealloc, arXiv
 2504.04874), whose further steps were rejected: for a million intervals best fit from the peak is better in
 the time that they take.

@@ -19,13 +19,13 @@ A sweep also respects *reservations*: intervals with an offset that come later. 
 meet one avoids its range from the beginning. This is how a window of time is filled around what crosses
 its edges (`smartpool.planner.windows`) and around a core that was solved exactly.
 
-Bound: O(n log n); 2 us an interval. Height: the load at the peak exactly, elsewhere what best fit
+Bound: O(n log n); 2 to 4 us an interval. Height: the load at the peak exactly, elsewhere what best fit
 leaves, which no constant bounds in theory (Robson, "Worst case fragmentation of first fit and best fit
 storage allocation strategies", 1977), and 0 to 10 % in practice.
 
 Source: best fit is folklore; starting an *offline* plan at its peak in both directions is ours. Rejected:
-one sweep from the beginning of time (3 to 30 % worse: the peak gets the leftovers); no ceiling (newcomers
-then lie upon the stack, and keep what is freed in it from merging: 0.5 to 2.5 % worse on random instances).
+one sweep from the beginning of time (the peak gets the leftovers); no ceiling (newcomers then lie upon the
+stack, and keep what is freed in it from merging: up to 2.5 % worse on random instances).
 """
 
 from __future__ import annotations
