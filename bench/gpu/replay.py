@@ -10,6 +10,7 @@ Run on a machine with a GPU: python bench/gpu/replay.py [--peers NAMES] [--trace
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -133,7 +134,7 @@ class DriverPool(Allocator):
         self.cuda = cuda
 
     def peak_reserved(self) -> int:
-        name = self.cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH
+        name = self.cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT  # it never gives back
         return int(self.cuda.cuMemPoolGetAttribute(self.pool, name)[1])
 
 
@@ -172,6 +173,8 @@ def worker(peer: str, names: list[str], repeat: int) -> list[dict[str, object]]:
         columns = (trace.op, trace.allocation_numbers(), trace.size)
         program = list(zip(*(column.tolist() for column in columns), strict=True))
         seconds, drivers = [], []
+        gc.collect()
+        gc.freeze()  # the program's tuples are the benchmark's: no collection should visit them
         for _ in range(repeat):
             allocator.begin()
             seconds.append(play(allocator, program, trace.allocations))

@@ -44,6 +44,8 @@ class Stitching:
 
     Attributes
     ----------
+    block_bytes
+        Bytes of the block.
     before
         Pieces that come first, in order.
     create_bytes
@@ -52,6 +54,7 @@ class Stitching:
         The right edge, or nothing.
     """
 
+    block_bytes: int
     before: tuple[Range, ...]
     create_bytes: int
     after: tuple[Range, ...]
@@ -103,7 +106,7 @@ def choose_pieces(
     parts = _parts(islice(gaps, GAPS), chunks)
     idle = sum(piece.size for piece in parts.whole)
     best: tuple[float, float] | None = None
-    chosen = Stitching((), align_up(size, granularity), ())
+    chosen = Stitching(size, (), align_up(size, granularity), ())
     lefts: list[Range | None] = [*(parts.lefts[:EDGES] if edge_start else ()), None]
     for left in lefts:
         for right in [*parts.rights[:EDGES], None]:
@@ -113,15 +116,15 @@ def choose_pieces(
                 continue
             create = align_up(max(0, rest - idle), granularity)
             middle = _cover(parts.whole, rest - create)
-            calls = _ALIAS_US * (len(middle) + (left is not None) + (right is not None))
             surplus = sum(piece.size for piece in middle) + create - rest
-            bonus = edge_price * max(0, edges - surplus) / MiB
-            key = (max(0, create - budget_bytes), calls + (_CREATE_US if create else 0) - bonus)
+            calls = len(middle) + (left is not None) + (right is not None)
+            price = _ALIAS_US * calls + (_CREATE_US if create else 0)
+            key = (max(0, create - budget_bytes), price - edge_price * max(0, edges - surplus) / MiB)
             if best is None or key < best:
                 best = key
                 before = (*((left,) if left else ()), *sorted(middle))
-                chosen = Stitching(before, create, (right,) if right else ())
-    return _trimmed(chosen, size)
+                chosen = Stitching(size, before, create, (right,) if right else ())
+    return _trimmed(chosen)
 
 
 def _parts(gaps: Iterable[Range], chunks: ChunkMap) -> _Parts:
@@ -157,10 +160,10 @@ def _cover(whole: list[Range], need: int) -> list[Range]:
     return chosen
 
 
-def _trimmed(stitching: Stitching, size: int) -> Stitching:
+def _trimmed(stitching: Stitching) -> Stitching:
     """Cut off what the pieces have too much, where the remains are most useful."""
     before, after = list(stitching.before), list(stitching.after)
-    surplus = stitching.size - size
+    surplus = stitching.size - stitching.block_bytes
     for pieces in (after, before):
         while pieces and surplus >= pieces[-1].size:
             surplus -= pieces.pop().size
@@ -170,4 +173,4 @@ def _trimmed(stitching: Stitching, size: int) -> Stitching:
             surplus = 0
         if stitching.create_bytes:
             break  # what is left over is new memory behind the block
-    return Stitching(tuple(before), stitching.create_bytes, tuple(after))
+    return Stitching(stitching.block_bytes, tuple(before), stitching.create_bytes, tuple(after))

@@ -32,7 +32,7 @@ from typing import Final
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
 from smartpool.memory.chunks import ChunkMap, MappedChunk
-from smartpool.memory.stitch import choose_pieces
+from smartpool.memory.stitch import Stitching, choose_pieces
 from smartpool.memory.tidy import place_tidily
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.placement import place_for_stream
@@ -163,7 +163,11 @@ class ElasticHeap:
         shift = alignment - ALIGNMENT  # the gap to be grown may start at any multiple of 512
         budget = max(0, self._policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
         start, missing = self._find_site(size + shift)
-        if missing <= budget and missing <= self._memory.room_bytes:
+        stitching = None if missing <= budget else self._choose(size, alignment, budget)
+        # What stitching would have to create as well is better created at home: no second mapping,
+        # and what is left over of it lies behind the block, in one piece.
+        grow = stitching is None or stitching.create_bytes >= missing
+        if grow and missing <= self._memory.room_bytes:
             with ExitStack() as undo:
                 try:
                     self._map_home(start, self._growth(start, missing, budget), undo)
@@ -175,15 +179,17 @@ class ElasticHeap:
                     if address is None:
                         raise InvariantError(f"no gap of {size} bytes after growing {self!r}")
                     return address
-        return self._stitch(size, alignment, stream, uses, budget)
+        return self._stitch(
+            stitching or self._choose(size, alignment, budget), alignment, stream, uses, start
+        )
 
     def _growth(self, start: int, missing: int, budget: int) -> int:
         hole = self._addresses.gap_at(start)
         room = min(budget, self._memory.room_bytes, hole.size if hole else 0)
         return self._policy.growth_bytes(missing, self.peak_live_bytes, room, self._driver.granularity)
 
-    def _stitch(self, size: int, alignment: int, stream: int, uses: Uses, budget: int) -> int:
-        stitching = choose_pieces(
+    def _choose(self, size: int, alignment: int, budget: int) -> Stitching:
+        return choose_pieces(
             size,
             self._home.gaps_by_size(),
             self._chunks,
@@ -192,8 +198,12 @@ class ElasticHeap:
             edge_price=self._policy.edge_price,
             edge_start=alignment <= ALIGNMENT,
         )
+
+    def _stitch(self, stitching: Stitching, alignment: int, stream: int, uses: Uses, site: int) -> int:
+        """Show the chosen pieces, and what is created beside them at `site`, as one block."""
+        size = stitching.block_bytes
         with ExitStack() as undo:
-            created = self._create_home(stitching.create_bytes, undo) if stitching.create_bytes else ()
+            created = self._create_home(stitching.create_bytes, site, undo) if stitching.create_bytes else ()
             pieces = _joined((*stitching.before, *created, *stitching.after), size)
             self._wait_for(pieces, stream, uses)
             if len(pieces) == 1 and pieces[0].start % alignment == 0:
@@ -229,9 +239,10 @@ class ElasticHeap:
             raise InvariantError(f"{piece} is not free in {self._home!r}")
         return gap
 
-    def _create_home(self, size: int, undo: ExitStack) -> tuple[Range, ...]:
-        """Map `size` bytes of new chunks at home and return where they are."""
-        start, _ = self._find_site(size, fresh=True)
+    def _create_home(self, size: int, site: int, undo: ExitStack) -> tuple[Range, ...]:
+        """Map `size` bytes of new chunks at home, at `site` if there is room, and return where they are."""
+        hole = self._addresses.gap_at(site)
+        start = site if hole is not None and hole.size >= size else self._find_site(size, fresh=True)[0]
         self._map_home(start, size, undo)
         return (Range(start, size),)
 

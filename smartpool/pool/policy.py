@@ -89,7 +89,7 @@ class Policy:
 
 POLICY_OF_NAME: Final = {
     "tight": Policy(
-        slack=0.0, chunk_share=0.0, smallest_chunk=2 * MiB, slab_limit=0, waste=0.0, tidy=8, edge_price=20.0
+        slack=0.0, chunk_share=0.0, smallest_chunk=2 * MiB, slab_limit=0, waste=0.0, tidy=4, edge_price=20.0
     ),
     "balanced": Policy(slack=0.01, chunk_share=1 / 32, smallest_chunk=8 * MiB, ahead=0.01),
     "fast": Policy(slack=0.03, chunk_share=1 / 16, smallest_chunk=32 * MiB, ahead=0.02),

@@ -459,3 +459,14 @@ def test_threads_on_the_quick_and_the_searching_path(threads):
     pool.check()
     pool.trim(wait=True)
     assert pool.reserved_bytes == 0
+
+
+@pytest.mark.parametrize("nbytes", [1 * MiB + 512, 2 * MiB - 512, 2 * MiB + 512, 3 * MiB + 512])
+@pytest.mark.parametrize("policy", ["balanced", "tight", "fast"])
+def test_blocks_a_little_larger_than_half_a_chunk_lie_side_by_side(policy, nbytes):
+    driver = ModelDriver(1024 * MiB)
+    pool = AdvancedMemoryPoolManager(driver, SmartPoolConfig(policy=policy))
+    for step in range(100):
+        pool.malloc(nbytes + 512 * step)
+    assert pool.reserved_bytes <= 1.04 * pool.live_bytes + 4 * MiB
+    pool.check()
