@@ -1,0 +1,242 @@
+"""Stream order: nothing is touched on one stream before another has done with it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smartpool.driver.cpu import CpuDriver
+from smartpool.driver.model import ModelDriver
+from smartpool.errors import DriverError
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.streams import PENDING, StreamClock
+from smartpool.units import KiB, MiB
+
+CAPACITY = 64 * MiB
+
+
+@pytest.fixture
+def driver():
+    return ModelDriver(CAPACITY)
+
+
+def is_behind(driver, stream):
+    """Whether the stream waits for something."""
+    event = driver.create_event()
+    driver.record_event(event, stream)
+    return not driver.event_done(event)
+
+
+# ---------------------------------------------------------------------- the clock
+
+
+def test_what_was_waited_for_is_not_waited_for_again(driver):
+    clock = StreamClock(driver)
+    first, second = driver.create_stream(), driver.create_stream()
+    driver.pause(first)
+    early, late = clock.stamp(first), clock.stamp(first)
+    clock.wait(late, second)
+    assert is_behind(driver, second)
+    assert clock.ready(early, second)
+    clock.wait(early, second)
+    assert (clock.waits, driver.calls["wait_event"]) == (1, 1)
+    driver.resume(first)
+    assert clock.idle(late)
+    clock.wait(late, 0)
+    assert clock.waits == 1
+    clock.close()
+
+
+def test_a_position_that_was_only_marked_is_recorded_when_it_matters(driver):
+    clock = StreamClock(driver)
+    stream = driver.create_stream()
+    uses = clock.mark([stream])
+    assert driver.calls["record_event"] == 0
+    driver.pause(stream)
+    assert not clock.idle(uses)
+    driver.resume(stream)
+    assert clock.idle(uses)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_events_are_few_however_often_streams_are_stamped(driver, busy):
+    clock = StreamClock(driver)
+    stream, other = driver.create_stream(), driver.create_stream()
+    if busy:
+        driver.pause(stream)
+    uses = [clock.stamp(stream) for _ in range(20 * PENDING)]
+    assert driver.calls["create_event"] <= PENDING + 1
+    for position in (0, 5, PENDING, 10 * PENDING, -1):  # thinned out, a later event covers
+        assert clock.idle(uses[position]) is not busy
+        clock.wait(uses[position], other)
+    assert is_behind(driver, other) is busy
+    driver.resume(stream)
+    assert clock.idle(uses[-1])
+    clock.close()
+
+
+def test_a_stream_that_was_destroyed_bricks_nothing(driver):
+    """Its memory is taken for done once the host has waited for the device."""
+    pool = AdvancedMemoryPoolManager(driver)
+    stream = driver.create_stream()
+    pool.free(pool.malloc(5 * MiB, stream))
+    driver.destroy_stream(stream)
+    pool.flush()
+    pool.free(pool.malloc(CAPACITY))
+    pool.check()
+    pool.close()
+
+
+def test_failed_events_are_kept_for_the_next_time(driver):
+    clock = StreamClock(driver)
+    driver.faults.fail("record_event")
+    with pytest.raises(DriverError):
+        clock.stamp(0)
+    clock.stamp(0)
+    assert driver.calls["create_event"] == 1
+    driver.faults.fail("destroy_event")
+    with pytest.raises(DriverError):
+        clock.close()
+    clock.close()
+    assert driver.calls["destroy_event"] == 2
+
+
+# ---------------------------------------------------------------------- the pool's use of it
+
+
+def test_a_gap_from_before_the_second_stream_is_waited_for(driver):
+    """The flush came before anyone knew of a second stream, so the gap carries no uses of its own."""
+    pool = AdvancedMemoryPoolManager(driver)
+    stream = driver.create_stream()
+    block = pool.malloc(60 * MiB)
+    driver.pause(0)
+    driver.fill(block, 1, 60 * MiB, 0)
+    pool.free(block)
+    pool.flush()
+    pool.malloc(60 * MiB, stream)
+    assert is_behind(driver, stream)
+
+
+def test_what_is_freed_during_a_flush_is_covered_too():
+    """Another thread queues work and frees while a flush records its events."""
+
+    class Interrupted(ModelDriver):
+        during = None
+
+        def record_event(self, event, stream):
+            super().record_event(event, stream)
+            during, self.during = self.during, None
+            if during:
+                during()
+
+    driver = Interrupted(CAPACITY)
+    pool = AdvancedMemoryPoolManager(driver)
+    first, second = driver.create_stream(), driver.create_stream()
+    early = [pool.malloc(1 * MiB + 512 * step, first) for step in range(8)]
+    late = pool.malloc(40 * MiB, first)
+    for block in early:
+        pool.free(block)
+
+    def free_late():
+        driver.pause(first)
+        driver.fill(late, 1, 40 * MiB, first)
+        pool.free(late)
+
+    driver.during = free_late
+    pool.flush()
+    pool.malloc(60 * MiB, second)
+    assert is_behind(driver, second)
+
+
+class ObservedDevice(CpuDriver):
+    """Real bytes; goes on when the host waits for it."""
+
+    streams = ()
+
+    def go_on(self):
+        for stream in self.streams:
+            self.resume(stream)
+
+    def synchronize(self, stream=None):
+        self.go_on()
+        super().synchronize(stream)
+
+    def synchronize_event(self, event):
+        self.go_on()
+        super().synchronize_event(event)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["malloc", "malloc", "malloc", "free", "free", "free_on", "also", "pause", "resume"]),
+        st.integers(0, 2),
+        st.sampled_from([600 * KiB, 1 * MiB, 2 * MiB, 3 * MiB + 512, 5 * MiB, 8 * MiB]),
+        st.integers(0, 1 << 16),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, st.permutations([0, 1, 2]))
+def test_every_user_of_a_block_finds_its_own_bytes(steps, order):
+    """Streams pause and resume at will; each block is filled first and looked at last on its streams.
+
+    A look is a copy into memory that the pool does not know. If a block were handed on too early, to
+    another stream or at another address of the same chunk, someone's look would show foreign bytes.
+    """
+    driver = ObservedDevice(capacity=24 * MiB)
+    pool = AdvancedMemoryPoolManager(driver)
+    streams = driver.streams = [0, driver.create_stream(), driver.create_stream()]
+    live, looks, number = [], [], 0
+
+    def look(pointer, nbytes, value, stream):
+        slot = driver.allocate(64)
+        driver.copy(slot, pointer, 32, stream)
+        driver.copy(slot + 32, pointer + nbytes - 32, 32, stream)
+        looks.append((slot, value))
+
+    for action, which, nbytes, choice in steps:
+        stream = streams[which]
+        if action == "malloc":
+            if sum(size for _, size, _, _ in live) + nbytes > 20 * MiB:
+                continue
+            try:
+                pointer = pool.malloc(nbytes, stream)
+            except MemoryError:
+                continue
+            number = number % 250 + 1
+            driver.fill(pointer, number, 32, stream)
+            driver.fill(pointer + nbytes - 32, number, 32, stream)
+            live.append((pointer, nbytes, number, stream))
+        elif action == "pause":
+            driver.pause(stream)
+        elif action == "resume":
+            driver.resume(stream)
+        elif live:
+            pointer, size, value, own = live.pop(choice % len(live))
+            if action == "also" and stream != own:
+                event = driver.create_event()  # the caller's own order: behind the fill
+                driver.record_event(event, own)
+                driver.wait_event(stream, event)
+                pool.record_stream(pointer, stream)
+                look(pointer, size, value, stream)
+            look(pointer, size, value, own)
+            if action == "free_on" and stream != own:
+                event = driver.create_event()
+                driver.record_event(event, own)
+                driver.wait_event(stream, event)
+                look(pointer, size, value, stream)
+                pool.free(pointer, stream)
+            else:
+                pool.free(pointer)
+    pool.check()
+    for which in order:
+        driver.resume(streams[which])
+    for slot, value in looks:
+        assert driver.read(slot, 64) == bytes([value]) * 64
+    assert driver.faults.lost is None
+    for pointer, *_ in live:
+        pool.free(pointer)
+    pool.close()
