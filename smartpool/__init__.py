@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smartpool.buffer import Buffer
     from smartpool.config import SmartPoolConfig
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
+    from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
     from smartpool.pool.manager import AdvancedMemoryPoolManager
     from smartpool.request import AllocationRequest
     from smartpool.smart_pool import AllocationResult, SmartPool
@@ -30,15 +31,19 @@ __all__ = [
     "Buffer",
     "GPUMemoryOptimizer",
     "GiB",
+    "IntervalSet",
     "KiB",
     "MiB",
+    "Plan",
     "SmartPool",
     "SmartPoolConfig",
     "TiB",
+    "WeightedIntervalGraphColoring",
     "__version__",
     "format_size",
     "integrate_smartpool_with_gpu_optimizer",
     "parse_size",
+    "plan",
 ]
 __all__ += errors.__all__
 
@@ -52,8 +57,12 @@ __getattr__, __dir__ = lazy_names(
         "AllocationResult": "smartpool.smart_pool",
         "Buffer": "smartpool.buffer",
         "GPUMemoryOptimizer": "smartpool.optimizer",
+        "IntervalSet": "smartpool.planner",
+        "Plan": "smartpool.planner",
         "SmartPool": "smartpool.smart_pool",
         "SmartPoolConfig": "smartpool.config",
+        "WeightedIntervalGraphColoring": "smartpool.planner",
         "integrate_smartpool_with_gpu_optimizer": "smartpool.optimizer",
+        "plan": "smartpool.planner",
     },
 )
