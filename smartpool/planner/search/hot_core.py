@@ -14,7 +14,7 @@ between what is known to be too low and the best plan; after a success it falls 
 
 Source: our own; it is lazy constraint generation, with first fit in the part of the subproblem's oracle.
 Bound: each round costs one search and O(n) first fits, and there are at most as many rounds as sections.
-A round ends after `FAILURES` buffers above the target: later ones would only say the same.
+Once there is a plan, a round ends soon after the first buffers that fail: later ones say the same.
 
 Rejected: hot by a fixed share of the load (0.9 takes 20,000 buffers of one instance into the core, 0.99
 none that matter of another); all the sections that a failing buffer touches (long ones make
@@ -38,9 +38,10 @@ EFFORT: Final = 5  # nodes of the smallest tree of a search, for each of its bun
 CORE_NODES: Final = 60  # nodes of one search for a core, for each of its buffers
 LEAST_NODES: Final = 20_000  # ... and at least so many
 FAILURES: Final = 256  # buffers above the target that end a round
+MARGIN: Final = 500  # buffers after the first of those that end a round, beside as many as before it
 CLOSE: Final = 1e-4  # targets nearer to the best plan than this share of it are not tried
 REPAIRS: Final = 0.5  # placements in a round, for each buffer, that may go into changing the order
-ATTEMPTS: Final = 6  # orders that are tried for one of them
+ATTEMPTS: Final = 20  # orders that are tried for one of them
 POLL: Final = 64  # buffers between two looks at the clock
 
 
@@ -185,8 +186,11 @@ class _Planner:
         fixed[core] = True
         waiting = self._order[~fixed[self._order]]
         failures: list[int] = []
+        until = len(waiting)
         self._repairs = int(REPAIRS * len(self._size))
         for number, index in enumerate(waiting.tolist()):
+            if number >= until and self._offsets.size:
+                return failures
             if number % POLL == 0 and self._limits.expired():
                 if not self._offsets.size:
                     self._on_top(waiting[number:])
@@ -195,8 +199,7 @@ class _Planner:
             shelves.place(index, offset)
             if offset + self._size[index] > target and not self._repair(index, fixed, target):
                 failures.append(index)
-                if len(failures) >= FAILURES and self._offsets.size:
-                    return failures
+                until = min(until, number if len(failures) >= FAILURES else MARGIN + 2 * number)
         self._keep()
         return failures
 

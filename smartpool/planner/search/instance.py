@@ -115,7 +115,8 @@ class Instance:
         if not self.sections:
             return
         part = np.cumsum(np.cumsum(crossed)[:-1] == 0)[self.first]
-        order = np.argsort(part, kind="stable")
+        # Within a part in an order of its own, so that equal parts have equal columns.
+        order = np.lexsort((self.alignment, self.size, self.last, self.first, part))
         for chosen in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             yield self.select(chosen)
 
