@@ -67,7 +67,7 @@ HOT: Final = 0.04
 """What is within this share of the largest load is hot, or within what was wasted, if less."""
 
 MANY_CUTS: Final = 8
-"""With so many deep valleys a large part is a series of steps, and one sweep of all of it is lost time."""
+"""With so many deep valleys a large part is a series of steps."""
 
 LEVELS: Final = 10
 """Rounds, of which the last has a slice of hours: what ends the race of a small part without a proof."""
@@ -103,9 +103,13 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
     cuts = _cuts(problem) if depth == 0 else np.zeros(0, np.int64)
     large = len(problem) > LARGE
     try:
-        if large and len(cuts) >= MANY_CUTS:
-            yield from _by_windows(racer, cuts, clock, WINDOWS * seconds, seed)
-        yield from _by_sweeps(racer, WAYS if WHOLE < len(problem) <= QUICK else WAYS[:1], clock)
+        if large:
+            # A sweep of all of it costs seconds, and what is swept around clusters or in windows is better.
+            yield from _by_hot_clusters(racer, clock, WINDOWS * seconds, seed)
+            if racer.offsets is None and len(cuts) >= MANY_CUTS:
+                yield from _by_windows(racer, cuts, clock, WINDOWS * seconds, seed)
+        if racer.offsets is None or len(problem) <= QUICK:
+            yield from _by_sweeps(racer, WAYS if WHOLE < len(problem) <= QUICK else WAYS[:1], clock)
         if depth and len(problem) > QUICK:
             yield from _by_mended_sweeps(racer, clock)
         for level in range(LEVELS):
@@ -153,7 +157,7 @@ def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
     if problem.fixed is not None or len(problem) <= QUICK:
         return
     until = clock.slice(seconds)
-    share = min(HOT, (racer.height - racer.goal) / racer.goal)
+    share = HOT if racer.offsets is None else min(HOT, (racer.height - racer.goal) / racer.goal)
     hot = problem.load >= (1 - share) * problem.load.max()
     rows = np.flatnonzero(touches(hot, problem.first, problem.last))
     if len(rows) > len(problem) // 4:

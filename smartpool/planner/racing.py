@@ -85,6 +85,8 @@ def race(racers: Sequence[Racer], clock: Clock) -> Iterator[None]:
     First every part makes its first attempt. Ends when the highest part has met its goal, or has nothing
     left to try: the others do not matter then.
     """
+    if not racers:
+        return
     for racer in racers:
         if racer.offsets is None:
             next(racer.attempts, None)

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import smartpool.planner.portfolio as portfolio
 from smartpool.errors import PlanningError
-from smartpool.planner import IntervalSet, plan, solve, validate
+from smartpool.planner import IntervalSet, attempts, plan, portfolio, solve, validate
 
 
 @st.composite
@@ -207,3 +206,32 @@ def test_random_instances_of_some_size_are_planned_well(seed):
     result = solve(intervals, time_limit=2.0)
     assert validate(intervals, result.offsets) == result.height
     assert result.gap < 0.1
+
+
+@pytest.mark.parametrize("live", [5, 40])
+def test_large_instances_go_by_clusters_or_windows(monkeypatch, live):
+    monkeypatch.setattr(attempts, "LARGE", 1000)
+    rng = np.random.default_rng(live)
+    start = rng.integers(0, 30_000, 6000)
+    life = rng.integers(1, 10 * live, 6000)
+    intervals = IntervalSet.from_arrays(start, start + life, rng.integers(1, 1 << 20, 6000))
+    result = solve(intervals, time_limit=1.5)
+    assert validate(intervals, result.offsets) == result.height
+    assert result.gap < 0.1
+
+
+def test_steps_that_overlap_go_by_windows(monkeypatch):
+    monkeypatch.setattr(attempts, "LARGE", 1000)
+    monkeypatch.setattr(attempts, "HOT", 0.9)  # everything is hot: clusters do not apply
+    rng = np.random.default_rng(0)
+    start, end, size = [], [], []
+    for step in range(24):
+        # Nested lifetimes, as forward and backward passes make them; the next step begins before the end.
+        depth = np.sort(rng.integers(1, 500, 60))
+        start.append(step * 950 + 500 - depth)
+        end.append(step * 950 + 500 + depth)
+        size.append(rng.integers(1, 1000, 60))
+    intervals = IntervalSet.from_arrays(np.concatenate(start), np.concatenate(end), np.concatenate(size))
+    result = solve(intervals, time_limit=2.0)
+    assert validate(intervals, result.offsets) == result.height
+    assert result.gap < 0.02

@@ -47,3 +47,7 @@ def test_a_race_without_time_has_made_one_attempt_each():
     for _ in race([racer for racer, _ in runners], Clock(stop=lambda: True)):
         pass
     assert [racer.height for racer, _ in runners] == [9, 5]
+
+
+def test_a_race_of_nobody_is_over():
+    assert list(race([], Clock())) == []
