@@ -1,7 +1,7 @@
 """``smartpool plan``: offsets for intervals with known lifetimes.
 
 The input is CSV with the columns ``id,lower,upper,size`` (``alignment``, ``priority`` and ``fixed_offset``
-may follow), or a trace in any format that ``smartpool replay`` reads. Lifetimes are half-open.
+may follow), or a trace, bundled or in any format that ``smartpool replay`` reads. Lifetimes are half-open.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EPILOG: Final = """\
 examples:
   smartpool plan graph.csv                            the lowest plan in 10 s
   smartpool plan graph.csv --capacity 1MiB            any plan that fits; status 3 when none was found
-  smartpool plan trace.npz --picture plan.svg         how a recorded run could have been laid out
+  smartpool plan multistream-mix --picture plan.svg   how a recorded run could have been laid out
   smartpool plan graph.csv --output placed.csv --json
 
 Exit status: 0 done, 2 unusable input, 3 the capacity was not met. Ctrl-C ends the search and keeps
@@ -45,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="intervals as CSV, or a trace")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="intervals as CSV, or a trace (a file, or a bundled one)"
+    )
     parser.add_argument(
         "--capacity",
         metavar="SIZE",
@@ -92,12 +94,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(path: Path) -> IntervalSet:
     """Read CSV of intervals, or whatever the trace readers know."""
-    if path.suffix.lower() != ".csv" or not _has_intervals(path):
-        from smartpool.trace import read_any  # noqa: PLC0415  its importers are not free
+    if path.suffix.lower() == ".csv" and _has_intervals(path):
+        return read_csv(path)
+    # The trace readers are not free.
+    from smartpool.trace import bundled, bundled_names, read_any  # noqa: PLC0415
 
-        trace = read_any(path)
-        return IntervalSet.from_events(trace.op, trace.id, trace.size)
-    return read_csv(path)
+    named = not path.exists() and str(path) in bundled_names()
+    trace = read_any(bundled(str(path)) if named else path)
+    return IntervalSet.from_events(trace.op, trace.id, trace.size)
 
 
 def _has_intervals(path: Path) -> bool:

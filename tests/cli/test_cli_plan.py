@@ -97,3 +97,9 @@ def test_bad_input_is_status_2_and_one_line(tmp_path, capsys, text, message):
 def test_unusable_arguments_are_status_2(arguments, capsys):
     assert main(["plan", *arguments]) == 2
     assert capsys.readouterr().err
+
+
+def test_bundled_traces_have_names(capsys):
+    assert main(["plan", "multistream-mix", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["instance"], document["intervals"], document["gap"]) == ("multistream-mix", 1204, 0.0)
