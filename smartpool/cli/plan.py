@@ -97,10 +97,9 @@ def _read(path: Path) -> IntervalSet:
     if path.suffix.lower() == ".csv" and _has_intervals(path):
         return read_csv(path)
     # The trace readers are not free.
-    from smartpool.trace import bundled, bundled_names, read_any  # noqa: PLC0415
+    from smartpool.cli.replay import find_trace  # noqa: PLC0415
 
-    named = not path.exists() and str(path) in bundled_names()
-    trace = read_any(bundled(str(path)) if named else path)
+    trace = find_trace(str(path))
     return IntervalSet.from_events(trace.op, trace.id, trace.size)
 
 
