@@ -28,7 +28,8 @@ import numpy as np
 from smartpool.planner.search.instance import Instance
 from smartpool.planner.search.limits import Limits, ProvedInfeasible
 from smartpool.planner.search.merging import Bundle, Merge, merge, singles
-from smartpool.planner.search.tree import Outcome, Task, Tree
+from smartpool.planner.search.skyline import Task
+from smartpool.planner.search.tree import Outcome, Tree
 from smartpool.planner.sweeps import Int64s
 
 NO_END: Final = 1 << 62  # nodes

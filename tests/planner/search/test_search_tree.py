@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from smartpool.errors import InvariantError
 from smartpool.planner.search.instance import Instance
 from smartpool.planner.search.limits import Limits
-from smartpool.planner.search.tree import Outcome, Task, Tree
+from smartpool.planner.search.skyline import Task
+from smartpool.planner.search.tree import Outcome, Tree
 
 rows = st.lists(
     st.tuples(st.integers(0, 9), st.integers(1, 5), st.integers(1, 6), st.sampled_from([1, 1, 2, 3])),
