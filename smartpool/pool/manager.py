@@ -90,6 +90,9 @@ class AdvancedMemoryPoolManager:
         Asked in turn, with the bytes that are wanted, before a request fails for lack of memory.
         One that freed something returns True, and the request is tried again. They may free and
         trim, and must not allocate from this pool.
+    late_frees
+        Called before the arenas are searched or looked at: gives back blocks that code which cannot
+        call `free` put aside. May be called under the pool's lock; calls `free` and nothing else.
 
     Examples
     --------
@@ -116,6 +119,7 @@ class AdvancedMemoryPoolManager:
         self._disowned = False
         self.on_pressure: Callable[[], None] | None = None
         self.out_of_memory_callbacks: list[Callable[[int], bool]] = []
+        self.late_frees: Callable[[], None] | None = None
         self._several_streams = False
         # The quick path's three structures. They are never replaced, only changed: callers may
         # hold bound methods, and other threads are in the middle of them at any time.
@@ -356,6 +360,8 @@ class AdvancedMemoryPoolManager:
                 self._busy = False
 
     def _find_place(self, bin_: Bin, alignment: int) -> int:
+        if self.late_frees is not None:
+            self.late_frees()
         if bin_ and alignment == ALIGNMENT:
             try:
                 return bin_.pop()  # freed meanwhile, or requested through a face without a quick path
@@ -473,6 +479,8 @@ class AdvancedMemoryPoolManager:
             self._flush()
 
     def _flush(self) -> None:
+        if self.late_frees is not None:
+            self.late_frees()
         self._empty_bins(self._touched)
         self._empty_bins(self._touched_small)
 
@@ -695,6 +703,8 @@ class AdvancedMemoryPoolManager:
             return self._snapshot()
 
     def _snapshot(self) -> MemorySnapshot:
+        if self.late_frees is not None:
+            self.late_frees()
         live = _steady(self._live)
         cached = [(bin_, len(bin_)) for bin_ in self._every_bin()]
         live_bytes = sum(bin_.nbytes for bin_ in live)
@@ -732,7 +742,7 @@ class AdvancedMemoryPoolManager:
 
     def check(self) -> None:
         """Prove the invariants; `InvariantError` when one is broken. Other threads must be still."""
-        with self._lock:
+        with self._writing():
             self._heap.check()
             apart = (DirectBin, SlotBin)  # blocks that are not the heap's
             live = {p: bin_.size for p, bin_ in self._live.items() if not isinstance(bin_, apart)}
