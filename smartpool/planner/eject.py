@@ -139,7 +139,10 @@ class _Board:
 
     def _burden(self, rows: Int64s, low: Int64s, high: Int64s, places: Int64s, size: int) -> np.ndarray:
         """Return for each place the weight of what lies there: what begins below, less what ends below."""
-        weight = np.where(np.isfinite(self.weight[rows]), self.weight[rows], 1e30)
+        weight = self.weight[rows]
+        finite = np.isfinite(weight)
+        # What is fixed outweighs all the rest together, but not so far that sums lose the rest.
+        weight = np.where(finite, weight, 1.0 + 2.0 * weight[finite].sum())
         by_high = np.argsort(high)
         begun = np.concatenate([[0.0], np.cumsum(weight)])
         ended = np.concatenate([[0.0], np.cumsum(weight[by_high])])

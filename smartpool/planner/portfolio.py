@@ -79,7 +79,7 @@ def plan(
 
     Notes
     -----
-    O(n log n) to the first plan: one to two seconds for a million intervals, five to a good one.
+    O(n log n) to the first plan: one to four seconds for a million intervals, ten to a good one.
 
     Examples
     --------
