@@ -434,3 +434,44 @@ def test_capture(fake, driver):
     with relaxed_capture(driver):
         assert fake.mode == "CU_STREAM_CAPTURE_MODE_RELAXED"
     assert fake.mode == "GLOBAL"
+
+
+# --- streams that may be gone ---
+
+
+def test_an_event_behind_a_stream_that_may_be_gone_stands_for_the_whole_context(driver, fake):
+    foreign = 0x7F0000001000
+    fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
+    fake._stream = lambda stream: 0
+    assert driver.stream(foreign) == foreign
+    event = driver.create_event()
+    fake.made.clear()
+    driver.record_event(event, foreign)
+    assert fake.made == ["cuCtxRecordEvent"]
+    assert driver.event_done(event)
+    assert driver.keep_stream(foreign) == foreign  # the caller's word that it lasts
+    fake.made.clear()
+    driver.record_event(event, foreign)
+    assert fake.made == ["cuEventRecord"]
+
+
+def test_a_driver_that_has_no_events_of_contexts_waits_instead(driver, fake):
+    foreign = 0x7F0000001000
+
+    def missing(context, event):
+        raise RuntimeError('Function "cuCtxRecordEvent" not found')
+
+    driver._events._record_context = missing
+    event = driver.create_event()
+    for _ in range(2):
+        fake.made.clear()
+        driver.record_event(event, foreign)
+        assert "cuCtxSynchronize" in fake.made
+        assert driver.event_done(event)
+
+
+def test_our_own_streams_last_until_they_are_destroyed(driver):
+    stream = driver.create_stream()
+    assert stream in driver._streams.lasting
+    driver.destroy_stream(stream)
+    assert stream not in driver._streams.lasting

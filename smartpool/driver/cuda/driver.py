@@ -48,6 +48,8 @@ class CudaDriver:
         The primary context.
     stream
         See `StreamTable.identify`, and there for 0, 1 and 2.
+    keep_stream
+        See `StreamTable.keep`: for streams that are never destroyed.
     stream_handle
         The driver's object for a stream, as the calling thread means it.
 
@@ -77,6 +79,7 @@ class CudaDriver:
         self._book = AddressBook(self.granularity)
         self._streams = StreamTable(context.bindings, self.name, context.handle)
         self.stream, self.stream_handle = self._streams.identify, self._streams.handle
+        self.keep_stream = self._streams.keep
         self._events = events = Events(context, self._streams)
         self.record_event, self.event_done = events.record, events.done
         self.wait_event, self.synchronize_event = events.wait, events.synchronize

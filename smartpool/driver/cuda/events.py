@@ -37,11 +37,13 @@ class Events:
     __slots__ = (
         "_calls",
         "_context",
+        "_lasting",
         "_live",
         "_not_ready",
         "_pending",
         "_query",
         "_record",
+        "_record_context",
         "_spare",
         "_streams",
         "_success",
@@ -51,6 +53,8 @@ class Events:
     def __init__(self, context: Context, streams: StreamTable) -> None:
         self._context = context
         self._streams = streams
+        self._lasting = streams.lasting
+        self._record_context = getattr(context.api, "cuCtxRecordEvent", None)
         self._calls = context.calls
         self._success, self._not_ready = context.bindings.success, context.bindings.not_ready
         self._record, self._query = context.api.cuEventRecord, context.api.cuEventQuery
@@ -91,7 +95,14 @@ class Events:
         self._pending.discard(event)
 
     def record(self, event: int, stream: int) -> None:
-        """Make `event` stand for all work queued on `stream` up to now."""
+        """Make `event` stand for all work queued on `stream` up to now.
+
+        Where the stream may have been destroyed meanwhile, the event stands for all work of the whole
+        context: more than was asked for, and safe, where the driver crashes on a stream that is gone.
+        """
+        if stream not in self._lasting:
+            self._record_everything(event, stream)
+            return
         raw, handle = self._raw("record_event", event), self._streams.handle(stream)
         self._pending.add(event)
         begin = perf_counter()
@@ -103,6 +114,24 @@ class Events:
             # A default stream is one of the current context. Where that is not ours CUDA refuses, since
             # the event is; so asking for the context beforehand (0.2 us) is not needed.
             self._context.call_here("record_event", self._record, (raw, handle), event=event, stream=stream)
+
+    def _record_everything(self, event: int, stream: int) -> None:
+        raw, context = self._raw("record_event", event), self._context
+        if self._record_context is not None:
+            self._pending.add(event)
+            try:
+                values = (context.raw, raw)
+                context.call("record_event", self._record_context, values, event=event, stream=stream)
+            except RuntimeError as error:
+                if isinstance(error, DriverError):
+                    raise
+                self._record_context = None  # the bindings know the call, the driver (before 12.5) does not
+            else:
+                return
+        context.call_here("synchronize", context.api.cuCtxSynchronize, (), stream=stream)
+        values = (raw, self._streams.handle(0))
+        self._pending.add(event)
+        context.call_here("record_event", self._record, values, event=event, stream=stream)
 
     def done(self, event: int) -> bool:
         """Return whether the work that the event stands for is done."""

@@ -9,6 +9,11 @@ orders after all per-thread streams: slower, and right.
 
 Handles from outside are asked once for their context; what is not of this device is refused. A
 number that never was a stream cannot be told from one: the driver itself may crash on it.
+
+Nor can one that no longer is: a framework may destroy its stream as soon as it has freed the
+memory, while the pool has yet to record an event behind that free. The streams that are known to
+last (the default ones, our own, and those that `keep` was told of) are in `lasting`; no other may
+be handed to the driver later than in the call that named it.
 """
 
 from __future__ import annotations
@@ -50,6 +55,7 @@ class StreamTable:
         "_thread",
         "_tokens",
         "known",
+        "lasting",
         "owned",
     )
 
@@ -61,6 +67,7 @@ class StreamTable:
         self._per_thread = bindings.api.CUstream(_PER_THREAD)
         self.known: dict[int, Any] = {_LEGACY: self._legacy}
         self.owned: set[int] = set()
+        self.lasting: set[int] = {_LEGACY}
         self._thread = threading.local()
         self._tokens = itertools.count(1)
         self._issued: set[int] = set()
@@ -78,6 +85,13 @@ class StreamTable:
         handle = int(stream)
         self.known[handle] = stream
         self.owned.add(handle)
+        self.lasting.add(handle)
+        return handle
+
+    def keep(self, obj: object) -> int:
+        """Take the caller's word that a stream lasts as long as the process; return its integer."""
+        handle = self.identify(obj)
+        self.lasting.add(handle)
         return handle
 
     def remove(self, handle: int) -> Any:
@@ -87,6 +101,7 @@ class StreamTable:
                 f"expected a stream from create_stream of {self._name}, not destroyed, got {handle:#x}"
             )
         self.owned.discard(handle)
+        self.lasting.discard(handle)
         return self.known.pop(handle)
 
     def handle(self, stream: int) -> Any:
@@ -104,6 +119,7 @@ class StreamTable:
         if token is None:
             token = self._thread.token = next(self._tokens) << 3 | _PER_THREAD
             self._issued.add(token)
+            self.lasting.add(token)
         return token
 
     def _ask(self, obj: object) -> int:

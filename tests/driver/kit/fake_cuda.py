@@ -253,6 +253,9 @@ class FakeCuda:
         device = None if self._stream(stream) == 0 else 0
         return self._do("record_event", int(event), self._stream(stream), device=device)[:1]
 
+    def cuCtxRecordEvent(self, context, event):
+        return self._do("record_event", int(event), 0, device=(int(context) >> 20) - 1)[:1]
+
     def cuEventQuery(self, event):
         code, *done = self._do("event_done", int(event), device=0)
         return (code if code or done[0] else CUresult.CUDA_ERROR_NOT_READY,)
