@@ -3,20 +3,22 @@
 Problem: PyTorch keeps bare function addresses. It calls them on any thread (autograd's included),
 within a KeyboardInterrupt's reach, and after the globals of every module are gone: models and
 optimisers in the main module's globals die then, hundreds of blocks of them.
-Method: what the functions touch is bound in their closures, never looked up in a module; the
-`ctypes` objects behind the addresses get a reference that is never given back; and once the
-interpreter is finalising a free does nothing, because the process's end gives all memory back.
-What can raise is handed to `Rescue`, since PyTorch takes no exceptions from here.
+Method: what the functions touch is bound in their closures, never looked up in a module, and the
+`ctypes` objects behind the addresses get a reference that is never given back. What a request raises
+is handed to `Rescue`, since PyTorch takes no exceptions from here. A free is not Python at all: see
+`FreeRing`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from smartpool.errors import UnknownPointerError
 from smartpool.interop._frameworks import manager_for
+from smartpool.interop._torch_ring import FreeRing
 
 if TYPE_CHECKING:
     from smartpool.interop._torch_graphs import Graphs
@@ -48,13 +50,25 @@ def address_of(prototype: Any, function: Callable[..., Any]) -> int:
 
 
 def allocate_and_free(
-    managers: dict[int, AdvancedMemoryPoolManager], rescue: Rescue, graphs: Graphs
-) -> tuple[Allocate, Free]:
-    """Return PyTorch's two functions over `managers`, for the whole process.
+    managers: dict[int, AdvancedMemoryPoolManager],
+    rescue: Rescue,
+    graphs: Graphs,
+    lasting_streams: Callable[[int], Iterable[int]],
+) -> tuple[Allocate, FreeRing]:
+    """Return PyTorch's request function over `managers`, for the whole process, and the ring of its frees.
 
-    On a pool of one device a request costs two Python calls more than the pool itself.
+    What waits in the ring is given back before a request is served, and before a manager searches its
+    arenas for anybody or looks at itself.
     """
     finalizing = sys.is_finalizing
+    seen: set[int] = set()
+
+    def admit(stream: int, device: int) -> None:
+        seen.add(stream)
+        driver = manager_for(managers, device).driver
+        for lasting in lasting_streams(device):
+            seen.add(driver.keep_stream(lasting))  # type: ignore[attr-defined]  # a CUDA driver
+
     captures, private = graphs.captures, graphs.private
     keep, put_back = graphs.allocate, graphs.free
     failed, unknown = rescue.allocation_failed, rescue.free_failed
@@ -62,10 +76,28 @@ def allocate_and_free(
     ordinal, manager = first
     take, give = manager.malloc, manager.free
 
+    def give_back(pointer: int) -> None:
+        try:
+            if others or private or captures:
+                device = next((number for number, other in others if other.owns(pointer)), ordinal)
+                if not put_back(pointer, device):
+                    managers[device].free(pointer)
+            else:
+                give(pointer)
+        except UnknownPointerError as error:
+            unknown(error, pointer)
+
+    ring = FreeRing(give_back)
+    slots, cursor, drain = ring.slots, ring.cursor, ring.drain
+
     def allocate(size: int, device: int, stream: int | None) -> int | None:
         if not size:
             return None
         try:
+            if slots[cursor[0]]:
+                drain()
+            if stream is not None and stream not in seen:
+                admit(stream, device)
             if captures and device in captures:
                 return keep(size, device, stream)
             if device == ordinal:
@@ -74,20 +106,9 @@ def allocate_and_free(
         except BaseException as error:  # noqa: BLE001 - PyTorch must get an answer
             return None if finalizing() else failed(error, size, device, stream)
 
-    def free(pointer: int, size: int, device: int, stream: int | None) -> None:  # noqa: ARG001 - PyTorch's
-        if finalizing():
-            return
-        try:
-            if (private or captures) and put_back(pointer, device):
-                return
-            if others and device != ordinal:
-                managers[device].free(pointer)
-            else:
-                give(pointer)
-        except BaseException as error:  # noqa: BLE001 - see `free_failed`
-            unknown(error, pointer)
-
-    return allocate, free
+    for each in managers.values():
+        each.late_frees = drain
+    return allocate, ring
 
 
 def segment_functions(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rescue"]
 
+_LOGGER = logging.getLogger("smartpool")
 _LONGEST: Final = 256 * GiB  # longer than any device: such a request is a mistake, and gets a null pointer
 
 _set_async_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -80,20 +82,13 @@ class Rescue:
         [*map(_set_async_exception, *arguments)]
         return pointer
 
-    def free_failed(self, error: BaseException, pointer: int) -> None:
-        """Give a stand-in back; anything else that cannot be freed is an error to be reported."""
-        if not isinstance(error, Exception):  # Ctrl-C
-            for manager in self._managers.values():
-                if manager.owns(pointer):
-                    manager.free(pointer)
-            arguments = (_waiting_thread(),), (type(error),)
-            [*map(_set_async_exception, *arguments)]
-            return
-        if isinstance(error, UnknownPointerError):
-            for spare in self._spares.values():
-                if spare.release(pointer):
-                    return
-        raise error
+    def free_failed(self, error: UnknownPointerError, pointer: int) -> None:
+        """Give a stand-in back; anything else that the pool does not know is logged as an error.
+
+        It comes up late, and in the middle of someone else's request, who must not pay for it.
+        """
+        if not any(spare.release(pointer) for spare in self._spares.values()):
+            _LOGGER.error("PyTorch freed what is not the pool's: %s", error)
 
     def _stand_in(self, size: int, device: int) -> int | None:
         self.failures += 1

@@ -5,7 +5,7 @@ own caching allocator does is then the pool's work. `mem_pool` leaves PyTorch's 
 and only feeds it its segments, inside ``with torch.cuda.use_mem_pool(...)``.
 
 Both go through `torch._C._cuda_customAllocator`, which takes C addresses as integers: two `ctypes`
-callbacks, and no compiled code of ours. It is private API of PyTorch; what is relied on was read in
+callbacks, and no compiled extension. It is private API of PyTorch; what is relied on was read in
 PyTorch 2.11 and 2.13 and is tested on 2.11.
 """
 
@@ -15,6 +15,7 @@ import ctypes
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from warnings import warn
 
@@ -34,6 +35,7 @@ from smartpool.interop._torch_callbacks import (
 )
 from smartpool.interop._torch_graphs import Graphs
 from smartpool.interop._torch_rescue import Rescue
+from smartpool.interop._torch_ring import FreeRing
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.smart_pool import SmartPool
 from smartpool.units import align_up
@@ -54,6 +56,8 @@ __all__ = [
 
 _INSTALL: Final = "install PyTorch with CUDA, see https://pytorch.org"
 
+_STREAMS: Final = 32  # of each priority, in PyTorch's own table
+
 _Reset = ctypes.CFUNCTYPE(None)
 _MemoryFraction = ctypes.CFUNCTYPE(None, ctypes.c_double, ctypes.c_int)
 _RecordStream = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
@@ -72,6 +76,7 @@ class _Installation:
     allocator: Any
     rescue: Rescue
     graphs: Graphs
+    ring: FreeRing
 
 
 _installation: _Installation | None = None
@@ -86,6 +91,9 @@ def install(pool: SmartPool) -> None:
     Call it before anything touches CUDA through PyTorch. PyTorch frees hundreds of blocks while the
     interpreter ends, so the pool must not be closed before; it goes with the process.
 
+    What PyTorch frees is given back to the pool with the next request, by whichever framework, that
+    finds no block of its size ready; statistics are of the moment.
+
     Out of memory is raised as an error that is both `smartpool.OutOfMemoryError` and
     `torch.OutOfMemoryError`, at the first Python instruction after the call into PyTorch that
     needed the memory; the pool and the CUDA context stay usable.
@@ -98,7 +106,8 @@ def install(pool: SmartPool) -> None:
     MissingPackageError
         When PyTorch is not installed.
     UnsupportedError
-        When PyTorch was built without CUDA, or is too old to take an allocator.
+        When PyTorch was built without CUDA, or is too old to take an allocator; and on anything but Linux on
+        x86-64, for which the function that takes frees is written.
     DeviceNotFoundError
         When the pool is not on CUDA devices.
     """
@@ -120,17 +129,20 @@ def install(pool: SmartPool) -> None:
     graphs = Graphs(pool)
     rescue = Rescue(managers, torch.OutOfMemoryError)
     try:
-        allocate, free = allocate_and_free(managers, rescue, graphs)
-        allocator = make(address_of(AllocateFunction, allocate), address_of(FreeFunction, free))
+        allocate, ring = allocate_and_free(managers, rescue, graphs, partial(_lasting_streams, torch))
+        allocator = make(address_of(AllocateFunction, allocate), ring.address)
         _set_hooks(allocator, pool, managers, graphs)
         torch._C._cuda_changeCurrentAllocator(allocator)  # noqa: SLF001 - there is no public way
+    except UnsupportedError:
+        rescue.close()
+        raise
     except RuntimeError as error:
         rescue.close()
         raise AllocatorError(
             f"expected PyTorch to take the allocator, but it refused: {error}; call install() before "
             "anything allocates on a CUDA device"
         ) from error
-    _installation = _Installation(pool, managers, allocator, rescue, graphs)
+    _installation = _Installation(pool, managers, allocator, rescue, graphs, ring)
 
 
 def installed_pool() -> SmartPool | None:
@@ -147,6 +159,18 @@ def _custom_allocator(torch: Any) -> Callable[[int, int], Any]:
             f"{torch.__version__}; {_INSTALL}"
         )
     return make
+
+
+def _lasting_streams(torch: Any, device: int) -> list[int]:
+    """Return the streams that PyTorch hands out in turn, and never destroys, on a device.
+
+    There are 32 of each priority; asking for 32 brings PyTorch back to where it was. Streams that are
+    not among them are of other libraries (`torch.cuda.ExternalStream`), and may be destroyed.
+    """
+    streams = []
+    for priority in (0, -1):
+        streams += [torch.cuda.Stream(device, priority=priority).cuda_stream for _ in range(_STREAMS)]
+    return streams
 
 
 def _set_hooks(
@@ -276,6 +300,7 @@ def memory_snapshot(device: int = 0) -> list[dict[str, Any]]:
     are no segments: memory is mapped under blocks, not cut into them.
     """
     installation = _require_installation()
+    installation.ring.drain()
     manager = manager_for(installation.managers, device)
     private = installation.graphs.private
     blocks = []

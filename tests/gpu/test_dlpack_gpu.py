@@ -52,7 +52,8 @@ def pattern(nbytes: int) -> bytes:
 
 def filled(pool, shape, dtype):
     buffer = pool.empty(shape, dtype)
-    KEEPER.write(buffer.pointer, pattern(buffer.nbytes))
+    if buffer.nbytes:
+        KEEPER.write(buffer.pointer, pattern(buffer.nbytes))
     return buffer
 
 

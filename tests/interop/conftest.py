@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import smartpool
+from smartpool.driver import open_driver
+from smartpool.driver.cuda import Bindings, CudaDriver
+
 sys.path[:0] = [str(Path(__file__).parent / "kit"), str(Path(__file__).parents[1] / "driver" / "kit")]
 
 if sys.platform != "linux":
@@ -13,7 +17,7 @@ if sys.platform != "linux":
 
 @pytest.fixture
 def fake_cuda():
-    from fake_cuda import FakeCuda
+    from fake_cuda import FakeCuda  # noqa: PLC0415 - found by the path above, where the platform can
 
     return FakeCuda(devices=2, capacity=96 << 20)
 
@@ -21,9 +25,6 @@ def fake_cuda():
 @pytest.fixture
 def open_pool(fake_cuda, monkeypatch):
     """Return a function that makes pools on the fake devices; what is still open is closed in the end."""
-    import smartpool
-    from smartpool.driver import open_driver
-    from smartpool.driver.cuda import Bindings, CudaDriver
 
     def open_fake(name):
         if name.startswith("cuda"):

@@ -55,6 +55,13 @@ class Allocator:
         self._begin(device, first, second, 1)
 
 
+class Stream:
+    """PyTorch hands its streams out in turn."""
+
+    def __init__(self, device, priority=0):
+        self.cuda_stream = 0
+
+
 class FakeTorch(types.ModuleType):
     __version__ = "2.11.0+fake"
 
@@ -69,7 +76,9 @@ class FakeTorch(types.ModuleType):
         self._C = types.SimpleNamespace(
             _cuda_customAllocator=Allocator, _cuda_changeCurrentAllocator=self._change
         )
-        self.cuda = types.SimpleNamespace(is_initialized=lambda: self.initialized, MemPool=MemPool)
+        self.cuda = types.SimpleNamespace(
+            is_initialized=lambda: self.initialized, MemPool=MemPool, Stream=Stream
+        )
 
     def _change(self, allocator):
         if self.initialized or self.allocator is not None:
