@@ -44,7 +44,7 @@ SLICE_S_EACH: Final = 4e-6
 """And at least this for each interval: a sweep costs half of it."""
 
 LARGE: Final = 200_000
-"""In parts of more intervals a round of sweeps costs seconds, so ejection, which is local, goes first."""
+"""In parts of more intervals a sweep of all of them costs seconds."""
 
 QUICK: Final = 2000
 """Parts of at most so many intervals are swept with every stacking at once."""
@@ -62,6 +62,9 @@ MENDING_S: Final = 2.0
 
 WINDOWS: Final = 20.0
 """Slices for all windows together."""
+
+RACING: Final = 0.3
+"""Of the time that is left, for the clusters before the rest is placed around them."""
 
 HOT: Final = 0.04
 """What is within this share of the largest load is hot, or within what was wasted, if less."""
@@ -100,7 +103,7 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
     problem = racer.problem
     rng = np.random.default_rng(seed)
     seconds = max(SLICE_S, SLICE_S_EACH * len(problem))
-    cuts = _cuts(problem) if depth == 0 else np.zeros(0, np.int64)
+    cuts = cuts_between_peaks(problem.load) if depth == 0 else np.zeros(0, np.int64)
     large = len(problem) > LARGE
     try:
         if large:
@@ -132,11 +135,6 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
         return
 
 
-def _cuts(problem: Problem) -> Int64s:
-    """Return cuts in deep valleys; where there are none, and it is worth it, beside the highest peaks."""
-    return cuts_between_peaks(problem.load)
-
-
 def _by_sweeps(racer: Racer, ways: Sequence[tuple[str, Side]], clock: Clock) -> Iterator[None]:
     for stacking, side in ways:
         offsets = outward(racer.problem, stacking=stacking, side=side, clock=clock)
@@ -164,11 +162,11 @@ def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
         return
     core = np.full(len(problem), FREE)
     parts, placed = decompose(problem.take(rows))
-    half = clock.slice(seconds / 2)
+    racing = clock.part(RACING, most=seconds / 2)
     racers = [
-        enter(part.problem, part.base, racer.goal - part.base, half, seed=seed, depth=1) for part in parts
+        enter(part.problem, part.base, racer.goal - part.base, racing, seed=seed, depth=1) for part in parts
     ]
-    for _ in race(racers, half):
+    for _ in race(racers, racing):
         pass
     if any(runner.offsets is None for runner in racers):
         return

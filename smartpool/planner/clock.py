@@ -34,6 +34,12 @@ class Clock:
         until = time.monotonic() + seconds
         return Clock(until if self.deadline is None else min(until, self.deadline), self.stop)
 
+    def part(self, share: float, *, most: float) -> Clock:
+        """Return a clock that runs out after a share of the time that is left, `most` seconds from now."""
+        if self.deadline is None:
+            return self.slice(most)
+        return self.slice(min(most, share * (self.deadline - time.monotonic())))
+
     @property
     def expired(self) -> bool:
         """Whether to stop."""
