@@ -72,9 +72,9 @@ class StepRecordBin(Bin):
         if self.others:
             home = Bin(self.nbytes, self.size, self.stream, self.tier, self.touched)
             home.others = self.others
+        home.append(pointer)  # first: see `Bin`
         home.quiet = False
         home.touched.add(home)
-        home.append(pointer)
 
 
 class RecordedStep:
