@@ -64,7 +64,8 @@ def _guesses(merges: tuple[Merge, ...], *, lazy: tuple[bool, ...]) -> list[Guess
 
 COMPLETE: Final = Guess(Priority.WIDTH, reverse=False, merge=Merge.NONE, lazy=False)
 HARD: Final = (
-    _guesses((Merge.ALL,), lazy=(True, False)),
+    _guesses((Merge.ALL,), lazy=(False,)),
+    _guesses((Merge.ALL,), lazy=(True,)),
     _guesses((Merge.CHAINS,), lazy=(True, False)),
     [*_guesses((Merge.STACKS,), lazy=(True, False)), COMPLETE],
 )
