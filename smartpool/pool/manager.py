@@ -762,8 +762,8 @@ class AdvancedMemoryPoolManager:
             address = operator.index(pointer)  # type: ignore[arg-type]
         except TypeError:
             return UnknownPointerError(
-                f"expected an address that malloc returned, got {pointer!r} of type {type(pointer).__name__}; "
-                "free blocks by their address, and a Buffer by Buffer.free"
+                f"expected an address that malloc returned, got {pointer!r} of type "
+                f"{type(pointer).__name__}; free blocks by their address, and a Buffer by Buffer.free"
             )
         with self._lock:
             if self._heap.block_size(address) is not None or self._heap.is_gap(address):
