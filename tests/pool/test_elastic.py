@@ -1,0 +1,180 @@
+"""The elastic heap: growing, slabs, undo, giving back, on devices of any size."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.driver.cpu import CpuDriver
+from smartpool.driver.model import ModelDriver
+from smartpool.errors import (
+    DriverError,
+    InvalidRequestError,
+    InvariantError,
+    OutOfMemoryError,
+    RequestTooLargeError,
+)
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.units import KiB, MiB
+
+CAPACITY = 64 * MiB
+
+
+def open_pool(driver, **config):
+    return AdvancedMemoryPoolManager(driver, SmartPoolConfig(**config))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(40))
+def test_any_program_of_any_alignment_on_a_device_of_any_size(policy, seed):
+    """Small devices, limits that are no whole chunks, alignments up to 16 MiB, two streams."""
+    random = Random(seed)
+    capacity = random.choice([2, 4, 6, 16, 64]) * MiB
+    limit = capacity - random.randrange(MiB) if capacity > 4 * MiB and random.random() < 0.5 else None
+    driver = ModelDriver(capacity)
+    pool = open_pool(driver, policy=policy, max_bytes=limit)
+    streams, live = [0, driver.create_stream()], []
+    for _ in range(60):
+        choice = random.random()
+        if choice < 0.6:
+            nbytes = int(random.choice([512, 5e3, 1e5, 2e6, 7e6]) * random.random() * 2)
+            alignment = 1 << random.randrange(25)
+            try:
+                pointer = pool.malloc_aligned(nbytes, alignment, random.choice(streams))
+            except OutOfMemoryError:
+                continue
+            assert pointer % alignment == 0
+            live.append(pointer)
+        elif live:
+            pool.free(live.pop(random.randrange(len(live))), random.choice([None, *streams]))
+        if choice > 0.97:
+            pool.trim()
+        if choice > 0.9:
+            pool.check()
+    for pointer in live:
+        pool.free(pointer)
+    pool.check()
+    pool.trim(wait=True)
+    assert pool.reserved_bytes == 0
+    pool.free(pool.malloc(pool.snapshot().cap_bytes))
+    pool.close()
+    assert not any(driver.held().values())
+
+
+@pytest.mark.parametrize("bad", [0, -512, 3, 513, 1000, 512.0, "512", None, True])
+def test_a_bad_alignment(bad):
+    pool = open_pool(ModelDriver(CAPACITY))
+    with pytest.raises(InvalidRequestError, match="alignment: expected a power of two"):
+        pool.malloc_aligned(100, bad)
+    with pytest.raises(RequestTooLargeError):
+        pool.malloc_aligned(100, 1 << 40)
+    pool.check()
+
+
+@pytest.mark.parametrize("pooling", [True, False])
+@pytest.mark.parametrize("shift", [0, 9, 12, 21, 23])
+def test_alignment_with_and_without_pooling(pooling, shift):
+    pool = open_pool(ModelDriver(CAPACITY), enable_advanced_pooling=pooling)
+    pointers = [pool.malloc_aligned(1000 + step, 1 << shift) for step in range(4)]
+    assert all(pointer % (1 << shift) == 0 for pointer in pointers)
+    for pointer in pointers:
+        pool.free(pointer)
+    pool.trim()
+    assert pool.reserved_bytes == 0
+
+
+def test_direct_frees_wait_for_their_streams_without_blocking():
+    driver = ModelDriver(CAPACITY)
+    pool = open_pool(driver, enable_advanced_pooling=False)
+    pointer = pool.malloc(40 * MiB)
+    driver.pause(0)
+    driver.fill(pointer, 1, MiB, 0)
+    pool.free(pointer)
+    assert driver.calls["free"] == 0
+    driver.resume(0)
+    pool.free(pool.malloc(40 * MiB))
+    assert driver.faults.lost is None
+    assert pool.trim() + pool.reserved_bytes == 0
+    driver.faults.fail("free")
+    pool.free(pool.malloc(100))  # refused by the device: kept, and tried again
+    assert pool.reserved_bytes > 0
+    pool.trim()
+    assert pool.reserved_bytes == 0
+
+
+def test_small_requests_share_slabs_that_go_back_whole():
+    driver = ModelDriver(CAPACITY)
+    pool = open_pool(driver)
+    small = [pool.malloc(1000) for _ in range(2000)]
+    assert pool.reserved_bytes <= 2 * MiB + 8 * MiB
+    assert len(pool._heap._slabs) == 1
+    for pointer in small:
+        pool.free(pointer)
+    pool.free(pool.malloc(CAPACITY))  # the slab did not stand in its way
+    assert not pool._heap._slabs
+
+
+def test_small_requests_where_there_is_no_room_for_a_slab():
+    pool = open_pool(CpuDriver(capacity=2 * MiB, granularity=64 * KiB))
+    big = pool.malloc(1900 * KiB)
+    small = [pool.malloc(1000) for _ in range(20)]
+    pool.check()
+    pool.free(big)
+    for pointer in small:
+        pool.free(pointer)
+    pool.free(pool.malloc(2 * MiB))
+
+
+def test_trim_keeps_what_it_is_told_to():
+    pool = open_pool(ModelDriver(CAPACITY), policy="tight")
+    held = pool.malloc(10 * MiB)
+    pool.free(pool.malloc(40 * MiB))
+    assert pool.trim(30 * MiB) > 0
+    assert 30 * MiB - 2 * MiB <= pool.reserved_bytes <= 30 * MiB + 2 * MiB
+    pool.trim()
+    assert pool.reserved_bytes == 10 * MiB
+    pool.free(held)
+
+
+def test_a_double_fault_is_repaired_later():
+    """The undo of a failed step fails too: the mapping stays on the books until it can go."""
+    driver = ModelDriver(CAPACITY)
+    pool = open_pool(driver)
+    for interrupt in (None, KeyboardInterrupt()):
+        driver.faults.fail("enable_access")
+        driver.faults.fail("unmap", error=interrupt)
+        with pytest.raises((DriverError, KeyboardInterrupt)):
+            pool.malloc(10 * MiB)
+        pool.check()
+        pool.free(pool.malloc(CAPACITY - 32 * MiB))
+        pool.trim(wait=True)
+        assert pool.reserved_bytes == 0
+        assert driver.held()["mappings"] == 0
+    pool.close()
+    assert not any(driver.held().values())
+
+
+def test_many_live_blocks_leave_nothing_longer_to_walk():
+    """Not by the clock: nothing that a request walks has grown."""
+    pool = open_pool(ModelDriver(1 << 40))
+    for _ in range(20_000):
+        pool.malloc(1 << 16)
+    gaps = pool._heap._home.gap_count
+    assert gaps <= 2
+    assert len(pool._bins) == 1
+    assert len(pool._touched) <= 1
+
+
+def test_check_finds_what_does_not_agree():
+    for damage in (
+        lambda heap: heap._slabs.add(5),
+        lambda heap: heap._chunks.remove(next(iter(heap._chunks)).start),
+        lambda heap: heap._loose.update({5: 5}),
+    ):
+        pool = open_pool(ModelDriver(CAPACITY))
+        pool.malloc(5 * MiB)
+        damage(pool._heap)
+        with pytest.raises(InvariantError):
+            pool.check()
