@@ -23,6 +23,7 @@ from smartpool.report.table import print_runs
 from smartpool.trace.baselines import BASELINES
 from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.importers import read_any
+from smartpool.trace.optimum import OPTIMUM, optimum_run
 from smartpool.trace.replay import STREAM_MODES, Run, replay
 from smartpool.trace.targets import SMARTPOOL, open_target
 from smartpool.trace.trace import Trace
@@ -62,7 +63,8 @@ def add_parser(subparsers: Any) -> None:
         type=_baselines,
         default=DEFAULT_BASELINES,
         metavar="NAMES",
-        help=f"baselines, separated by commas, or all, or none: {', '.join(BASELINES)} "
+        help=f"baselines, separated by commas, or all, or none: {', '.join(BASELINES)}, or {OPTIMUM}, "
+        "the plan of the whole trace "
         f"(default: {','.join(DEFAULT_BASELINES)})",
     )
     parser.add_argument(
@@ -119,6 +121,10 @@ def play(
     with replay_progress(len(traces) * len(allocators)) as begin:
         for trace in traces:
             for name in allocators:
+                if name == OPTIMUM:
+                    begin(trace.name, name)
+                    runs.append(optimum_run(trace, device, capacity_bytes=capacity_bytes))
+                    continue
                 with open_target(name, device, capacity_bytes=capacity_bytes, policy=policy) as target:
                     progress = begin(trace.name, target.name)
                     runs.append(replay(trace, target, streams=streams, progress=progress))
@@ -171,10 +177,10 @@ def _baselines(text: str) -> tuple[str, ...]:
     if names == ["none"]:
         return ()
     chosen = tuple(dict.fromkeys(BASELINES if names == ["all"] else names))
-    unknown = [name for name in chosen if name not in BASELINES]
+    unknown = [name for name in chosen if name not in BASELINES and name != OPTIMUM]
     if unknown or not chosen:
         raise argparse.ArgumentTypeError(
-            f"expected names out of {', '.join(BASELINES)}, or all, or none, got {text!r}"
+            f"expected names out of {', '.join(BASELINES)}, {OPTIMUM}, or all, or none, got {text!r}"
         )
     return chosen
 

@@ -1,0 +1,84 @@
+"""The optimum as one more row of a replay: a plan of the whole trace, made with all lifetimes known.
+
+No allocator can know them, so the row says how far from the least possible the others are. Blocks are
+multiples of 512 bytes, as everywhere; the height of the plan is what it would reserve, in one piece.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+
+from smartpool.memory.arena import ALIGNMENT
+from smartpool.planner import plan
+from smartpool.trace.replay import Run, TimelinePoint
+from smartpool.trace.trace import Trace
+
+__all__ = ["OPTIMUM", "optimum_run"]
+
+OPTIMUM: Final = "optimum"
+_POINTS: Final = 2000
+
+
+def optimum_run(
+    trace: Trace, device: str, *, capacity_bytes: int | None = None, time_limit: float | None = None
+) -> Run:
+    """Plan `trace` as a whole and return the result as a run; its seconds are the planner's.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    device
+        The name that the run carries; the plan needs no device.
+    capacity_bytes
+        Memory of the device; blocks that end above it count as failed requests.
+    time_limit
+        Seconds for the planner; None for its own choice.
+
+    Examples
+    --------
+    >>> from smartpool.trace import bundled
+    >>> run = optimum_run(Trace.load(bundled("multistream-mix")), "model:141GiB")
+    >>> run.allocator, run.fragmentation < 0.001, run.failed_requests
+    ('optimum', True, 0)
+    """
+    lifetimes = trace.lifetimes()
+    sizes = -(-lifetimes.size // ALIGNMENT) * ALIGNMENT
+    begin = time.perf_counter()
+    result = plan(lifetimes.start, lifetimes.end, sizes, alignment=ALIGNMENT, time_limit=time_limit)
+    seconds = time.perf_counter() - begin
+    above = 0 if capacity_bytes is None else int(np.count_nonzero(result.offsets + sizes > capacity_bytes))
+    height = int(result.height)
+    return Run(
+        trace=trace.name,
+        allocator=OPTIMUM,
+        device=device,
+        events=trace.events,
+        streams=1,
+        peak_live_bytes=trace.peak_live_bytes,
+        peak_reserved_bytes=height,
+        fragmentation=max(0.0, 1 - trace.peak_live_bytes / height) if height else 0.0,
+        seconds=seconds,
+        driver_seconds=0.0,
+        driver_calls={},
+        microseconds_per_operation=seconds / max(1, trace.events) * 1e6,
+        failed_requests=above,
+        timeline=_timeline(trace, height),
+    )
+
+
+def _timeline(trace: Trace, height: int) -> tuple[TimelinePoint, ...]:
+    """Return the peaks of live bytes in stretches of the trace, under a constant height."""
+    live = trace.live_bytes()
+    if not len(live):
+        return ()
+    step = -(-len(live) // _POINTS)
+    starts = np.arange(0, len(live), step)
+    peaks = np.maximum.reduceat(live, starts)
+    ends = np.minimum(starts + step, len(live)) - 1
+    return tuple(
+        TimelinePoint(event, peak, height) for event, peak in zip(ends.tolist(), peaks.tolist(), strict=True)
+    )
