@@ -1,0 +1,271 @@
+"""The modules of CuPy, Numba, cuda.core and RMM under frameworks that are played; and what all share."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import subprocess
+import sys
+
+import pytest
+from fake_frameworks import FakeNumbaCuda, Stream, fake_cuda_core, fake_cupy, fake_rmm_mr
+
+import smartpool.interop.cuda_core as for_cuda_core
+import smartpool.interop.cupy as for_cupy
+import smartpool.interop.numba as for_numba
+import smartpool.interop.rmm as for_rmm
+from smartpool.errors import (
+    AllocatorError,
+    DeviceNotFoundError,
+    InvalidRequestError,
+    MissingPackageError,
+    OutOfMemoryError,
+    UnknownPointerError,
+    UnsupportedError,
+)
+
+MiB = 1 << 20
+MODULES = ["cuda_core", "cupy", "numba", "rmm", "torch"]
+
+# ------------------------------------------------------------------ all of them
+
+
+def test_importing_the_modules_brings_no_framework_and_hides_none():
+    names = ", ".join(f"smartpool.interop.{name}" for name in MODULES)
+    code = (
+        f"import sys, {names}\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'torch', 'cupy', 'numba', 'rmm', 'cuda'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_sorted_documented_and_there(name):
+    module = importlib.import_module(f"smartpool.interop.{name}")
+    assert module.__name__ == f"smartpool.interop.{name}"
+    assert module.__all__ == sorted(module.__all__)
+    assert module.__doc__
+    for public in module.__all__:
+        assert getattr(module, public).__doc__
+
+
+ENTRIES = {
+    "cupy": [for_cupy.allocator, for_cupy.install],
+    "numba": [for_numba.manager_class, for_numba.install],
+    "cuda": [for_cuda_core.memory_resource],
+    "rmm": [for_rmm.memory_resource, for_rmm.install],
+}
+
+
+@pytest.mark.parametrize("package", ENTRIES)
+def test_a_framework_that_is_not_there(package, pool, absent):
+    for_cuda_core._resource_class.cache_clear()
+    absent(package)
+    for entry in ENTRIES[package]:
+        with pytest.raises(MissingPackageError, match=rf"expected the package {package}.* pip install"):
+            entry(pool)
+    assert issubclass(MissingPackageError, ImportError)
+
+
+@pytest.mark.parametrize("package", ENTRIES)
+@pytest.mark.usefixtures("frameworks")
+def test_what_is_not_a_pool_on_cuda(package, open_pool):
+    for entry in ENTRIES[package]:
+        with pytest.raises(DeviceNotFoundError, match="pool on CUDA devices, got one on model:1GiB"):
+            entry(open_pool("model:1GiB"))
+        with pytest.raises(InvalidRequestError, match="expected a SmartPool"):
+            entry(None)
+
+
+@pytest.fixture
+def frameworks(monkeypatch):
+    cupy, core, mr, numba = fake_cupy(), fake_cuda_core(), fake_rmm_mr(), FakeNumbaCuda()
+    for name, module in {"cupy": cupy, "cuda.core": core, "rmm.mr": mr, "numba.cuda": numba}.items():
+        monkeypatch.setitem(
+            sys.modules, name.partition(".")[0], sys.modules.get(name.partition(".")[0], module)
+        )
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(for_cupy, "_installed", None)
+    monkeypatch.setattr(for_numba, "_installed", None)
+    monkeypatch.setattr(for_rmm, "_before", {})
+    for_cuda_core._resource_class.cache_clear()
+    yield {"cupy": cupy, "core": core, "mr": mr, "numba": numba}
+    for_cuda_core._resource_class.cache_clear()
+
+
+# ------------------------------------------------------------------ CuPy
+
+
+def test_cupy_allocates_on_its_device_and_stream(frameworks, open_pool):
+    cupy, pool = frameworks["cupy"], open_pool(["cuda:0", "cuda:1"])
+    first, second = pool.managers
+    for_cupy.install(pool)
+    array = cupy.alloc(1000)
+    assert first.live_blocks() == {array.ptr: 1000}
+    assert (array.mem.size, array.mem.device_id) == (1000, 0)
+    cupy.state.stream = Stream(first.driver.create_stream())
+    on_a_stream = cupy.alloc(1000)
+    assert first.stream_of(on_a_stream.ptr) == cupy.state.stream.ptr
+    cupy.state.device, cupy.state.stream = 1, Stream()
+    elsewhere = cupy.alloc(1000)
+    assert second.owns(elsewhere.ptr)
+    assert elsewhere.mem.device_id == 1
+    cupy.state.device = 5
+    with pytest.raises(DeviceNotFoundError, match=r"of the pool \(cuda:0, cuda:1\), got one on cuda:5"):
+        cupy.alloc(1)
+    cupy.state.device = 0
+    del array, on_a_stream, elsewhere
+    gc.collect()
+    assert first.live_bytes == second.live_bytes == 0
+    assert cupy.alloc(0).mem.size == 0
+    with pytest.raises(OutOfMemoryError):
+        cupy.alloc(1 << 40)
+    pool.check()
+
+
+def test_cupy_a_second_installation_and_the_way_back(frameworks, pool):
+    cupy = frameworks["cupy"]
+    cupy.cuda.set_allocator(len)
+    for_cupy.install(pool)
+    with pytest.raises(AllocatorError, match=r"one is installed already; call .*uninstall\(\) first"):
+        for_cupy.install(pool)
+    for_cupy.uninstall()
+    for_cupy.uninstall()
+    assert cupy.cuda.get_allocator() is len
+    for_cupy.install(pool)
+    cupy.cuda.set_allocator(abs)
+    with pytest.raises(AllocatorError, match="another was set since"):
+        for_cupy.uninstall()
+    assert cupy.cuda.get_allocator() is abs
+
+
+def test_cupy_for_a_while(frameworks, pool):
+    cupy = frameworks["cupy"]
+    with for_cupy.using(pool):
+        array = cupy.alloc(5)
+        assert pool.managers[0].owns(array.ptr)
+    assert cupy.cuda.get_allocator() is None
+
+
+# ------------------------------------------------------------------ Numba
+
+
+def test_numba_allocates_and_frees(frameworks, pool):
+    cuda, manager = frameworks["numba"], pool.managers[0]
+    for_numba.install(pool)
+    context = cuda.context()
+    memory = context.manager.memalloc(1000)
+    assert manager.live_blocks() == {memory.device_pointer.value: 1000}
+    info = context.manager.get_memory_info()
+    assert 0 < info.free <= info.total
+    with pytest.raises(UnsupportedError, match="IPC"):
+        context.manager.get_ipc_handle(memory)
+    with pytest.raises(OutOfMemoryError):
+        context.manager.memalloc(1 << 40)
+    del memory
+    assert manager.live_bytes == 0
+    with pytest.raises(DeviceNotFoundError):
+        cuda.context(1)
+
+
+def test_numba_refusals(frameworks, open_pool):
+    cuda, pool = frameworks["numba"], open_pool()
+    cuda.plugin = for_numba.manager_class(pool)
+    cuda.context()
+    with pytest.raises(AllocatorError, match=r"before the first numba\.cuda array"):
+        for_numba.install(pool)
+    cuda.devices.clear()
+    for_numba.install(pool)
+    with pytest.raises(AllocatorError, match="expected Numba to have no SmartPool yet"):
+        for_numba.install(open_pool())
+
+
+def test_numba_by_the_environment(frameworks, fake_cuda, open_pool):
+    cuda = frameworks["numba"]
+    open_pool()  # so that the fake devices are opened
+    cuda.set_memory_manager(for_numba._numba_memory_manager)
+    context = cuda.context()
+    memory = context.manager.memalloc(64)
+    assert context.manager._manager().owns(memory.device_pointer.value)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = for_numba.nonsense
+    del memory
+
+
+# ------------------------------------------------------------------ cuda.core
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_cuda_core_buffers(frameworks, pool, older):
+    frameworks["core"].Buffer.older = older
+    manager = pool.managers[0]
+    resource = for_cuda_core.memory_resource(pool)
+    assert isinstance(resource, frameworks["core"].MemoryResource)
+    assert (resource.device_id, resource.is_device_accessible) == (0, True)
+    assert not resource.is_host_accessible
+    assert not resource.is_managed
+    stream = Stream(manager.driver.create_stream())
+    buffer = resource.allocate(3000, stream=stream)
+    assert manager.stream_of(buffer.handle) == stream.ptr
+    buffer.close()
+    assert manager.live_bytes == 0
+    buffer = resource.allocate(100)
+    other = Stream(manager.driver.create_stream())
+    buffer.close(other)
+    again = resource.allocate(100, other)  # positional, as older versions call it
+    assert again.handle == buffer.handle
+    again.close()
+    with pytest.raises(UnknownPointerError):
+        resource.deallocate(0x7000, 5)
+    with pytest.raises(OutOfMemoryError):
+        resource.allocate(1 << 40)
+    with pytest.raises(DeviceNotFoundError):
+        for_cuda_core.memory_resource(pool, 1)
+    pool.check()
+
+
+def test_cuda_core_that_cannot_wrap_the_memory_leaves_the_pool_as_it_was(frameworks, pool, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no context")
+
+    monkeypatch.setattr(frameworks["core"].Buffer, "from_handle", broken)
+    resource = for_cuda_core.memory_resource(pool)
+    with pytest.raises(RuntimeError, match="no context"):
+        resource.allocate(5)
+    assert pool.managers[0].live_bytes == 0
+
+
+# ------------------------------------------------------------------ RMM
+
+
+def test_rmm_requests_and_frees_by_stream(frameworks, pool):
+    manager = pool.managers[0]
+    resource = for_rmm.memory_resource(pool)
+    pointer = resource.allocate(1000)
+    assert manager.live_blocks() == {pointer: 1000}
+    resource.deallocate(pointer, 1000)
+    stream = Stream(manager.driver.create_stream())
+    pointer = resource.allocate(1000, stream)
+    assert manager.stream_of(pointer) == stream.ptr
+    resource.deallocate(pointer, 1000, stream)
+    assert resource.allocate(1000, stream) == pointer
+    resource.deallocate(pointer, 1000, Stream())
+    with pytest.raises(MemoryError, match="expected at most"):
+        resource.allocate(1 << 40)
+    assert manager.live_bytes == 0
+    pool.check()
+
+
+def test_rmm_on_every_device_and_back(frameworks, open_pool):
+    current, pool = frameworks["mr"].current, open_pool(["cuda:0", "cuda:1"])
+    for_rmm.install(pool)
+    pointer = current[1].allocate(5)
+    assert pool.managers[1].owns(pointer)
+    current[1].deallocate(pointer, 5)
+    with pytest.raises(AllocatorError, match=r"uninstall\(\) first"):
+        for_rmm.install(pool)
+    for_rmm.uninstall()
+    assert current == {0: "before", 1: "before"}
+    for_rmm.uninstall()
