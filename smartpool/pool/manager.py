@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Self
 
@@ -676,7 +676,7 @@ class AdvancedMemoryPoolManager:
     @property
     def live_bytes(self) -> int:
         """Bytes in live blocks, as requested. O(live blocks)."""
-        return sum(bin_.nbytes for bin_ in _steady(self._live))
+        return sum(bin_.nbytes * count for bin_, count in Counter(_steady(self._live)).items())
 
     def live_blocks(self) -> dict[int, int]:
         """Return address to requested bytes, for every live block. O(live blocks)."""
@@ -705,16 +705,16 @@ class AdvancedMemoryPoolManager:
     def _snapshot(self) -> MemorySnapshot:
         if self.late_frees is not None:
             self.late_frees()
-        live = _steady(self._live)
+        live = Counter(_steady(self._live)).items()  # by bin: one pass over the blocks, in C
         cached = [(bin_, len(bin_)) for bin_ in self._every_bin()]
-        live_bytes = sum(bin_.nbytes for bin_ in live)
+        live_bytes = sum(bin_.nbytes * count for bin_, count in live)
         self._peak_live_bytes = max(self._peak_live_bytes, live_bytes)
         info = self.driver.memory_info()
         return MemorySnapshot(
             device=self.driver.name,
             live_bytes=live_bytes,
-            live_blocks=len(live),
-            block_bytes=sum(bin_.size for bin_ in live),
+            live_blocks=sum(count for _, count in live),
+            block_bytes=sum(bin_.size * count for bin_, count in live),
             cached_bytes=sum(bin_.size * count for bin_, count in cached),
             gap_bytes=sum(self._heap.free_ranges()),
             reserved_bytes=self._memory.reserved_bytes,
@@ -780,8 +780,8 @@ class AdvancedMemoryPoolManager:
         now = self._snapshot()
         parts = ", ".join(f"{name} {value:.1%}" for name, value in now.fragmentation.as_dict().items())
         held: Counter[int] = Counter()
-        for live in _steady(self._live):
-            held[live.nbytes] += live.nbytes
+        for live, count in Counter(_steady(self._live)).items():
+            held[live.nbytes] += live.nbytes * count
         holders = ", ".join(f"{total // max(n, 1)} x {format_size(n)}" for n, total in held.most_common(3))
         return OutOfMemoryError(
             f"cannot allocate {bin_.nbytes} bytes ({format_size(bin_.nbytes)}) on {now.device}: "
@@ -876,16 +876,18 @@ def _steady(live: LiveTable) -> list[Bin]:
             continue
 
 
-def _by_tier(live: list[Bin], cached: list[tuple[Bin, int]]) -> dict[str, TierSnapshot]:
-    def bins(tier: Tier) -> Iterator[Bin]:
-        return (bin_ for bin_ in live if bin_.tier is tier)
-
+def _by_tier(live: Iterable[tuple[Bin, int]], cached: Iterable[tuple[Bin, int]]) -> dict[str, TierSnapshot]:
+    """Return blocks and bytes by tier, from the number of blocks of each bin."""
+    figures = {tier: [0, 0, 0, 0] for tier in Tier}
+    for bin_, count in live:
+        figure = figures[bin_.tier]
+        figure[0] += count
+        figure[1] += bin_.nbytes * count
+    for bin_, count in cached:
+        figure = figures[bin_.tier]
+        figure[2] += count
+        figure[3] += bin_.size * count
     return {
-        tier.value: TierSnapshot(
-            live_blocks=sum(1 for _ in bins(tier)),
-            live_bytes=sum(bin_.nbytes for bin_ in bins(tier)),
-            cached_blocks=sum(count for bin_, count in cached if bin_.tier is tier),
-            cached_bytes=sum(bin_.size * count for bin_, count in cached if bin_.tier is tier),
-        )
-        for tier in Tier
+        tier.value: TierSnapshot(live_blocks=a, live_bytes=b, cached_blocks=c, cached_bytes=d)
+        for tier, (a, b, c, d) in figures.items()
     }
