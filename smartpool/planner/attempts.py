@@ -63,8 +63,14 @@ MENDING_S: Final = 2.0
 WINDOWS: Final = 20.0
 """Slices for all windows together."""
 
-RACING: Final = 0.3
-"""Of the time that is left, for the clusters before the rest is placed around them."""
+CROWDED: Final = 1000
+"""With more live at once, on average, clusters are so wide that a plain sweep goes first."""
+
+CLUSTERS: Final = 0.6
+"""Of the time that is left, for clusters and the sweeps around them: enough remains for a plain sweep."""
+
+RACING: Final = 0.4
+"""Of that, for the clusters before the rest is placed around them."""
 
 HOT: Final = 0.04
 """What is within this share of the largest load is hot, or within what was wasted, if less."""
@@ -106,7 +112,8 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
     cuts = cuts_between_peaks(problem.load) if depth == 0 else np.zeros(0, np.int64)
     large = len(problem) > LARGE
     try:
-        if large:
+        live = int((problem.last - problem.first).sum()) // len(problem.load)
+        if large and live <= CROWDED:
             # A sweep of all of it costs seconds, and what is swept around clusters or in windows is better.
             yield from _by_hot_clusters(racer, clock, WINDOWS * seconds, seed)
             if racer.offsets is None and len(cuts) >= MANY_CUTS:
@@ -154,7 +161,7 @@ def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
     problem = racer.problem
     if problem.fixed is not None or len(problem) <= QUICK:
         return
-    until = clock.slice(seconds)
+    until = clock.part(CLUSTERS, most=seconds)
     share = HOT if racer.offsets is None else min(HOT, (racer.height - racer.goal) / racer.goal)
     hot = problem.load >= (1 - share) * problem.load.max()
     rows = np.flatnonzero(touches(hot, problem.first, problem.last))
@@ -162,7 +169,7 @@ def _by_hot_clusters(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
         return
     core = np.full(len(problem), FREE)
     parts, placed = decompose(problem.take(rows))
-    racing = clock.part(RACING, most=seconds / 2)
+    racing = until.part(RACING, most=seconds / 2)
     racers = [
         enter(part.problem, part.base, racer.goal - part.base, racing, seed=seed, depth=1) for part in parts
     ]
