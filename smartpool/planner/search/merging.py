@@ -24,9 +24,11 @@ import random
 from dataclasses import dataclass
 from enum import Enum
 from math import lcm
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from smartpool.planner.search.instance import Instance
+
+SOME: Final = 0.8
 
 # What a bundle is made of: a buffer, or two parts and how far the second lies above the first.
 Parts: TypeAlias = "int | tuple[Parts, Parts, int]"
@@ -39,6 +41,7 @@ class Merge(Enum):
     STACKS = "stacks"
     CHAINS = "stacks, then chains"
     ALL = "stacks and chains until nothing changes"
+    SOME = "the same, but each chain by chance only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +89,11 @@ def merge(bundles: list[Bundle], how: Merge, rng: random.Random) -> list[Bundle]
     bundles = _stack(bundles)
     if how is Merge.STACKS:
         return bundles
-    bundles = _chain(bundles, rng)
-    while how is Merge.ALL:
+    chance = SOME if how is Merge.SOME else 1.0
+    bundles = _chain(bundles, rng, chance)
+    while how is not Merge.CHAINS:
         before = len(bundles)
-        bundles = _chain(_stack(bundles), rng)
+        bundles = _chain(_stack(bundles), rng, chance)
         if len(bundles) == before:
             break
     return bundles
@@ -116,7 +120,7 @@ def _stack(bundles: list[Bundle]) -> list[Bundle]:
     return list(stacks.values())
 
 
-def _chain(bundles: list[Bundle], rng: random.Random) -> list[Bundle]:
+def _chain(bundles: list[Bundle], rng: random.Random, chance: float) -> list[Bundle]:
     """Continue bundles by such of equal size that begin where they end."""
     order = list(bundles)
     rng.shuffle(order)
@@ -125,7 +129,7 @@ def _chain(bundles: list[Bundle], rng: random.Random) -> list[Bundle]:
     chains: list[Bundle] = []
     for bundle in order:
         waiting = ending.get((bundle.first, bundle.size))
-        if waiting:
+        if waiting and (chance == 1.0 or rng.random() < chance):
             place = waiting.pop()
             chain = chains[place]
             chains[place] = Bundle(

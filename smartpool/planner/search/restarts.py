@@ -66,6 +66,7 @@ COMPLETE: Final = Guess(Priority.WIDTH, reverse=False, merge=Merge.NONE, lazy=Fa
 HARD: Final = (
     _guesses((Merge.ALL,), lazy=(False,)),
     _guesses((Merge.ALL,), lazy=(True,)),
+    _guesses((Merge.SOME,), lazy=(False,)),
     _guesses((Merge.CHAINS,), lazy=(True, False)),
     [*_guesses((Merge.STACKS,), lazy=(True, False)), COMPLETE],
 )
