@@ -74,7 +74,7 @@ def test_contents_survive_remapping_on_two_streams(pool):
 def test_a_stream_that_its_owner_destroyed(pool):
     """Memory was freed behind its work; the pool has recorded no event there yet, and cannot any more."""
     owner = open_driver("cuda:0")
-    for round_ in range(20):
+    for round_ in range(5):
         stream = owner.create_stream()
         victim = pool.malloc(64 * MiB, stream)
         for _ in range(20):
@@ -83,7 +83,7 @@ def test_a_stream_that_its_owner_destroyed(pool):
         owner.destroy_stream(stream)  # its work goes on
         again = pool.malloc(63 * MiB)
         owner.fill(again, 2, 63 * MiB, 0)
-        assert set(owner.read(again, 63 * MiB)) == {2}, round_
+        assert owner.read(again, 63 * MiB) == b"\2" * (63 * MiB), round_
         pool.free(again)
         pool.trim()
     owner.close()

@@ -17,6 +17,7 @@ import smartpool.interop.rmm as rmm_interop
 from smartpool.driver import open_driver
 from smartpool.errors import AllocatorError, DeviceNotFoundError, DriverNotInstalledError
 from smartpool.interop.cuda_core import memory_resource
+from smartpool.interop.upstream import manager_over
 
 try:
     KEEPER = open_driver("cuda:0")
@@ -200,6 +201,34 @@ def test_rmm(pool):
     finally:
         rmm_interop.uninstall()
     assert not isinstance(rmm.mr.get_current_device_resource(), rmm.mr.CallbackMemoryResource)
+
+
+# ------------------------------------------------------------------ their memory below ours
+
+
+@pytest.mark.parametrize("kind", ["rmm", "cuda.core"])
+def test_a_pool_over_somebody_elses_memory(kind, request):
+    if kind == "rmm":
+        rmm = pytest.importorskip("rmm")
+        resource = rmm.mr.CudaMemoryResource()
+    else:
+        core = request.getfixturevalue("core")
+        core.Device(0).set_current()
+        resource = core.Device(0).memory_resource
+    with manager_over(resource, config=smartpool.SmartPoolConfig(max_bytes=GiB)) as manager:
+        stream = manager.driver.create_stream()
+        pointers = [manager.malloc(size, stream) for size in (100, 5000, 3 * MiB, 300 * MiB)]
+        for value, pointer in enumerate(pointers):
+            manager.driver.fill(pointer, value, 100, stream)
+        assert [manager.driver.read(pointer, 100)[0] for pointer in pointers] == [0, 1, 2, 3]
+        with pytest.raises(smartpool.OutOfMemoryError):
+            manager.malloc(900 * MiB)
+        manager.check()
+        for pointer in pointers:
+            manager.free(pointer)
+        manager.trim(wait=True)
+        assert manager.reserved_bytes == 0
+        manager.driver.destroy_stream(stream)
 
 
 # ------------------------------------------------------------------ Numba, in a process of its own

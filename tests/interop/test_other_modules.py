@@ -14,18 +14,23 @@ import smartpool.interop.cuda_core as for_cuda_core
 import smartpool.interop.cupy as for_cupy
 import smartpool.interop.numba as for_numba
 import smartpool.interop.rmm as for_rmm
+from smartpool.config import SmartPoolConfig
+from smartpool.driver.cuda import Bindings, CudaDriver
 from smartpool.errors import (
     AllocatorError,
     DeviceNotFoundError,
+    DriverError,
     InvalidRequestError,
     MissingPackageError,
     OutOfMemoryError,
     UnknownPointerError,
     UnsupportedError,
 )
+from smartpool.interop import upstream
+from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 MiB = 1 << 20
-MODULES = ["cuda_core", "cupy", "numba", "rmm", "torch"]
+MODULES = ["cuda_core", "cupy", "numba", "rmm", "torch", "upstream"]
 
 # ------------------------------------------------------------------ all of them
 
@@ -269,3 +274,68 @@ def test_rmm_on_every_device_and_back(frameworks, open_pool):
     for_rmm.uninstall()
     assert current == {0: "before", 1: "before"}
     for_rmm.uninstall()
+
+
+# ------------------------------------------------------------------ somebody else's memory below ours
+
+
+class Upstream:
+    """A resource of RMM, or of cuda.core when it gives buffers, over the fake device."""
+
+    def __init__(self, driver, core=None):
+        self.driver, self.core, self.held = driver, core, {}
+
+    def allocate(self, size, **stream):
+        if self.core and "stream" not in stream:
+            raise TypeError("allocate() needs keyword-only argument stream")
+        pointer = self.driver.allocate(size)
+        self.held[pointer] = size
+        return self.core.Buffer.from_handle(pointer, size, mr=self) if self.core else pointer
+
+    def deallocate(self, pointer, size, **_):
+        assert self.held.pop(pointer) == size
+        self.driver.free(pointer)
+
+
+@pytest.mark.parametrize("kind", ["rmm", "cuda.core"])
+def test_a_pool_over_somebody_elses_memory(frameworks, fake_cuda, kind):
+    below = CudaDriver(0, Bindings(fake_cuda, "13.4.4"))
+    resource = Upstream(below, frameworks["core"] if kind == "cuda.core" else None)
+    driver = upstream.UpstreamDriver(resource, 0, bindings=Bindings(fake_cuda, "13.4.4"))
+    with AdvancedMemoryPoolManager(driver, SmartPoolConfig(max_bytes=64 * MiB)) as manager:
+        pointers = [manager.malloc(size) for size in (100, 5000, 3 * MiB)]
+        assert sum(resource.held.values()) == manager.reserved_bytes > 0
+        for pointer in pointers:
+            assert any(base <= pointer < base + size for base, size in resource.held.items())
+            driver.fill(pointer, 7, 100, 0)
+        assert driver.read(pointers[0], 100) == b"\7" * 100
+        with pytest.raises(OutOfMemoryError):
+            manager.malloc(63 * MiB)
+        manager.check()
+        for pointer in pointers:
+            manager.free(pointer)
+        manager.trim()
+        assert resource.held == {}
+    below.close()
+
+
+def test_the_resources_failures_are_ours(frameworks, fake_cuda):
+    class Failing:
+        error = MemoryError("the resource is empty")
+
+        def allocate(self, size, **_):
+            raise self.error
+
+        def deallocate(self, *_):
+            raise NotImplementedError
+
+    driver = upstream.UpstreamDriver(Failing(), 0, bindings=Bindings(fake_cuda, "13.4.4"))
+    with AdvancedMemoryPoolManager(driver) as manager:
+        with pytest.raises(OutOfMemoryError):
+            manager.malloc(5)
+        Failing.error = RuntimeError("no context")
+        with pytest.raises(DriverError, match=r"allocate\(size=.*no context"):
+            manager.malloc(5)
+        manager.check()
+    with pytest.raises(InvalidRequestError, match="expected a memory resource of RMM or cuda.core, got 5"):
+        upstream.manager_over(5)
