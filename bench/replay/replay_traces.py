@@ -36,7 +36,7 @@ from smartpool.trace.trace import Trace
 TRACES = Path(__file__).parents[2] / "tests" / "data" / "traces"
 DEVICE = "model:141GiB"
 POLICIES = ("balanced", "tight", "fast")
-REPEAT = 5
+REPEAT = 3
 
 
 @dataclass
