@@ -56,8 +56,9 @@ def fit(
     Examples
     --------
     >>> import numpy as np
-    >>> fit(np.array([0, 1, 2]), np.array([2, 3, 4]), np.array([4, 4, 4]), 8).tolist()
-    [0, 4, 0]
+    >>> offsets = fit(np.array([0, 1, 2]), np.array([2, 3, 4]), np.array([4, 4, 4]), 8)
+    >>> sorted(offsets.tolist()[:2]), int(offsets[0] - offsets[2])
+    ([0, 4], 0)
     """
     instance = Instance.compress(start, end, size, alignment)
     restarts = Restarts(HARD, seed, effort=EFFORT)
