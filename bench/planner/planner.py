@@ -136,7 +136,7 @@ def run_million() -> list[dict[str, object]]:
     ):
         cases.append(
             (
-                f"{lifetimes[:7]}, {live} live, {sizes}",
+                f"{lifetimes}, {live} live, {sizes}",
                 lambda live=live, lifetimes=lifetimes, sizes=sizes: random_intervals(
                     million, live=live, lifetimes=lifetimes, sizes=sizes
                 ),
