@@ -74,7 +74,7 @@ def torch_rows(label: str = "") -> Iterator[Contender]:
     yield f"torch.empty{label}", "empty(size, dtype=u1, device=device)", names
 
 
-def cuda_core_rows(ordinal: int) -> Iterator[Contender]:
+def cuda_core_rows(ordinal: int, pool: smartpool.SmartPool) -> Iterator[Contender]:
     core = import_module("cuda.core")
     if not hasattr(core, "Device"):
         core = import_module("cuda.core.experimental")
@@ -82,24 +82,23 @@ def cuda_core_rows(ordinal: int) -> Iterator[Contender]:
     device.set_current()
     stream = device.create_stream()
     resource = device.memory_resource
-    yield (
-        "cuda.core DeviceMemoryResource",
-        "allocate(size, stream=s).close()",
-        {
-            "allocate": resource.allocate,
-            "s": stream,
-        },
-    )
+    statement = "allocate(size, stream=s).close()"
+    yield "cuda.core DeviceMemoryResource", statement, {"allocate": resource.allocate, "s": stream}
+    ours = import_module("smartpool.interop.cuda_core").memory_resource(pool)
+    yield "cuda.core on SmartPool", statement, {"allocate": ours.allocate, "s": stream}
 
 
-def rmm_rows() -> Iterator[Contender]:
+def rmm_rows(pool: smartpool.SmartPool) -> Iterator[Contender]:
     rmm = import_module("rmm")
-    pool = rmm.mr.PoolMemoryResource(
+    theirs = rmm.mr.PoolMemoryResource(
         rmm.mr.CudaMemoryResource(), initial_pool_size=4 << 30, maximum_pool_size=8 << 30
     )
-    names = {"take": pool.allocate, "give": pool.deallocate, "buffer": rmm.DeviceBuffer, "pool": pool}
-    yield "RMM PoolMemoryResource", "give(take(size), size)", names
-    yield "rmm.DeviceBuffer", "buffer(size=size, mr=pool)", names
+    ours = import_module("smartpool.interop.rmm").memory_resource(pool)
+    for label, resource in (("RMM PoolMemoryResource", theirs), ("RMM on SmartPool", ours)):
+        names = {"take": resource.allocate, "give": resource.deallocate}
+        yield label, "give(take(size), size)", names
+    for label, resource in (("rmm.DeviceBuffer", theirs), ("rmm.DeviceBuffer on SmartPool", ours)):
+        yield label, "buffer(size=size, mr=resource)", {"buffer": rmm.DeviceBuffer, "resource": resource}
 
 
 def driver_rows() -> Iterator[Contender]:
@@ -181,8 +180,8 @@ def here(ordinal: int, rounds: int) -> dict[str, Any]:
             lambda: smartpool_through_cupy(pool),
             cupy_rows,
             torch_rows,
-            lambda: cuda_core_rows(ordinal),
-            rmm_rows,
+            lambda: cuda_core_rows(ordinal, pool),
+            lambda: rmm_rows(pool),
             driver_rows,
         ]
         return measure(gather(makers), rounds)

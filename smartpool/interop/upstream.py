@@ -14,6 +14,7 @@ from typing import Any
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.cuda import CudaDriver
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvalidRequestError
+from smartpool.interop._frameworks import framework
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["UpstreamDriver", "manager_over"]
@@ -77,11 +78,9 @@ class UpstreamDriver(CudaDriver):
         try:
             answer = self._take(size)
         except Exception as error:
-            if isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error):
-                raise DriverOutOfMemoryError(
-                    "allocate", "UPSTREAM", {"size": size}, advice=str(error)
-                ) from error
-            raise DriverError("allocate", "UPSTREAM", {"size": size}, advice=str(error)) from error
+            empty = isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error)
+            kind = DriverOutOfMemoryError if empty else DriverError
+            raise kind("allocate", "UPSTREAM", {"size": size}, advice=str(error)) from error
         handle = getattr(answer, "handle", None)
         if handle is None:  # RMM gives an address
             address = int(answer)
@@ -107,12 +106,6 @@ class UpstreamDriver(CudaDriver):
     def _take(self, size: int) -> Any:
         try:
             return self._resource.allocate(size)  # RMM, and cuda.core before 1.0, on the default stream
-        except TypeError:  # cuda.core from 1.0 on wants a stream
-            return self._resource.allocate(size, stream=_DefaultStream())
-
-
-class _DefaultStream:
-    """CUDA's legacy default stream, by the protocol that all frameworks read."""
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, 0
+        except TypeError:  # cuda.core from 1.0 on wants a stream of its own
+            core = framework("cuda.core", install="pip install cuda-core")
+            return self._resource.allocate(size, stream=core.Device(self.ordinal).default_stream)

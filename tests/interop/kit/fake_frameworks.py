@@ -121,6 +121,7 @@ def fake_cuda_core():
     core = types.ModuleType("cuda.core")
     core.Buffer = type("Buffer", (Buffer,), {})
     core.MemoryResource = type("MemoryResource", (), {})
+    core.Device = lambda _: types.SimpleNamespace(default_stream=Stream())
     return core
 
 
