@@ -81,11 +81,11 @@ class Steps:
         """Whether a step is under way, on any thread."""
         return self._name is not None
 
-    def begin(self, name: str, pool: RegionSource, *, wait_for_plan: bool) -> None:
+    def begin(self, name: str, pool: RegionSource) -> None:
         """Begin a step: planned when its plan is there, recorded when none is under way."""
         if self._name is not None:
             raise StepError(f"expected no step under way, {self._name!r} is; steps do not nest")
-        self._adopt(name, wait=wait_for_plan)
+        self._adopt(name)
         self.release_idle(pool, keep=name)
         plan = self._plans.get(name)
         if plan is None:
@@ -154,9 +154,15 @@ class Steps:
             planned_bytes=sum(size for _, size in self.regions()),
         )
 
-    def _adopt(self, name: str, *, wait: bool) -> None:
+    def wait_for_plan(self, name: str) -> None:
+        """Wait for the planner, if it is at work for the step `name`. Needs no lock, and must hold none."""
         planning = self._planning.get(name)
-        if planning is None or not (wait or planning.done):
+        if planning is not None:
+            planning.wait()
+
+    def _adopt(self, name: str) -> None:
+        planning = self._planning.get(name)
+        if planning is None or not planning.done:
             return
         del self._planning[name]
         self._plans[name] = planning.result()
@@ -189,9 +195,12 @@ class _Planning:
         """Whether the thread has ended."""
         return not self._thread.is_alive()
 
-    def result(self) -> StepPlan:
-        """Wait for the plan and return it; raises what the planner raised."""
+    def wait(self) -> None:
+        """Wait until the thread has ended."""
         self._thread.join()
+
+    def result(self) -> StepPlan:
+        """Return the plan of a thread that is done; raises what the planner raised."""
         if self._plan is None:
             raise StepError("planning a step failed; see the cause") from self._error
         return self._plan

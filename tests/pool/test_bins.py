@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 import pytest
 
-import smartpool.pool.manager as manager_module
+import smartpool.pool.searching as searching_module
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
@@ -76,7 +76,7 @@ def test_what_only_equals_a_pointer_is_refused(pool, bad):
 
 
 def test_bins_of_sizes_that_never_come_back_are_forgotten(pool, monkeypatch):
-    monkeypatch.setattr(manager_module, "_BINS", 64)
+    monkeypatch.setattr(searching_module, "BINS", 64)
     pool._bins_limit = 64
     kept = [pool.malloc(nbytes) for nbytes in range(1, 40)]
     for nbytes in range(1000, 5000):

@@ -1,0 +1,322 @@
+"""The books of a pool: what they consist of, what they say, and the proof that they agree.
+
+Three structures belong to the quick path: the bins of each stream, the table of live blocks, and
+the sets of bins that were touched since they were last emptied. They are never replaced, only
+changed, by steps that are atomic. Everything else is written under the lock, by one call at a time
+(`_writing`): what runs in the middle of such a call on the same thread, a destructor or a signal
+handler, may free and may take from a bin, and is refused where it would write.
+
+Invariants, proved by `check()`: every block of the heap is live, or cached in exactly one bin;
+live and cached blocks are disjoint and have the size that their bin says; reserved bytes are
+within the cap; and the invariants of heap, chunks and memory.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from smartpool.config import SmartPoolConfig
+from smartpool.driver.protocol import Driver
+from smartpool.errors import (
+    ConfigurationError,
+    DoubleFreeError,
+    DriverOutOfMemoryError,
+    InvariantError,
+    OutOfMemoryError,
+    PoolClosedError,
+    ReentrantCallError,
+    SmartPoolError,
+    UnknownPointerError,
+)
+from smartpool.memory.arena import Uses
+from smartpool.pool.bins import Bin, DisownedTable, LiveTable
+from smartpool.pool.device_memory import DeviceMemory
+from smartpool.pool.direct import DirectBin
+from smartpool.pool.elastic import ElasticHeap
+from smartpool.pool.forks import disown_in_children
+from smartpool.pool.fragmentation import Fragmentation, interval_fragmentation, share_wasted
+from smartpool.pool.heap import Heap
+from smartpool.pool.policy import POLICY_OF_NAME
+from smartpool.pool.segments import SegmentHeap
+from smartpool.pool.statistics import MemorySnapshot, TierSnapshot
+from smartpool.pool.stepping import Steps
+from smartpool.pool.steps import SlotBin
+from smartpool.pool.streams import StreamClock
+from smartpool.pool.tiers import Tier
+from smartpool.units import format_size
+
+__all__ = ["BINS", "PoolBooks", "reentered", "steady"]
+
+BINS: Final = 1 << 16
+"""Bins of one stream, about 20 MB, before those that nobody uses are forgotten."""
+
+
+class PoolBooks:
+    """State of one device's pool, and all questions about it. `AdvancedMemoryPoolManager` is the whole."""
+
+    def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
+        self.driver = driver
+        self.config = config or SmartPoolConfig()
+        info = driver.memory_info()
+        self._used_before = info.total - info.free
+        self._memory = DeviceMemory(driver, self._checked_cap(info.total))
+        self._clock = StreamClock(driver)
+        self._home = driver.default_stream
+        self._lock = threading.RLock()
+        self._busy = False  # whether the books are being written: never true twice on one thread
+        self._closed = False
+        self._released = False
+        self._disowned = False
+        self.on_pressure: Callable[[], None] | None = None
+        self.out_of_memory_callbacks: list[Callable[[int], bool]] = []
+        self.late_frees: Callable[[], None] | None = None
+        self._several_streams = False
+        # The quick path's three structures. They are never replaced, only changed: callers may
+        # hold bound methods, and other threads are in the middle of them at any time.
+        self._bins: dict[int, Bin] = {}
+        self._live = LiveTable()
+        self._touched: set[Bin] = set()
+        self._touched_small: set[Bin] = set()  # of requests below the policy's slab limit
+        self._bins_of: dict[int, dict[int, Bin]] = {self._home: self._bins}
+        self._bins_limit = BINS
+        self._doomed: deque[tuple[int, Uses]] = deque()  # raw allocations to be given back (pooling off)
+        self._peak_live_bytes = 0
+        self._searches = self._flushes = self._grows = 0
+        self._policy = POLICY_OF_NAME[self.config.policy]
+        self._pooling = self.config.enable_advanced_pooling
+        self._heap = self._make_heap()
+        disown_in_children(self)
+        self._steps = Steps(self._home)
+        self._hidden_bins: dict[int, Bin] | None = None
+
+    def _make_heap(self) -> Heap:
+        if self.driver.granularity:
+            return ElasticHeap(self._memory, self._clock, self._policy)
+        return SegmentHeap(self._memory, self._clock)
+
+    def _checked_cap(self, device_bytes: int) -> int:
+        """Return the limit in whole chunks."""
+        cap, granularity = self.config.cap(device_bytes), self.driver.granularity or 1
+        if self.config.max_bytes is not None and cap < granularity:
+            raise ConfigurationError(
+                "max_bytes",
+                f"expected at least {format_size(granularity)}, the smallest piece of memory "
+                f"that {self.driver.name} gives, got {self.config.max_bytes!r}, {cap} bytes",
+            )
+        return cap // granularity * granularity
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the lock and write the books; refuse to begin in the middle of this thread's own writing."""
+        with self._lock:
+            if self._busy:
+                raise reentered()
+            try:
+                self._busy = True
+                yield
+            finally:
+                self._busy = False
+
+    def disown(self) -> None:
+        """Leave all memory to the parent: called in the child after a fork, where the pool is of no use.
+
+        Requests are refused, frees are accepted and do nothing, and no driver is called any more.
+        """
+        self._lock = threading.RLock()  # a thread that held it does not exist here
+        self._disowned = self._closed = self._released = True
+        for bins in self._bins_of.values():
+            bins.clear()
+        self._touched.clear()
+        self._touched_small.clear()
+        self._doomed.clear()
+        self._live.__class__ = DisownedTable
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Physical bytes that the pool holds."""
+        return self._memory.reserved_bytes
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """The most that `reserved_bytes` ever was."""
+        return self._memory.peak_reserved_bytes
+
+    @property
+    def available_bytes(self) -> int:
+        """What a request could get at most: free on the device, and idle in the pool, under the cap."""
+        idle = self._memory.reserved_bytes - self.live_bytes
+        return min(self.driver.memory_info().free, self._memory.room_bytes) + idle
+
+    def owns(self, pointer: int) -> bool:
+        """Return whether `pointer` is a live block of this pool. O(1)."""
+        return pointer in self._live
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in live blocks, as requested. O(live blocks)."""
+        return sum(bin_.nbytes * count for bin_, count in Counter(steady(self._live)).items())
+
+    def live_blocks(self) -> dict[int, int]:
+        """Return address to requested bytes, for every live block. O(live blocks)."""
+        return {pointer: bin_.nbytes for pointer, bin_ in self._live.copy().items()}
+
+    def fragmentation(self) -> Fragmentation:
+        """Return the live metric by its three parts. O(live blocks + gaps)."""
+        with self._writing():
+            return self._fragmentation(self.live_bytes)
+
+    def _fragmentation(self, live_bytes: int) -> Fragmentation:
+        info = self.driver.memory_info()
+        ranges, extent = self._heap.free_ranges(), self._heap.extent_bytes
+        enabled = self.config.enable_interval_coloring
+        return Fragmentation(
+            interval_graph=interval_fragmentation(ranges, extent) if enabled else 0.0,
+            pool=share_wasted(live_bytes, self._memory.reserved_bytes),
+            gpu=share_wasted(live_bytes, info.total - info.free - self._used_before),
+        )
+
+    def snapshot(self) -> MemorySnapshot:
+        """Return everything that is known about this device's memory now. O(live blocks + gaps)."""
+        with self._writing():
+            return self._snapshot()
+
+    def _snapshot(self) -> MemorySnapshot:
+        if self.late_frees is not None:
+            self.late_frees()
+        live = Counter(steady(self._live)).items()  # by bin: one pass over the blocks, in C
+        cached = [(bin_, len(bin_)) for bin_ in self._every_bin()]
+        live_bytes = sum(bin_.nbytes * count for bin_, count in live)
+        self._peak_live_bytes = max(self._peak_live_bytes, live_bytes)
+        info = self.driver.memory_info()
+        return MemorySnapshot(
+            device=self.driver.name,
+            live_bytes=live_bytes,
+            live_blocks=sum(count for _, count in live),
+            block_bytes=sum(bin_.size * count for bin_, count in live),
+            cached_bytes=sum(bin_.size * count for bin_, count in cached),
+            gap_bytes=sum(self._heap.free_ranges()),
+            reserved_bytes=self._memory.reserved_bytes,
+            peak_reserved_bytes=self._memory.peak_reserved_bytes,
+            peak_live_bytes=self._peak_live_bytes,
+            largest_free_bytes=self._heap.largest_gap_bytes,
+            cap_bytes=self._memory.cap_bytes,
+            device_free_bytes=info.free,
+            device_total_bytes=info.total,
+            searches=self._searches,
+            flushes=self._flushes,
+            grows=self._grows,
+            waits=self._clock.waits,
+            steps=self._steps.statistics,
+            driver_calls=dict(self.driver.calls),
+            driver_seconds=self.driver.seconds,
+            tiers=_by_tier(live, cached),
+            fragmentation=self._fragmentation(live_bytes),
+        )
+
+    def _every_bin(self) -> list[Bin]:
+        """Return all bins, those of single blocks included (`record_stream`)."""
+        bins = {bin_ for bins in list(self._bins_of.values()) for bin_ in list(bins.values())}
+        return list(bins | self._touched | self._touched_small)
+
+    def check(self) -> None:
+        """Prove the invariants; `InvariantError` when one is broken. Other threads must be still."""
+        with self._writing():
+            self._heap.check()
+            apart = (DirectBin, SlotBin)  # blocks that are not the heap's
+            live = {p: bin_.size for p, bin_ in self._live.items() if not isinstance(bin_, apart)}
+            live |= dict(self._steps.regions())
+            cached = [(pointer, bin_.size) for bin_ in self._every_bin() for pointer in bin_]
+            blocks = sorted(tuple(block) for block in self._heap.blocks())
+            if sorted([*live.items(), *cached]) != blocks:
+                raise InvariantError(f"live {live} and cached {cached} are not the blocks {blocks}")
+            held = self._memory.reserved_bytes
+            if held > self._memory.cap_bytes:
+                raise InvariantError(f"reserved {held} exceeds the cap {self._memory.cap_bytes}")
+
+    # ------------------------------------------------------------------ errors
+
+    def _bad_pointer(self, pointer: object) -> SmartPoolError:
+        try:
+            address = operator.index(pointer)  # type: ignore[arg-type]
+        except TypeError:
+            return UnknownPointerError(
+                f"expected an address that malloc returned, got {pointer!r} of type "
+                f"{type(pointer).__name__}; free blocks by their address, and a Buffer by Buffer.free"
+            )
+        with self._lock:
+            if self._heap.block_size(address) is not None or self._heap.is_gap(address):
+                return DoubleFreeError(
+                    f"expected the address of a live block, got {address:#x}, which is free already; "
+                    "free every block once"
+                )
+            return UnknownPointerError(
+                f"expected the address of a live block of this pool on {self.driver.name}, got {address:#x}; "
+                "free it with the allocator that returned it, and by the address that it returned"
+            )
+
+    def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
+        now = self._snapshot()
+        parts = ", ".join(f"{name} {value:.1%}" for name, value in now.fragmentation.as_dict().items())
+        held: Counter[int] = Counter()
+        for live, count in Counter(steady(self._live)).items():
+            held[live.nbytes] += live.nbytes * count
+        holders = ", ".join(f"{total // max(n, 1)} x {format_size(n)}" for n, total in held.most_common(3))
+        return OutOfMemoryError(
+            f"cannot allocate {bin_.nbytes} bytes ({format_size(bin_.nbytes)}) on {now.device}: "
+            f"{format_size(now.live_bytes)} live in {now.live_blocks} blocks (most: {holders or 'none'}), "
+            f"{format_size(now.reserved_bytes)} reserved of {format_size(now.cap_bytes)}, "
+            f"largest free range {format_size(now.largest_free_bytes)}, "
+            f"{format_size(now.device_free_bytes)} free on the device; fragmentation: {parts}; "
+            f"free what is not needed, or raise the limit ({error.code})"
+        )
+
+    def _closed_error(self) -> PoolClosedError:
+        if self._disowned:
+            return PoolClosedError(
+                f"expected a pool of this process, this one on {self.driver.name} was opened before a fork "
+                "and belongs to the parent; open a pool in the child, or start processes by 'spawn'"
+            )
+        return PoolClosedError(
+            f"expected an open pool, this one on {self.driver.name} was closed; make another"
+        )
+
+
+def reentered() -> ReentrantCallError:
+    """Return the error of a request in the middle of the same thread's own."""
+    return ReentrantCallError(
+        "expected no request in the middle of this thread's own request: a destructor, a weak reference's "
+        "callback or a signal handler made one while the pool was searching; do it from outside of those"
+    )
+
+
+def steady(live: LiveTable) -> list[Bin]:
+    """Return the bins of the live blocks while other threads go on."""
+    while True:
+        try:
+            return list(live.values())
+        except RuntimeError:  # changed while it was copied: once more
+            continue
+
+
+def _by_tier(live: Iterable[tuple[Bin, int]], cached: Iterable[tuple[Bin, int]]) -> dict[str, TierSnapshot]:
+    """Return blocks and bytes by tier, from the number of blocks of each bin."""
+    figures = {tier: [0, 0, 0, 0] for tier in Tier}
+    for bin_, count in live:
+        figure = figures[bin_.tier]
+        figure[0] += count
+        figure[1] += bin_.nbytes * count
+    for bin_, count in cached:
+        figure = figures[bin_.tier]
+        figure[2] += count
+        figure[3] += bin_.size * count
+    return {
+        tier.value: TierSnapshot(live_blocks=a, live_bytes=b, cached_blocks=c, cached_bytes=d)
+        for tier, (a, b, c, d) in figures.items()
+    }

@@ -1,0 +1,282 @@
+"""The searching path: from an empty bin to the gap, the flush, growth, and the last resort.
+
+See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` for the reasons.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final
+
+from smartpool.errors import (
+    DriverError,
+    DriverOutOfMemoryError,
+    RequestTooLargeError,
+)
+from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
+from smartpool.pool.bins import Bin
+from smartpool.pool.books import BINS, PoolBooks, reentered, steady
+from smartpool.pool.direct import DirectBin
+from smartpool.pool.tiers import tier_of
+from smartpool.request import checked_size
+from smartpool.units import align_up, format_size
+
+__all__ = ["SearchingPool"]
+
+_EVERYTHING: Final = 1 << 62
+
+
+class SearchingPool(PoolBooks):
+    """Books that can find, make and give back room. `AdvancedMemoryPoolManager` is the whole."""
+
+    # ------------------------------------------------------------------ search
+
+    def _bin(self, nbytes: int, stream: int) -> Bin:
+        """Return the bin of a request size on a stream. Atomic steps only: callers may hold no lock.
+
+        A bin that `_forget_bins` takes out of the dictionary meanwhile is as good: what is freed into
+        it goes to the arenas with the next flush.
+        """
+        bins = self._bins_of.get(stream)
+        if bins is None:
+            bins = self._bins_of.setdefault(stream, {})
+        bin_ = bins.get(nbytes)
+        if bin_ is None:
+            size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
+            touched = self._touched_small if size < self._policy.slab_limit else self._touched
+            bin_ = bins.setdefault(nbytes, Bin(nbytes, size, stream, tier_of(nbytes), touched))
+        return bin_
+
+    def _search(self, nbytes: int, stream: object, alignment: int = ALIGNMENT) -> int:
+        if nbytes.__class__ is not int or nbytes < 0:
+            nbytes = checked_size(nbytes)
+        handle = self._home if stream is None else self.driver.stream(stream)
+        with self._writing():
+            if self._closed:
+                raise self._closed_error()
+            if handle != self._home and not self._several_streams:
+                self._begin_several_streams()
+            bin_ = self._bin(nbytes, handle)
+            if len(self._bins_of[handle]) > self._bins_limit:
+                self._forget_bins()
+            if self._steps.active and handle == self._home and alignment <= ALIGNMENT:
+                return self._serve_in_step(bin_)
+            if self._pooling:
+                pointer = self._find_place(bin_, max(alignment, ALIGNMENT))
+            else:
+                bin_, pointer = self._allocate_directly(bin_, max(alignment, ALIGNMENT))
+            self._live[pointer] = bin_
+            return pointer
+
+    def _refill(self, bin_: Bin) -> int:
+        """Serve a request whose bin is empty. The quick path's own way here: all else was checked."""
+        if self._closed or self._steps.active or not self._pooling:
+            return self._search(bin_.nbytes, bin_.stream)
+        with self._lock:  # `_writing`, written out: a microsecond less
+            if self._busy:
+                raise reentered()
+            try:
+                self._busy = True
+                if self._closed:
+                    raise self._closed_error()
+                pointer = self._find_place(bin_, ALIGNMENT)
+                self._live[pointer] = bin_
+                return pointer
+            finally:
+                self._busy = False
+
+    def _find_place(self, bin_: Bin, alignment: int) -> int:
+        if self.late_frees is not None:
+            self.late_frees()
+        if bin_ and alignment == ALIGNMENT:
+            try:
+                return bin_.pop()  # freed meanwhile, or requested through a face without a quick path
+            except IndexError:
+                pass
+        self._searches += 1
+        size, touched = bin_.size, bin_.touched
+        allocate = self._heap.allocate
+        # While bins hold large blocks, only a snug gap is taken: something freed lately may fit better.
+        waste = self._policy.waste if touched and touched is self._touched else None
+        pointer = allocate(size, alignment, bin_.stream, waste)
+        if pointer is None:
+            if touched:
+                self._empty_bins(touched)
+                pointer = allocate(size, alignment, bin_.stream, None)
+            if pointer is None:
+                return self._grow(bin_, alignment)
+        return pointer
+
+    # ------------------------------------------------------------------ growth
+
+    def _grow(self, bin_: Bin, alignment: int) -> int:
+        if max(bin_.size, alignment) > self._memory.cap_bytes:
+            raise RequestTooLargeError(
+                f"expected at most {self._memory.cap_bytes} bytes ({format_size(self._memory.cap_bytes)}, "
+                f"what {self.driver.name} or the pool's limit can ever hold), got {bin_.nbytes} bytes "
+                f"({format_size(bin_.nbytes)}); ask for less, or raise max_bytes where it is the limit"
+            )
+        self._grows += 1
+        self._empty_bins(self._touched)
+        self._empty_bins(self._touched_small)
+        try:
+            pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
+        except DriverOutOfMemoryError:
+            pointer = self._extend_under_pressure(bin_, alignment)
+        self._peak_live_bytes = max(self._peak_live_bytes, self._heap.live_bytes)
+        limit = self.config.memory_pressure_threshold * self._memory.cap_bytes
+        if self.on_pressure is not None and self._memory.reserved_bytes > limit:
+            self.on_pressure()
+        return pointer
+
+    def _extend_under_pressure(self, bin_: Bin, alignment: int) -> int:
+        """Give back what idles and try again, as long as a callback says that it freed something."""
+        while True:
+            self._steps.release_idle(self)
+            self._flush()
+            self._release_idle(_EVERYTHING, wait=True)
+            try:
+                return self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
+            except DriverOutOfMemoryError as error:
+                if not self._ask_for_room(bin_.nbytes):
+                    raise self._out_of_memory(bin_, error) from error
+                if self._closed:
+                    raise self._closed_error() from error
+
+    def _ask_for_room(self, nbytes: int) -> bool:
+        """Return whether a callback freed something. The books are whole here: it may do anything."""
+        self._busy = False
+        try:
+            return any(callback(nbytes) for callback in list(self.out_of_memory_callbacks))
+        finally:
+            self._busy = True
+
+    def _release_idle(self, limit_bytes: int, *, wait: bool) -> None:
+        self._heap.release_idle(limit_bytes, self._home_uses(), wait=wait)
+        self._memory.release_unwanted()
+
+    # ------------------------------------------------------------------ bins and streams
+
+    def _flush(self) -> None:
+        if self.late_frees is not None:
+            self.late_frees()
+        self._empty_bins(self._touched)
+        self._empty_bins(self._touched_small)
+
+    def _empty_bins(self, touched: set[Bin]) -> None:
+        if len(self._bins_of) > 1 and not self._several_streams:
+            self._begin_several_streams()
+        self._flushes += 1
+        marks: dict[int, Uses] = {}
+        free_all = self._heap.free_all
+        while touched:
+            bin_ = touched.pop()
+            bin_.quiet = True
+            try:
+                free_all(bin_, bin_.size, self._uses_after(bin_, marks) if self._several_streams else None)
+            except BaseException:
+                touched.add(bin_)
+                raise
+        # Other threads free meanwhile: only an event recorded behind the last block covers them all.
+        for stream in marks:
+            self._clock.stamp(stream)
+
+    def _uses_after(self, bin_: Bin, marks: dict[int, Uses]) -> Uses:
+        """Return the uses of blocks freed into `bin_`: the event that its streams get after this flush."""
+        uses: Uses = None
+        for stream in (bin_.stream, *bin_.others):
+            if stream not in marks:
+                marks[stream] = self._clock.mark([stream])
+            uses = join_uses(uses, marks[stream])
+        return uses
+
+    def _forget_bins(self) -> None:
+        """Take out the bins of sizes that nobody holds: a program may never repeat a size.
+
+        O(live blocks + bins), and at least as many new sizes as bins remain pass before the next time.
+        """
+        self._flush()
+        used = set(steady(self._live))
+        for bins in list(self._bins_of.values()):
+            for nbytes, bin_ in list(bins.items()):
+                if not bin_ and bin_ not in used:
+                    del bins[nbytes]
+        self._bins_limit = max(BINS, *(2 * len(bins) for bins in list(self._bins_of.values())))
+
+    def _begin_several_streams(self) -> None:
+        """From now on gaps carry their uses; those that are there were used on the first stream."""
+        self._several_streams = True
+        uses = self._clock.mark([self._home])
+        self._heap.mark(uses)
+
+    def _home_uses(self) -> Uses:
+        """Return what gaps without uses of their own stand for."""
+        return None if self._several_streams else self._clock.mark([self._home])
+
+    # ------------------------------------------------------------------ planned steps
+
+    def _serve_in_step(self, bin_: Bin) -> int:
+        slot = self._steps.slot_for(bin_.nbytes)
+        if slot is None:
+            pointer = self._find_place(bin_, ALIGNMENT)
+            self._live[pointer] = self._steps.noted(bin_)
+            return pointer
+        if slot.others:
+            self._clock.wait(self._clock.stamps(slot.others), slot.stream)
+            slot.others = ()
+        pointer = slot.pop()
+        self._live[pointer] = slot
+        return pointer
+
+    def acquire_region(self, size: int) -> int:
+        """Return the address of a block that is the region of a planned step."""
+        return self._find_place(self._region_bin(size), ALIGNMENT)
+
+    def release_region(self, address: int, size: int) -> None:
+        """Take back what `acquire_region` gave."""
+        uses = self._clock.stamp(self._home) if self._several_streams else None
+        self._heap.free_all([address], size, uses)
+
+    def _region_bin(self, size: int) -> Bin:
+        return Bin(size, size, self._home, tier_of(size), self._touched)
+
+    # ------------------------------------------------------------------ pooling switched off
+
+    def _allocate_directly(self, bin_: Bin, alignment: int) -> tuple[Bin, int]:
+        """Serve a request by a raw segment of its own (`enable_advanced_pooling=False`)."""
+        size = bin_.size + alignment - ALIGNMENT
+        self._free_doomed(wait=size > self._memory.room_bytes)
+        try:
+            try:
+                segment = self._memory.allocate_segment(size)
+            except DriverOutOfMemoryError:
+                self._free_doomed(wait=True)
+                segment = self._memory.allocate_segment(size)
+        except DriverOutOfMemoryError as error:
+            if bin_.size > self._memory.cap_bytes:
+                raise RequestTooLargeError(str(error)) from error
+            raise self._out_of_memory(bin_, error) from error
+        return DirectBin(bin_, segment, self._free_directly), align_up(segment, alignment)
+
+    def _free_directly(self, segment: int, streams: tuple[int, ...]) -> None:
+        # The free may come from a destructor, in the middle of anything: see `_release_everything`.
+        self._doomed.append((segment, self._clock.mark(streams)))
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._busy:
+                    with self._writing(), suppress(DriverError):  # it stays doomed: a free does not fail
+                        self._free_doomed(wait=False)
+            finally:
+                self._lock.release()
+
+    def _free_doomed(self, *, wait: bool) -> None:
+        """Give raw segments back that the device has done with. What fails is tried again later."""
+        for _ in range(len(self._doomed)):
+            segment, uses = self._doomed[0]
+            if wait:
+                self._clock.synchronize(uses)
+            if self._clock.idle(uses):
+                self._memory.free_segment(segment)
+                self._doomed.popleft()
+            else:
+                self._doomed.rotate(-1)
