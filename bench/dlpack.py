@@ -68,7 +68,7 @@ def cases() -> dict[str, Callable[[], object]]:
         "into numpy: pool.empty, anew": lambda: np.from_dlpack(pool.empty(SHAPE, "float32")),
     }
     try:
-        import torch  # noqa: PLC0415 - optional
+        import torch
     except ImportError:
         return rows
     tensor = torch.zeros(SHAPE)

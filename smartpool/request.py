@@ -95,7 +95,9 @@ def checked_size(size: SupportsIndex) -> int:
             "convert it with int(), or read text with smartpool.parse_size()"
         )
     if nbytes < 0:
-        raise InvalidSizeError(f"expected a size of at least 0 bytes, got {nbytes}; ask for the bytes that are wanted")
+        raise InvalidSizeError(
+            f"expected a size of at least 0 bytes, got {nbytes}; ask for the bytes that are wanted"
+        )
     return nbytes
 
 

@@ -223,7 +223,7 @@ def test_held_past_exit(close):
 
 def test_two_first_exports_at_once_have_one_owner(pool, monkeypatch):
     """A second thread, or a destructor, exports while the first export is being made."""
-    buffer, inner = pool.empty(1000, "uint8"), []
+    buffers, inner = [pool.empty(1000, "uint8")], []
 
     class Interrupted(buffer_module._Owner):
         __slots__ = ()
@@ -231,11 +231,11 @@ def test_two_first_exports_at_once_have_one_owner(pool, monkeypatch):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             monkeypatch.undo()
-            inner.append(np.from_dlpack(buffer))
+            inner.append(np.from_dlpack(buffers[0]))
 
     monkeypatch.setattr(buffer_module, "_Owner", Interrupted)
-    outer = np.from_dlpack(buffer)
-    del buffer
+    outer = np.from_dlpack(buffers[0])
+    buffers.clear()
     inner.clear()
     gc.collect()
     assert live(pool) == 1000
