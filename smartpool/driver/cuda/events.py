@@ -122,8 +122,8 @@ class Events:
             try:
                 values = (context.raw, raw)
                 context.call("record_event", self._record_context, values, event=event, stream=stream)
-            except RuntimeError as error:
-                if isinstance(error, DriverError):
+            except DriverError as error:
+                if error.code != "FUNCTION_NOT_FOUND":
                     raise
                 self._record_context = None  # the bindings know the call, the driver (before 12.5) does not
             else:
