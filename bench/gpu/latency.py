@@ -29,6 +29,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from common import write_results  # noqa: E402 - found by the path above
 
 import smartpool  # noqa: E402
+from smartpool.driver import open_driver  # noqa: E402
 
 SIZES = [512 << shift for shift in (0, 3, 7, 11, 15, 19, 21)]  # 512 B to 1 GiB
 QUICK_BYTES = 64 << 20  # the driver's own calls take milliseconds beyond this
@@ -228,7 +229,9 @@ def main() -> None:
     show(first)
     print("\nin a process where SmartPool is PyTorch's allocator")
     show(second)
-    path = write_results("latency-cuda", {"one_process": first, "pytorch_on_smartpool": second})
+    name = open_driver(f"cuda:{arguments.device}").describe()["name"]
+    rows = {"device": name, "one_process": first, "pytorch_on_smartpool": second}
+    path = write_results("latency-cuda", rows)
     print(path)
     if arguments.out:
         shutil.copy(path, arguments.out)

@@ -11,7 +11,8 @@ back to the pool when memory is next asked for, or looked at. It needs no lock o
 so a free costs 10 ns instead of a microsecond.
 Bound: a ring of 2^20 slots (8 MiB of addresses, touched as it is used). More frees than that without
 one request between them would overwrite the oldest, whose blocks then stay taken: a leak, never a
-block with two owners.
+block with two owners. An interrupt (Ctrl-C) that strikes between reading a slot and giving its block
+back leaks that block, for the same reason.
 Rejected: a `ctypes` callback (above); saving and restoring the error around it (`ctypes` drops it
 itself); `Py_AddPendingCall` (takes 32, and calls what it is given).
 """

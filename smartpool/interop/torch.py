@@ -153,9 +153,9 @@ def installed_pool() -> SmartPool | None:
 def _custom_allocator(torch: Any) -> Callable[[int, int], Any]:
     """Return PyTorch's maker of allocators; `UnsupportedError` where it has none."""
     make: Callable[[int, int], Any] | None = getattr(torch._C, "_cuda_customAllocator", None)  # noqa: SLF001
-    if make is None or torch.version.cuda is None:
+    if make is None or torch.version.cuda is None or not hasattr(torch, "OutOfMemoryError"):
         raise UnsupportedError(
-            f"expected a PyTorch with CUDA and with torch._C._cuda_customAllocator (2.0 or later), got "
+            f"expected a PyTorch with CUDA and with torch._C._cuda_customAllocator (2.5 or later), got "
             f"{torch.__version__}; {_INSTALL}"
         )
     return make
