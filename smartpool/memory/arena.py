@@ -29,12 +29,13 @@ them. None, the usual case, stands for whatever the owner of the arena takes as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 from smartpool.errors import InvariantError
-from smartpool.memory.ordered import OrderedIntegers
+from smartpool.memory.ordered import ROOM, OrderedIntegers
 
 __all__ = ["ALIGNMENT", "Arena", "Range", "Uses", "join_uses"]
 
@@ -121,9 +122,19 @@ class Arena:
                 return None
             return self.place(gap, size, alignment)
         # The usual case written out: half of the searching path's time is spent here.
-        key = self._by_size.pop_ceiling(size << _START_BITS, limit)
-        if key is None:
-            return None
+        sole = self._by_size.sole
+        if sole is None:
+            key = self._by_size.pop_ceiling(size << _START_BITS, limit)
+            if key is None:
+                return None
+        else:
+            index = bisect_left(sole, size << _START_BITS)
+            if index == len(sole):
+                return None
+            key = sole[index]
+            if limit is not None and key > limit:
+                return None
+            del sole[index]
         start = key & _START_MASK
         del self._gap_at[start]
         end = start + (key >> _START_BITS)
@@ -133,7 +144,11 @@ class Arena:
         else:
             self._gap_at[rest] = end - rest
             self._gap_before[end] = rest
-            self._by_size.add(end - rest << _START_BITS | rest)
+            key = end - rest << _START_BITS | rest
+            if sole is None:
+                self._by_size.add(key)
+            else:  # there is room: one was taken out
+                insort(sole, key)
         self._blocks[start] = size
         self.live_bytes += size
         return start
@@ -185,39 +200,43 @@ class Arena:
         self._join(start, size, uses)
         return size
 
-    def free_all(self, starts: list[int], uses: Uses, elsewhere: Callable[[int, Uses], object]) -> None:
-        """Empty the list, and end the blocks at the starts that were in it. O(log n) for each.
+    def free_all(
+        self, groups: Sequence[list[int]], uses: Uses, elsewhere: Callable[[int, Uses], object]
+    ) -> None:
+        """Empty the lists in `groups`, and end the blocks at the starts that were in them.
 
-        `elsewhere` is called for starts at which this arena has no block.
+        `elsewhere` is called for starts at which this arena has no block. O(log n) for each start.
         """
         blocks, barriers, by_size = self._blocks, self._barriers, self._by_size
         gap_at, gap_before = self._gap_at, self._gap_before
-        while starts:
-            try:
-                start = starts.pop()
-            except IndexError:  # another thread took the last one
-                return
-            size = blocks.pop(start, 0)
-            if not size:
-                elsewhere(start, uses)
-                continue
-            self.live_bytes -= size
-            if uses or self.uses:
-                self._join(start, size, uses)
-                continue
-            # `_join` without uses, written out: a free costs a microsecond here and two as calls.
-            end = start + size
-            if end in gap_at and end not in barriers:
-                behind = gap_at.pop(end)
-                by_size.remove(behind << _START_BITS | end)
-                end += behind
-            if start in gap_before and start not in barriers:
-                before = gap_before.pop(start)
-                by_size.remove(start - before << _START_BITS | before)
-                start = before
-            gap_at[start] = end - start
-            gap_before[end] = start
-            by_size.add(end - start << _START_BITS | start)
+        for starts in groups:
+            while starts:
+                try:
+                    start = starts.pop()
+                except IndexError:  # another thread took the last one
+                    break
+                size = blocks.pop(start, 0)
+                if not size:
+                    elsewhere(start, uses)
+                    continue
+                self.live_bytes -= size
+                sole = by_size.sole
+                if uses or self.uses or sole is None or len(sole) == ROOM:
+                    self._join(start, size, uses)
+                    continue
+                # `_join` without uses, written out: a free costs a microsecond here and two as calls.
+                end = start + size
+                if end in gap_at and end not in barriers:
+                    behind = gap_at.pop(end)
+                    del sole[bisect_left(sole, behind << _START_BITS | end)]
+                    end += behind
+                if start in gap_before and start not in barriers:
+                    before = gap_before.pop(start)
+                    del sole[bisect_left(sole, start - before << _START_BITS | before)]
+                    start = before
+                gap_at[start] = end - start
+                gap_before[end] = start
+                insort(sole, end - start << _START_BITS | start)
 
     # ------------------------------------------------------------------ ranges lent and taken back
 

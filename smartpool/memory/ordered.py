@@ -22,9 +22,10 @@ from itertools import chain, pairwise
 
 from smartpool.errors import InvariantError
 
-__all__ = ["OrderedIntegers"]
+__all__ = ["ROOM", "OrderedIntegers"]
 
 LOAD = 1024
+ROOM = 2 * LOAD
 
 
 class OrderedIntegers:
@@ -37,13 +38,20 @@ class OrderedIntegers:
     (20, None)
     >>> numbers.remove(20); list(numbers)
     [10, 30]
+
+    Attributes
+    ----------
+    sole
+        The members themselves, while one list holds them all; None once there are several. An inner
+        loop may bisect it, delete from it, and insert while it has fewer than `ROOM` members.
     """
 
-    __slots__ = ("_lists", "_separators")
+    __slots__ = ("_lists", "_separators", "sole")
 
     def __init__(self, values: Iterable[int] = ()) -> None:
         self._lists: list[list[int]] = [[]]  # only a sole list may be empty
         self._separators: list[int] = []
+        self.sole: list[int] | None = self._lists[0]
         for value in values:
             self.add(value)
 
@@ -68,6 +76,7 @@ class OrderedIntegers:
             self._lists.insert(place + 1, part[LOAD:])
             del part[LOAD:]
             self._separators.insert(place, self._lists[place + 1][0])
+            self.sole = None
 
     def remove(self, value: int) -> None:
         """Remove `value`; `KeyError` when it is not a member. O(log n)."""
@@ -139,6 +148,7 @@ class OrderedIntegers:
             and len(separators) == len(lists) - 1
             and all(len(part) <= 2 * LOAD and (part or not separators) for part in lists)
             and all(bisect_right(separators, value) == i for i, part in enumerate(lists) for value in part)
+            and self.sole is (None if separators else lists[0])
         )
         if not good:
             raise InvariantError(f"ordered integers are not in order: {lists!r}, {separators!r}")
@@ -147,3 +157,5 @@ class OrderedIntegers:
         """Take an empty list out, unless it is the only one."""
         if self._separators:
             del self._lists[place], self._separators[max(0, place - 1)]
+            if not self._separators:
+                self.sole = self._lists[0]

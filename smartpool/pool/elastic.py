@@ -25,7 +25,7 @@ arenas, chunks and addresses as they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final
 
@@ -72,6 +72,7 @@ class ElasticHeap:
         self._clock = clock
         self._policy = policy
         self._slab_limit = policy.slab_limit
+        self._tidy = policy.tidy
         self._addresses = Arena()  # its blocks are home mappings, its gaps unmapped addresses
         self._reservations: list[Range] = []
         self._loose: dict[int, int] = {}  # home mappings whose undo failed: start -> chunk handle
@@ -86,8 +87,8 @@ class ElasticHeap:
         arena = self._small if size < self._slab_limit else self._home
         if arena.uses:
             return place_for_stream(arena, self._clock, size, alignment, stream, waste)
-        if self._policy.tidy and waste is None and alignment == ALIGNMENT:
-            return place_tidily(arena, self._chunks, size, self._policy.tidy)
+        if self._tidy and waste is None and alignment == ALIGNMENT:
+            return place_tidily(arena, self._chunks, size, self._tidy)
         return arena.allocate(size, alignment, waste)
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
@@ -111,12 +112,12 @@ class ElasticHeap:
         address = place_for_stream(self._home, self._clock, size, alignment, stream)
         return self._extend_home(size, alignment, stream, uses) if address is None else address
 
-    def free_all(self, addresses: list[int], size: int, uses: Uses) -> None:
-        """End the blocks at `addresses`; see `Heap.free_all`."""
+    def free_all(self, groups: Sequence[list[int]], size: int, uses: Uses) -> None:
+        """End the blocks in `groups`; see `Heap.free_all`."""
         if size < self._slab_limit:
-            self._small.free_all(addresses, uses, self._free_elsewhere)
+            self._small.free_all(groups, uses, self._free_elsewhere)
         else:
-            self._home.free_all(addresses, uses, self._free_elsewhere)
+            self._home.free_all(groups, uses, self._free_elsewhere)
 
     def _free_elsewhere(self, address: int, uses: Uses) -> None:
         """End a block in a window, or a small block for which there was no room for a slab."""

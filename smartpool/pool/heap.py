@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from smartpool.memory.arena import Range, Uses
@@ -30,10 +30,11 @@ class Heap(Protocol):
         neither the device nor idle memory can give enough.
         """
 
-    def free_all(self, addresses: list[int], size: int, uses: Uses) -> None:
-        """Empty the list and end the blocks of `size` bytes that were in it.
+    def free_all(self, groups: Sequence[list[int]], size: int, uses: Uses) -> None:
+        """Empty the lists in `groups`, and end the blocks that were in them.
 
-        Other threads may take addresses out of the list meanwhile. Each is in the list or free at
+        All blocks are on the same side of the limit between small and large requests as `size`.
+        Other threads may take addresses out of the lists meanwhile. Each is in its list or free at
         any instant, also when an exception comes in between.
         """
 

@@ -94,18 +94,16 @@ class SearchingPool(PoolBooks):
             except IndexError:
                 pass
         self._searches += 1
-        size, touched = bin_.size, bin_.touched
-        allocate = self._heap.allocate
-        # While bins hold large blocks, only a snug gap is taken: something freed lately may fit better.
-        waste = self._policy.waste if touched and touched is self._touched else None
-        pointer = allocate(size, alignment, bin_.stream, waste)
-        if pointer is None:
-            if touched:
-                self._empty_bins(touched)
-                pointer = allocate(size, alignment, bin_.stream, None)
-            if pointer is None:
-                return self._grow(bin_, alignment)
-        return pointer
+        touched = bin_.touched
+        if touched:
+            # While bins hold large blocks, only a snug gap is taken: something freed lately may fit better.
+            waste = self._waste if touched is self._touched else None
+            pointer = self._heap.allocate(bin_.size, alignment, bin_.stream, waste)
+            if pointer is not None:
+                return pointer
+            self._empty_bins(touched)
+        pointer = self._heap.allocate(bin_.size, alignment, bin_.stream)
+        return self._grow(bin_, alignment) if pointer is None else pointer
 
     # ------------------------------------------------------------------ growth
 
@@ -167,16 +165,27 @@ class SearchingPool(PoolBooks):
         if len(self._bins_of) > 1 and not self._several_streams:
             self._begin_several_streams()
         self._flushes += 1
-        marks: dict[int, Uses] = {}
-        free_all = self._heap.free_all
+        groups: list[Bin] = []
         while touched:
             bin_ = touched.pop()
             bin_.quiet = True
-            try:
-                free_all(bin_, bin_.size, self._uses_after(bin_, marks) if self._several_streams else None)
-            except BaseException:
-                touched.add(bin_)
-                raise
+            groups.append(bin_)
+        if not groups:
+            return
+        try:
+            if self._several_streams:
+                self._free_by_stream(groups)
+            else:
+                self._heap.free_all(groups, groups[0].size, None)
+        except BaseException:
+            touched.update(groups)
+            raise
+
+    def _free_by_stream(self, groups: list[Bin]) -> None:
+        """End the blocks in `groups`, each with the uses that its bin's streams leave behind."""
+        marks: dict[int, Uses] = {}
+        for bin_ in groups:
+            self._heap.free_all([bin_], bin_.size, self._uses_after(bin_, marks))
         # Other threads free meanwhile: only an event recorded behind the last block covers them all.
         for stream in marks:
             self._clock.stamp(stream)
@@ -235,7 +244,7 @@ class SearchingPool(PoolBooks):
     def release_region(self, address: int, size: int) -> None:
         """Take back what `acquire_region` gave."""
         uses = self._clock.stamp(self._home) if self._several_streams else None
-        self._heap.free_all([address], size, uses)
+        self._heap.free_all([[address]], size, uses)
 
     def _region_bin(self, size: int) -> Bin:
         return Bin(size, size, self._home, tier_of(size), self._touched)

@@ -7,7 +7,7 @@ without the virtual-memory calls, not for its fragmentation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
@@ -77,12 +77,12 @@ class SegmentHeap:
             raise InvariantError(f"no gap of {size} bytes in a new segment of {segment}")
         return address
 
-    def free_all(self, addresses: list[int], size: int, uses: Uses) -> None:
-        """End the blocks at `addresses`; see `Heap.free_all`."""
+    def free_all(self, groups: Sequence[list[int]], size: int, uses: Uses) -> None:
+        """End the blocks in `groups`; see `Heap.free_all`."""
         arena, other = self._small, self._rest
         if size >= _SMALL_REQUEST:
             arena, other = other, arena
-        arena.free_all(addresses, uses, other.free)
+        arena.free_all(groups, uses, other.free)
 
     def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
         """Give whole free segments back; see `Heap.release_idle`."""
