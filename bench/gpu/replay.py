@@ -97,7 +97,8 @@ class CuPy(Allocator):
     def begin(self) -> None:
         import cupy
 
-        cupy.get_default_memory_pool().free_all_blocks()
+        if hasattr(self, "pool"):
+            self.pool.free_all_blocks()
         self.pool = cupy.cuda.MemoryPool()
         self.malloc = self.pool.malloc
         self.free = lambda pointer: None  # dropped by the caller, which is the free
@@ -119,6 +120,10 @@ class DriverPool(Allocator):
             self.context = cuda.cuDevicePrimaryCtxRetain(device)[1]
             cuda.cuCtxSetCurrent(self.context)
             self.device = device
+        else:
+            cuda.cuCtxSynchronize()
+            cuda.cuMemPoolTrimTo(self.pool, 0)
+            cuda.cuMemPoolDestroy(self.pool)
         properties = cuda.CUmemPoolProps()
         properties.allocType = cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         properties.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
@@ -129,7 +134,14 @@ class DriverPool(Allocator):
             self.pool, cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, keep
         )
         allocate, free, pool = cuda.cuMemAllocFromPoolAsync, cuda.cuMemFreeAsync, self.pool
-        self.malloc = lambda nbytes: allocate(nbytes, pool, 0)[1]
+
+        def malloc(nbytes: int) -> object:
+            code, pointer = allocate(nbytes, pool, 0)
+            if code:
+                raise MemoryError(code)
+            return pointer
+
+        self.malloc = malloc
         self.free = lambda pointer: free(pointer, 0)
         self.cuda = cuda
 
