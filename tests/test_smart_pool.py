@@ -104,6 +104,14 @@ def test_malloc_and_free_find_the_device_of_a_pointer():
             pool.free(12345)
 
 
+def test_two_models_share_no_address():
+    with SmartPool(["model:1GiB", "model:1GiB"]) as pool:
+        first, second = (manager.malloc(1000) for manager in pool.managers)
+        pool.free(second)
+        assert [manager.live_bytes for manager in pool.managers] == [1000, 0]
+        pool.free(first)
+
+
 def test_empty_takes_shapes_dtypes_devices_and_alignments():
     with SmartPool("cpu") as pool:
         assert pool.empty((2, 3), "float64").nbytes == 48

@@ -13,6 +13,7 @@ real drivers do: a pool that keeps stale addresses is found out.
 from __future__ import annotations
 
 import itertools
+from itertools import count
 from typing import Final
 
 from smartpool.driver.bookkeeping import Mapping
@@ -29,6 +30,9 @@ __all__ = ["ModelDriver"]
 _GRANULARITY: Final = 2 * MiB
 _RAW_BASE: Final = 1 << 44
 _RESERVED_BASE: Final = 1 << 56
+_DISTANCE: Final = 1 << 48
+_DISTANCES: Final = 128
+_instances = count()
 # fmt: off
 _PLAIN: Final = (
     "create_stream", "destroy_stream", "synchronize",
@@ -64,8 +68,10 @@ class ModelDriver(HostDriver):
         super().__init__(f"model:{exact_size(capacity)}", _NO_DEVICE, _GRANULARITY, footprint)
         self.costs = costs
         self._handles = itertools.count(FIRST_HANDLE)
-        self._raw_space = _Space(_RAW_BASE)
-        self._reserved_space = _Space(_RESERVED_BASE)
+        # As on real machines, no two devices of a process share an address.
+        distance = next(_instances) % _DISTANCES * _DISTANCE
+        self._raw_space = _Space(_RAW_BASE + distance)
+        self._reserved_space = _Space(_RESERVED_BASE + distance)
         self._plain = {call: getattr(costs, call).seconds() for call in _PLAIN}
 
     def _memory_info(self, free: int) -> MemoryInfo:

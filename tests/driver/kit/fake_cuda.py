@@ -185,7 +185,11 @@ class FakeCuda:
         return self._do("allocate", size)
 
     def cuMemFree(self, address):
-        owners = [device for device, cpu in enumerate(self.cpus) if cpu._book.touchable(address, 1)]
+        owners = []
+        for device, cpu in enumerate(self.cpus):
+            with cpu._lock:  # a book is mended by whoever looks at it
+                if cpu._book.touchable(address, 1):
+                    owners.append(device)
         return self._do("free", address, device=owners[0] if owners else 0)[:1]
 
     def cuMemGetAllocationGranularity(self, properties, option):
