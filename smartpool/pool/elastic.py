@@ -19,32 +19,26 @@ expandable segments'; home addresses, windows over partial chunks, and the budge
 Bound: a request is refused only when live bytes and the request together exceed the cap by the
 free pieces that lie in the middle of chunks (live on both sides), which no mapping can reach.
 
-Failure. Each step of several driver calls registers its undo, and a call that fails leaves
-arenas, chunks and addresses as they were.
+Home itself, with what a failing driver call leaves behind, is `smartpool.pool.home`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from typing import Final
+from contextlib import ExitStack
 
-from smartpool.errors import DriverError, DriverOutOfMemoryError, InvariantError
+from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
-from smartpool.memory.chunks import ChunkMap, MappedChunk
 from smartpool.memory.stitch import Stitching, choose_pieces
 from smartpool.memory.tidy import place_tidily
 from smartpool.pool.device_memory import DeviceMemory
+from smartpool.pool.home import Home
 from smartpool.pool.placement import place_for_stream
 from smartpool.pool.policy import Policy
 from smartpool.pool.streams import StreamClock
 from smartpool.pool.windows import Windows
-from smartpool.units import align_up
 
 __all__ = ["ElasticHeap"]
-
-_RESERVE_FACTOR: Final = 8
-_SITES_EXAMINED: Final = 32
 
 
 class ElasticHeap:
@@ -63,19 +57,17 @@ class ElasticHeap:
     def __init__(self, memory: DeviceMemory, clock: StreamClock, policy: Policy) -> None:
         self.windows = Windows(memory.driver, clock)
         self.peak_live_bytes = 0
-        self._home = Arena()
+        self._place = Home(memory)
+        self._home = self._place.arena
         self._small = Arena()
         self._slabs: set[int] = set()
-        self._chunks = ChunkMap()
+        self._chunks = self._place.chunks
         self._memory = memory
         self._driver = memory.driver
         self._clock = clock
         self._policy = policy
         self._slab_limit = policy.slab_limit
         self._tidy = policy.tidy
-        self._addresses = Arena()  # its blocks are home mappings, its gaps unmapped addresses
-        self._reservations: list[Range] = []
-        self._loose: dict[int, int] = {}  # home mappings whose undo failed: start -> chunk handle
 
     def __repr__(self) -> str:
         return f"<ElasticHeap: {self._home!r}, {len(self._chunks)} chunks, {len(self.windows)} windows>"
@@ -136,7 +128,8 @@ class ElasticHeap:
         if gap is None:
             try:
                 with ExitStack() as undo:
-                    self._map_home(*self._find_site(size), undo)
+                    site, missing = self._place.find_site(size)
+                    self._place.map(site, self._cut(missing), undo)
                     undo.pop_all()
             except DriverOutOfMemoryError:
                 return False
@@ -163,7 +156,7 @@ class ElasticHeap:
         """Grow within the budget; otherwise stitch what is free, and create only what is missing."""
         shift = alignment - ALIGNMENT  # the gap to be grown may start at any multiple of 512
         budget = max(0, self._policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
-        start, missing = self._find_site(size + shift)
+        start, missing = self._place.find_site(size + shift)
         stitching = None if missing <= budget else self._choose(size, alignment, budget)
         # What stitching would have to create as well is better created at home: no second mapping,
         # and what is left over of it lies behind the block, in one piece.
@@ -171,7 +164,7 @@ class ElasticHeap:
         if grow and missing <= self._memory.room_bytes:
             with ExitStack() as undo:
                 try:
-                    self._map_home(start, self._growth(start, missing, budget), undo)
+                    self._place.map(start, self._cut(self._growth(start, missing, budget)), undo)
                 except DriverOutOfMemoryError:
                     pass  # the device holds less than the cap says: stitch
                 else:
@@ -185,8 +178,7 @@ class ElasticHeap:
         )
 
     def _growth(self, start: int, missing: int, budget: int) -> int:
-        hole = self._addresses.gap_at(start)
-        room = min(budget, self._memory.room_bytes, hole.size if hole else 0)
+        room = min(budget, self._memory.room_bytes, self._place.room_at(start))
         return self._policy.growth_bytes(missing, self.peak_live_bytes, room, self._driver.granularity)
 
     def _choose(self, size: int, alignment: int, budget: int) -> Stitching:
@@ -204,114 +196,45 @@ class ElasticHeap:
         """Show the chosen pieces, and what is created beside them at `site`, as one block."""
         size = stitching.block_bytes
         with ExitStack() as undo:
-            created = self._create_home(stitching.create_bytes, site, undo) if stitching.create_bytes else ()
+            created = (self._create(stitching.create_bytes, site, undo),) if stitching.create_bytes else ()
             pieces = _joined((*stitching.before, *created, *stitching.after), size)
             self._wait_for(pieces, stream, uses)
             if len(pieces) == 1 and pieces[0].start % alignment == 0:
                 address = pieces[0].start
-                self._take(pieces, undo)
+                self._place.take(pieces, undo)
             else:
                 chunks = [c for piece in pieces for c in self._chunks.covering(piece.start, piece.end)]
-                self._take(pieces, undo)
+                self._place.take(pieces, undo)
                 address = self.windows.open(pieces, chunks, alignment).block.start
             undo.pop_all()
         return address
+
+    def _cut(self, size: int) -> Iterator[int]:
+        return self._policy.cut(
+            size,
+            peak_live_bytes=self.peak_live_bytes,
+            cap_bytes=self._memory.cap_bytes,
+            granularity=self._driver.granularity,
+        )
+
+    def _create(self, size: int, site: int, undo: ExitStack) -> Range:
+        """Map `size` bytes of new chunks, at `site` if there is room, and return where they are."""
+        start = site if self._place.room_at(site) >= size else self._place.find_site(size, fresh=True)[0]
+        return self._place.map(start, self._cut(size), undo)
 
     def _wait_for(self, pieces: tuple[Range, ...], stream: int, uses: Uses) -> None:
         """Order `stream` behind whoever may still touch the pieces."""
         joined: Uses = None
         for piece in pieces:
-            joined = join_uses(joined, self._home.uses_of(self._gap_around(piece)))
+            joined = join_uses(joined, self._home.uses_of(self._place.gap_around(piece)))
         self._clock.wait(joined or uses, stream)
-
-    def _take(self, pieces: tuple[Range, ...], undo: ExitStack) -> None:
-        """Make each piece a block of the home arena."""
-        for piece in pieces:
-            gap = self._gap_around(piece)
-            uses = self._home.uses_of(gap)
-            self._home.place_at(gap, *piece)
-            undo.callback(self._home.free, piece.start, uses)
-
-    def _gap_around(self, piece: Range) -> Range:
-        gap = self._home.gap_at(piece.start) or self._home.gap_before(piece.end)
-        if gap is None or gap.start > piece.start or gap.end < piece.end:
-            gap = self._home.gap_around(piece.start)
-        if gap is None or gap.end < piece.end:
-            raise InvariantError(f"{piece} is not free in {self._home!r}")
-        return gap
-
-    def _create_home(self, size: int, site: int, undo: ExitStack) -> tuple[Range, ...]:
-        """Map `size` bytes of new chunks at home, at `site` if there is room, and return where they are."""
-        hole = self._addresses.gap_at(site)
-        start = site if hole is not None and hole.size >= size else self._find_site(size, fresh=True)[0]
-        self._map_home(start, size, undo)
-        return (Range(start, size),)
-
-    def _map_home(self, start: int, size: int, undo: ExitStack) -> None:
-        chunks: list[MappedChunk] = []
-        address = start
-        for chunk_size in self._policy.cut(
-            size,
-            peak_live_bytes=self.peak_live_bytes,
-            cap_bytes=self._memory.cap_bytes,
-            granularity=self._driver.granularity,
-        ):
-            chunk = MappedChunk(address, chunk_size, self._memory.create_chunk(chunk_size))
-            undo.callback(self._memory.abandon_chunk, chunk.handle)
-            self._driver.map_chunk(chunk.start, chunk.handle)
-            hole = self._addresses.gap_at(chunk.start)
-            if hole is None:
-                raise InvariantError(f"no addresses at {chunk.start:#x} in {self._addresses!r}")
-            self._addresses.place(hole, chunk.size)
-            undo.callback(self._undo_map, chunk)
-            chunks.append(chunk)
-            address = chunk.end
-        self._driver.enable_access(start, size)
-        for chunk in chunks:
-            self._chunks.add(chunk)
-            undo.callback(self._chunks.remove, chunk.start)
-        self._home.extend(start, size)
-        undo.callback(self._retract, Range(start, size))
-
-    def _retract(self, part: Range) -> None:
-        self._home.retract(self._gap_around(part), *part)
-
-    def _undo_map(self, chunk: MappedChunk) -> None:
-        self._loose[chunk.start] = chunk.handle
-        self._memory.pin(chunk.handle)
-        with suppress(DriverError):
-            self._unmap_loose()
-
-    def _find_site(self, size: int, *, fresh: bool = False) -> tuple[int, int]:
-        """Return (address, bytes missing there) for a gap of `size` bytes.
-
-        Best is behind the largest gap that ends where nothing is mapped; with `fresh`, all of
-        `size` is to be mapped, and the best is simply an end.
-        """
-        granularity = self._driver.granularity
-        best: tuple[int, int] | None = None
-        for examined, hole in enumerate(self._addresses.gaps_by_size()):
-            if examined == _SITES_EXAMINED:
-                break
-            gap = None if fresh else self._home.gap_before(hole.start)
-            missing = align_up(size - gap.size if gap else size, granularity)
-            if hole.size >= missing and (best is None or missing < best[1]):
-                best = (hole.start, missing)
-        if best is None:
-            total = self._driver.memory_info().total
-            reserved = align_up(max(_RESERVE_FACTOR * total, size), granularity)
-            reservation = Range(self._driver.reserve(reserved), reserved)
-            self._reservations.append(reservation)
-            self._addresses.extend(*reservation, barrier=True)
-            best = (reservation.start, align_up(size, granularity))
-        return best
 
     # ------------------------------------------------------------------ giving memory back
 
     def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
         """Give idle chunks back to the device; see `Heap.release_idle`."""
         self._return_slabs()
-        self._unmap_loose()
+        self._place.unmap_loose()
         self.windows.reap(uses, wait=wait)
         released = 0
         for gap in list(self._home.gaps_by_size()):
@@ -332,36 +255,19 @@ class ElasticHeap:
             if released >= limit_bytes:
                 break
             if not self.windows.mappings[chunk.handle]:
-                self._release_chunk(rest, chunk)
+                self._place.release(rest, chunk)
                 released += chunk.size
                 rest = self._home.gap_at(chunk.end) or rest
         return released
-
-    def _release_chunk(self, gap: Range, chunk: MappedChunk) -> None:
-        self._driver.unmap(chunk.start, chunk.size)
-        self._home.retract(gap, chunk.start, chunk.size)
-        self._chunks.remove(chunk.start)
-        self._addresses.free(chunk.start)
-        self._memory.release_chunk(chunk.handle)
-
-    def _unmap_loose(self) -> None:
-        for start, handle in list(self._loose.items()):
-            self._driver.unmap(start, self._addresses.size_at(start) or 0)
-            del self._loose[start]
-            self._addresses.free(start)
-            self._memory.unpin(handle)
 
     def close(self) -> None:
         """Give everything back; see `Heap.close`."""
         self.windows.close()
         self._return_slabs()
-        self._unmap_loose()
+        self._place.unmap_loose()
         for gap in self._home.gaps():
             self._release_gap(gap, gap.size)
-        while self._reservations:
-            self._driver.unreserve(*self._reservations[-1])
-            self._addresses.retract(self._reservations[-1], *self._reservations[-1])
-            self._reservations.pop()
+        self._place.unreserve()
 
     # ------------------------------------------------------------------ questions
 
@@ -413,15 +319,8 @@ class ElasticHeap:
 
     def check(self) -> None:
         """Prove that blocks, gaps, slabs, chunks, windows and addresses agree."""
-        for part in (self._home, self._small, self._chunks, self._addresses, self.windows):
+        for part in (self._place, self._small, self.windows):
             part.check()
-        mappings = {(chunk.start, chunk.size) for chunk in self._chunks}
-        mappings |= {(start, self._addresses.size_at(start) or 0) for start in self._loose}
-        if mappings != {tuple(block) for block in self._addresses.blocks()}:
-            raise InvariantError(f"home mappings {mappings} are not the taken addresses of {self!r}")
-        covered = _union([Range(chunk.start, chunk.size) for chunk in self._chunks])
-        if covered != _union(self._home.blocks() + self._home.gaps()):
-            raise InvariantError("a block or a gap lies where no chunk is at home")
         slabs = {(start, self._policy.slab_bytes) for start in self._slabs}
         if not slabs <= {tuple(block) for block in self._home.blocks()}:
             raise InvariantError(f"slabs {slabs} are not blocks of {self._home!r}")
@@ -445,14 +344,3 @@ def _joined(pieces: tuple[Range, ...], size: int) -> tuple[Range, ...]:
         raise InvariantError(f"{pieces} do not hold {size} bytes")
     joined[-1] = Range(last.start, last.size - surplus)
     return tuple(joined)
-
-
-def _union(ranges: list[Range]) -> list[Range]:
-    """Return the maximal runs that `ranges` cover."""
-    runs: list[Range] = []
-    for item in sorted(ranges):
-        if runs and runs[-1].end == item.start:
-            runs[-1] = Range(runs[-1].start, runs[-1].size + item.size)
-        else:
-            runs.append(item)
-    return runs

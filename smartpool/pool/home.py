@@ -1,0 +1,187 @@
+"""Home: where every chunk of an elastic heap is mapped once, and stays until it is given back.
+
+Three views of one range of addresses, which `check()` proves to agree: the *arena* has the blocks
+and gaps, the *chunks* are the physical memory under them, and the *addresses* say what of the
+reservations is mapped. Blocks and gaps cover exactly what chunks cover; chunks, with mappings
+whose undo failed, are exactly the addresses taken.
+
+Failure. Mapping takes several driver calls; each registers its undo. A mapping that even the undo
+cannot take back is *loose*: its chunk is pinned and its addresses stay taken until a later attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from smartpool.errors import DriverError, InvariantError
+from smartpool.memory.arena import Arena, Range
+from smartpool.memory.chunks import ChunkMap, MappedChunk
+from smartpool.pool.device_memory import DeviceMemory
+from smartpool.units import align_up
+
+__all__ = ["Home"]
+
+_RESERVE_FACTOR: Final = 8  # times the device's memory; addresses are nearly free
+_SITES_EXAMINED: Final = 32
+
+
+class Home:
+    """Arena, chunks and addresses. The pool's lock guards it.
+
+    Parameters
+    ----------
+    memory
+        The device's physical memory.
+
+    Attributes
+    ----------
+    arena
+        Blocks and gaps.
+    chunks
+        The chunks under them.
+    """
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.arena = Arena()
+        self.chunks = ChunkMap()
+        self._memory = memory
+        self._driver = memory.driver
+        self._addresses = Arena()  # its blocks are mappings, its gaps unmapped addresses
+        self._reservations: list[Range] = []
+        self._loose: dict[int, int] = {}  # mappings whose undo failed: start -> chunk handle
+
+    def __repr__(self) -> str:
+        return f"<Home: {self.arena!r} on {len(self.chunks)} chunks>"
+
+    # ------------------------------------------------------------------ growing
+
+    def find_site(self, size: int, *, fresh: bool = False) -> tuple[int, int]:
+        """Return (address, bytes missing there) for a gap of `size` bytes.
+
+        Best is behind the largest gap that ends where nothing is mapped; with `fresh`, all of
+        `size` is to be mapped, and the best is simply an end.
+        """
+        granularity = self._driver.granularity
+        best: tuple[int, int] | None = None
+        for examined, hole in enumerate(self._addresses.gaps_by_size()):
+            if examined == _SITES_EXAMINED:
+                break
+            gap = None if fresh else self.arena.gap_before(hole.start)
+            missing = align_up(size - gap.size if gap else size, granularity)
+            if hole.size >= missing and (best is None or missing < best[1]):
+                best = (hole.start, missing)
+        if best is None:
+            total = self._driver.memory_info().total
+            reserved = align_up(max(_RESERVE_FACTOR * total, size), granularity)
+            reservation = Range(self._driver.reserve(reserved), reserved)
+            self._reservations.append(reservation)
+            self._addresses.extend(*reservation, barrier=True)
+            best = (reservation.start, align_up(size, granularity))
+        return best
+
+    def room_at(self, site: int) -> int:
+        """Return the bytes of unmapped addresses from `site` on."""
+        hole = self._addresses.gap_at(site)
+        return 0 if hole is None else hole.size
+
+    def map(self, start: int, sizes: Iterable[int], undo: ExitStack) -> Range:
+        """Map new chunks of `sizes` bytes at `start` as one gap; `undo` learns how to take them back."""
+        chunks: list[MappedChunk] = []
+        address = start
+        for chunk_size in sizes:
+            chunk = MappedChunk(address, chunk_size, self._memory.create_chunk(chunk_size))
+            undo.callback(self._memory.abandon_chunk, chunk.handle)
+            self._driver.map_chunk(chunk.start, chunk.handle)
+            hole = self._addresses.gap_at(chunk.start)
+            if hole is None:
+                raise InvariantError(f"no addresses at {chunk.start:#x} in {self._addresses!r}")
+            self._addresses.place(hole, chunk.size)
+            undo.callback(self._undo_map, chunk)
+            chunks.append(chunk)
+            address = chunk.end
+        part = Range(start, address - start)
+        self._driver.enable_access(*part)
+        for chunk in chunks:
+            self.chunks.add(chunk)
+            undo.callback(self.chunks.remove, chunk.start)
+        self.arena.extend(*part)
+        undo.callback(self._retract, part)
+        return part
+
+    def _retract(self, part: Range) -> None:
+        self.arena.retract(self.gap_around(part), *part)
+
+    def _undo_map(self, chunk: MappedChunk) -> None:
+        self._loose[chunk.start] = chunk.handle
+        self._memory.pin(chunk.handle)
+        with suppress(DriverError):
+            self.unmap_loose()
+
+    # ------------------------------------------------------------------ taking pieces
+
+    def gap_around(self, piece: Range) -> Range:
+        """Return the gap that holds `piece`, which is free."""
+        gap = self.arena.gap_at(piece.start) or self.arena.gap_before(piece.end)
+        if gap is None or gap.start > piece.start or gap.end < piece.end:
+            gap = self.arena.gap_around(piece.start)
+        if gap is None or gap.end < piece.end:
+            raise InvariantError(f"{piece} is not free in {self.arena!r}")
+        return gap
+
+    def take(self, pieces: tuple[Range, ...], undo: ExitStack) -> None:
+        """Make each piece a block of the home arena."""
+        for piece in pieces:
+            gap = self.gap_around(piece)
+            uses = self.arena.uses_of(gap)
+            self.arena.place_at(gap, *piece)
+            undo.callback(self.arena.free, piece.start, uses)
+
+    # ------------------------------------------------------------------ giving back
+
+    def release(self, gap: Range, chunk: MappedChunk) -> None:
+        """Give the idle `chunk`, which lies in `gap` and is mapped nowhere else, back to the device."""
+        self._driver.unmap(chunk.start, chunk.size)
+        self.arena.retract(gap, chunk.start, chunk.size)
+        self.chunks.remove(chunk.start)
+        self._addresses.free(chunk.start)
+        self._memory.release_chunk(chunk.handle)
+
+    def unmap_loose(self) -> None:
+        """Try again to take back the mappings whose undo failed."""
+        for start, handle in list(self._loose.items()):
+            self._driver.unmap(start, self._addresses.size_at(start) or 0)
+            del self._loose[start]
+            self._addresses.free(start)
+            self._memory.unpin(handle)
+
+    def unreserve(self) -> None:
+        """Give the addresses back. Nothing may be mapped any more."""
+        while self._reservations:
+            self._driver.unreserve(*self._reservations[-1])
+            self._addresses.retract(self._reservations[-1], *self._reservations[-1])
+            self._reservations.pop()
+
+    def check(self) -> None:
+        """Prove that the three views agree; `InvariantError` when they do not."""
+        for part in (self.arena, self.chunks, self._addresses):
+            part.check()
+        mappings = {(chunk.start, chunk.size) for chunk in self.chunks}
+        mappings |= {(start, self._addresses.size_at(start) or 0) for start in self._loose}
+        if mappings != {tuple(block) for block in self._addresses.blocks()}:
+            raise InvariantError(f"mappings {mappings} are not the taken addresses of {self!r}")
+        covered = _union([Range(chunk.start, chunk.size) for chunk in self.chunks])
+        if covered != _union(self.arena.blocks() + self.arena.gaps()):
+            raise InvariantError("a block or a gap lies where no chunk is at home")
+
+
+def _union(ranges: list[Range]) -> list[Range]:
+    """Return the maximal runs that `ranges` cover."""
+    runs: list[Range] = []
+    for item in sorted(ranges):
+        if runs and runs[-1].end == item.start:
+            runs[-1] = Range(runs[-1].start, runs[-1].size + item.size)
+        else:
+            runs.append(item)
+    return runs
