@@ -27,13 +27,13 @@ from smartpool.errors import (
 )
 from smartpool.pool.background import Background
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.statistics import MemorySnapshot, OptimizationOutcome, PoolStatistics, Reduction
+from smartpool.pool.statistics import MemorySnapshot, OptimizationOutcome, PoolStatistics
+from smartpool.recording import PoolRecording
 from smartpool.request import AllocationRequest
 from smartpool.units import format_size
 
 if TYPE_CHECKING:
     from smartpool.optimizer import GPUMemoryOptimizer
-    from smartpool.trace.recorder import Recorder
     from smartpool.trace.trace import Trace
 
 __all__ = ["AllocationResult", "SmartPool"]
@@ -94,8 +94,7 @@ class SmartPool:
         self._ids = itertools.count(1)
         self._allocations: dict[int, Buffer] = {}
         self._last_id = 0
-        self._recorders: tuple[Recorder, ...] = ()
-        self._reduction: tuple[int, Reduction] | None = None  # events it is for, and the figure
+        self._recording = PoolRecording(self.managers)
         self._optimizations = self._memory_freed_bytes = 0
         self._closed = False
         if len(self.managers) == 1:
@@ -343,7 +342,7 @@ class SmartPool:
         return PoolStatistics(
             devices=tuple(manager.snapshot() for manager in self.managers),
             target_reduction=self.config.target_fragmentation_reduction,
-            reduction=self._measure_reduction(),
+            reduction=self._recording.reduction(),
             optimizations=self._optimizations,
             memory_freed_bytes=self._memory_freed_bytes,
             background_passes=self.background.passes,
@@ -358,27 +357,18 @@ class SmartPool:
     def start_recording(self) -> None:
         """Record every request and free from now on. A recording that is on goes on."""
         self._require_open()
-        if not self._recorders:
-            from smartpool.trace.recorder import Recorder  # noqa: PLC0415 - keeps `import smartpool` light
-
-            self._recorders = tuple(Recorder() for _ in self.managers)
-            for manager, recorder in zip(self.managers, self._recorders, strict=True):
-                manager.observe(recorder)
+        self._recording.start()
 
     def stop_recording(self) -> Trace | None:
         """End the recording and return the trace of the first device, or None when none was on."""
         trace = self.recording()
-        for manager in self.managers:
-            manager.observe(None)
-        self._recorders = ()
+        self._recording.stop()
         return trace
 
     def recording(self, device_id: int = 0) -> Trace | None:
         """Return what was recorded so far on a device, or None when no recording is on."""
-        if not self._recorders:
-            return None
-        manager = self._manager_of(device_id)
-        return self._recorders[device_id].trace(name=f"recording of {manager.driver.name}")
+        self._manager_of(device_id)  # says what is wrong with a number that is not there
+        return self._recording.trace(device_id)
 
     # ------------------------------------------------------------------ life
 
@@ -433,20 +423,6 @@ class SmartPool:
         self._optimizations += 1
         self._memory_freed_bytes += freed
         return outcome
-
-    def _measure_reduction(self) -> Reduction | None:
-        """Compare the first device with the baseline, once for each state of its recording."""
-        if not self._recorders or not len(self._recorders[0]):
-            return None
-        from smartpool.trace.reduction import measured_reduction  # noqa: PLC0415 - and with it the baselines
-
-        events = len(self._recorders[0])
-        if self._reduction is None or self._reduction[0] != events:
-            trace = self.recording()
-            if trace is None or not len(trace):
-                return None
-            self._reduction = (events, measured_reduction(trace, self._manager.peak_reserved_bytes))
-        return self._reduction[1]
 
     def _manager_of(self, device_id: int) -> AdvancedMemoryPoolManager:
         if not 0 <= device_id < len(self.managers):
