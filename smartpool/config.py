@@ -32,7 +32,8 @@ class SmartPoolConfig:
     target_fragmentation_reduction
         Reduction against the caching baseline, in [0, 1], that `statistics.target_achieved` asks for.
     enable_predictive_allocation
-        Learn from the history of requests and prepare memory ahead of demand.
+        Record the steps that `SmartPool.step` marks, plan them, and serve repetitions from the plan.
+        Off, a step is served like everything else.
     enable_auto_defragmentation
         Run the background optimiser.
     memory_pressure_threshold

@@ -24,15 +24,14 @@ class AllocationRequest:
     stream
         The stream on which the memory will first be used; None for the device's default stream.
     priority
-        Larger is more important; decides who keeps memory under pressure.
+        Larger is more important. Checked and kept; the pool does not act on it.
     hint_lifetime
-        Expected lifetime in seconds; None when unknown.
+        Expected lifetime in seconds; None when unknown. Checked and kept: placement ignores lifetimes,
+        because knowing all of them gained nothing (``docs/elastic.md``).
     hint_access_pattern
-        A word that groups requests which behave alike, such as ``"training"``.
+        A word that groups requests which behave alike, such as ``"training"``. Checked and kept.
     alignment
         A power of two; None for the pool's own (512 bytes).
-    tag
-        A name for statistics and out-of-memory reports.
 
     Raises
     ------
@@ -54,7 +53,6 @@ class AllocationRequest:
     hint_lifetime: float | None = None
     hint_access_pattern: str | None = None
     alignment: int | None = None
-    tag: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", checked_size(self.size))
@@ -69,10 +67,9 @@ class AllocationRequest:
             raise InvalidRequestError(
                 f"hint_lifetime: expected None or seconds of at least 0, got {lifetime!r}"
             )
-        for field in ("hint_access_pattern", "tag"):
-            value = getattr(self, field)
-            if value is not None and not isinstance(value, str):
-                raise InvalidRequestError(f"{field}: expected None or a string, got {value!r}")
+        pattern = self.hint_access_pattern
+        if pattern is not None and not isinstance(pattern, str):
+            raise InvalidRequestError(f"hint_access_pattern: expected None or a string, got {pattern!r}")
         alignment = self.alignment
         if alignment is not None and not (
             _is_integer(alignment) and alignment > 0 and alignment & (alignment - 1) == 0

@@ -92,7 +92,7 @@ class PoolBooks:
         self._pooling = self.config.enable_advanced_pooling
         self._heap = self._make_heap()
         disown_in_children(self)
-        self._steps = Steps(self._home)
+        self._steps = Steps(self._home, enabled=self.config.enable_predictive_allocation)
         self._hidden_bins: dict[int, Bin] | None = None
 
     def _make_heap(self) -> Heap:

@@ -62,10 +62,13 @@ class Steps:
     ----------
     stream
         The stream of planned requests.
+    enabled
+        Whether steps are recorded and planned at all.
     """
 
-    def __init__(self, stream: int) -> None:
+    def __init__(self, stream: int, *, enabled: bool = True) -> None:
         self._stream = stream
+        self._enabled = enabled
         self._plans: dict[str, StepPlan] = {}
         self._planning: dict[str, _Planning] = {}
         self._name: str | None = None
@@ -89,7 +92,7 @@ class Steps:
         self.release_idle(pool, keep=name)
         plan = self._plans.get(name)
         if plan is None:
-            if name not in self._planning:
+            if self._enabled and name not in self._planning:
                 self._recording = RecordedStep()
         elif plan.height:
             self._serving = self._region_of(name, plan, pool)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import PoolClosedError, StepError
 from smartpool.pool.bins import Bin
@@ -173,6 +174,14 @@ def test_the_region_goes_when_memory_is_trimmed_or_short(pool):
     pool.free(pool.malloc(4 * GiB))
     assert pool.snapshot().steps.planned_bytes == 0
     repeat(pool, player, steps, 1)
+
+
+def test_prediction_switched_off_records_and_plans_nothing():
+    config = SmartPoolConfig(enable_predictive_allocation=False)
+    with AdvancedMemoryPoolManager(ModelDriver(4 * GiB), config) as pool:
+        repeat(pool, Player(pool), program(1, 50), 3)
+        steps = pool.snapshot().steps
+        assert (steps.recorded, steps.planned, steps.hits, steps.planned_bytes) == (0, 0, 0, 0)
 
 
 def test_steps_do_not_nest_and_end_where_they_began(pool):
