@@ -28,7 +28,7 @@ from smartpool.dlpack import (
     export,
     host_array,
 )
-from smartpool.errors import BufferReleasedError, DLPackError, InvalidRequestError
+from smartpool.errors import BufferReleasedError, DLPackError, InvalidRequestError, UnsupportedError
 from smartpool.request import checked_size
 
 if TYPE_CHECKING:
@@ -85,6 +85,13 @@ class Buffer:
             return
         if manager is not None:
             manager.free(self.pointer)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        # Also what `copy.copy` asks: a second buffer would free the block a second time.
+        raise UnsupportedError(
+            "a Buffer owns its memory and cannot be copied or pickled; copy what is in it: "
+            "numpy.from_dlpack(buffer, copy=True), or through another consumer"
+        )
 
     def __repr__(self) -> str:
         if self.released:

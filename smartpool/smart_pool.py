@@ -146,9 +146,11 @@ class SmartPool:
                 bin_ = self._bins[nbytes]
                 pointer = bin_.pop()
             except (KeyError, IndexError):
-                pointer = self._malloc(nbytes)
+                pointer = -1  # searched outside of the handler: an error there is not about this
             else:
                 self._live[pointer] = bin_
+            if pointer < 0:
+                pointer = self._malloc(nbytes)
         else:
             pointer = self._malloc(nbytes, stream)
         buffer = _new(Buffer)
@@ -324,8 +326,11 @@ class SmartPool:
         """Ask `callback(nbytes)` before a request of `nbytes` fails for lack of memory.
 
         It returns True when it freed something, and the request is tried again; False to let it
-        fail. It may free and trim, and must not allocate from this pool.
+        fail. It may free and trim, and must not allocate from this pool. A True after which no less
+        is live than before counts as False the second time.
         """
+        if not callable(callback):
+            raise InvalidRequestError(f"callback: expected a function of the bytes wanted, got {callback!r}")
         for manager in self.managers:
             manager.out_of_memory_callbacks.append(callback)
 

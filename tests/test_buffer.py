@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 import smartpool.buffer as buffer_module
 from smartpool import SmartPool
-from smartpool.errors import BufferReleasedError, DLPackError, StreamError
+from smartpool.errors import BufferReleasedError, DLPackError, StreamError, UnsupportedError
 
 
 @pytest.fixture
@@ -134,6 +136,13 @@ def test_array_conversions(pool):
     assert np.array(buffer, copy=True).ctypes.data != buffer.pointer
     with pytest.raises(DLPackError):
         buffer.__array__(dtype="float64", copy=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_buffer_has_one_owner(pool, duplicate):
+    buffer = pool.empty(4)
+    with pytest.raises(UnsupportedError, match="copy what is in it"):
+        duplicate(buffer)
 
 
 def test_streams_are_checked(pool):

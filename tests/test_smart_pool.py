@@ -220,6 +220,32 @@ def test_a_callback_can_make_room_before_a_request_fails():
         pool.check()
 
 
+def test_a_callback_that_lies_does_not_hang_the_pool():
+    with SmartPool("model:64MiB") as pool:
+        asked = []
+        pool.add_out_of_memory_callback(lambda nbytes: not asked.append(nbytes))
+        held = pool.malloc(60 * MiB)
+        with pytest.raises(OutOfMemoryError):
+            pool.malloc(10 * MiB)
+        assert len(asked) == 1
+        with pytest.raises(InvalidRequestError):
+            pool.add_out_of_memory_callback(5)
+        pool.free(held)
+
+
+def test_errors_do_not_tell_of_the_quick_path():
+    with SmartPool("model:64MiB") as pool:
+        for call in (lambda: pool.malloc(-1), lambda: pool.allocate(-1), lambda: pool.malloc(65 * MiB)):
+            with pytest.raises(smartpool.SmartPoolError) as caught:
+                call()
+            assert caught.value.__context__ is None
+
+
+def test_equal_devices_are_told_apart_in_statistics():
+    with SmartPool(["model:1GiB", "model:1GiB"]) as pool:
+        assert list(pool.get_statistics()["devices"]) == ["model:1GiB", "model:1GiB#1"]
+
+
 # ---------------------------------------------------------------------- the background optimiser
 
 

@@ -275,7 +275,7 @@ class PoolBooks:
             f"{format_size(now.reserved_bytes)} reserved of {format_size(now.cap_bytes)}, "
             f"largest free range {format_size(now.largest_free_bytes)}, "
             f"{format_size(now.device_free_bytes)} free on the device; fragmentation: {parts}; "
-            f"free what is not needed, or raise the limit ({error.code})"
+            f"free what is not needed, or raise max_bytes where it is the limit ({error.code})"
         )
 
     def _closed_error(self) -> PoolClosedError:

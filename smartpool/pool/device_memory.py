@@ -103,5 +103,5 @@ class DeviceMemory:
                 call,
                 "CAP_REACHED",
                 {"size": size, "reserved": self.reserved_bytes, "cap": self.cap_bytes},
-                advice="the pool's own limit (max_bytes) is reached",
+                advice="the pool's limit, or the whole device, is taken",
             )

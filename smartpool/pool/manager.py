@@ -109,15 +109,18 @@ class AdvancedMemoryPoolManager(SearchingPool):
         """
         # Floats and booleans that equal a cached size would find its bin: hence the test of the class.
         if stream is None and nbytes.__class__ is int:
+            bin_: Bin | None
             try:
                 bin_ = self._bins[nbytes]
                 pointer = bin_.pop()
             except IndexError:
-                return self._refill(bin_)
+                pass  # what is raised from here on is not about this: searched outside of the handler
             except KeyError:
-                return self._search(nbytes, None)
-            self._live[pointer] = bin_
-            return pointer
+                bin_ = None
+            else:
+                self._live[pointer] = bin_
+                return pointer
+            return self._search(nbytes, None) if bin_ is None else self._refill(bin_)
         return self._malloc_on(nbytes, stream)
 
     def free(self, pointer: int, stream: object = None) -> None:
@@ -201,9 +204,10 @@ class AdvancedMemoryPoolManager(SearchingPool):
                 bin_ = self._bins_of[stream][nbytes]
                 pointer = bin_.pop()
             except (KeyError, IndexError):
-                return self._search(nbytes, stream)
-            self._live[pointer] = bin_
-            return pointer
+                pass
+            else:
+                self._live[pointer] = bin_
+                return pointer
         return self._search(nbytes, stream)
 
     def _free_on(self, pointer: int, stream: object) -> None:

@@ -117,9 +117,10 @@ class SearchingPool(PoolBooks):
         self._grows += 1
         self._empty_bins(self._touched)
         self._empty_bins(self._touched_small)
-        try:
+        pointer = None
+        with suppress(DriverOutOfMemoryError):
             pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
-        except DriverOutOfMemoryError:
+        if pointer is None:
             pointer = self._extend_under_pressure(bin_, alignment)
         self._peak_live_bytes = max(self._peak_live_bytes, self._heap.live_bytes)
         limit = self.config.memory_pressure_threshold * self._memory.cap_bytes
@@ -128,7 +129,8 @@ class SearchingPool(PoolBooks):
         return pointer
 
     def _extend_under_pressure(self, bin_: Bin, alignment: int) -> int:
-        """Give back what idles and try again, as long as a callback says that it freed something."""
+        """Give back what idles and try again, as long as a callback says and shows that it freed some."""
+        held: int | None = None
         while True:
             self._steps.release_idle(self)
             self._flush()
@@ -136,7 +138,9 @@ class SearchingPool(PoolBooks):
             try:
                 return self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
             except DriverOutOfMemoryError as error:
-                if not self._ask_for_room(bin_.nbytes):
+                progress = held is None or self._heap.live_bytes < held
+                held = self._heap.live_bytes
+                if not progress or not self._ask_for_room(bin_.nbytes):
                     raise self._out_of_memory(bin_, error) from error
                 if self._closed:
                     raise self._closed_error() from error

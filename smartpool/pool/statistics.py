@@ -188,6 +188,14 @@ class PoolStatistics:
         """Whether the measured reduction reaches the target; None while nothing was recorded."""
         return None if self.reduction is None else self.reduction.percentage >= 100 * self.target_reduction
 
+    def _by_name(self) -> dict[str, dict[str, Any]]:
+        """Return the devices by name; one that is there again is numbered: ``cpu``, ``cpu#1``."""
+        named: dict[str, dict[str, Any]] = {}
+        for index, device in enumerate(self.devices):
+            name = f"{device.device}#{index}" if device.device in named else device.device
+            named[name] = device.as_dict()
+        return named
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything in plain dictionaries, ready for JSON."""
         reduction = self.reduction
@@ -205,7 +213,7 @@ class PoolStatistics:
                 "optimizations": self.optimizations,
                 "memory_freed_mb": self.memory_freed_bytes / MiB,
             },
-            "devices": {device.device: device.as_dict() for device in self.devices},
+            "devices": self._by_name(),
             "background": {
                 "running": self.background_running,
                 "passes": self.background_passes,
