@@ -146,18 +146,15 @@ class SmartPool:
                 bin_ = self._bins[nbytes]
                 pointer = bin_.pop()
             except (KeyError, IndexError):
-                pointer = -1  # searched outside of the handler: an error there is not about this
+                pass  # searched outside of the handler: an error there is not about this
             else:
                 self._live[pointer] = bin_
-            if pointer < 0:
-                pointer = self._malloc(nbytes)
-        else:
-            pointer = self._malloc(nbytes, stream)
-        buffer = _new(Buffer)
-        buffer.pointer = pointer
-        buffer.nbytes = nbytes
-        buffer._manager = self._manager  # noqa: SLF001
-        return buffer
+                buffer = _new(Buffer)
+                buffer.pointer = pointer
+                buffer.nbytes = nbytes
+                buffer._manager = self._manager  # noqa: SLF001
+                return buffer
+        return Buffer(self._manager, self._malloc(nbytes, stream), nbytes)
 
     def empty(
         self,

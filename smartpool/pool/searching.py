@@ -115,8 +115,7 @@ class SearchingPool(PoolBooks):
                 f"({format_size(bin_.nbytes)}); ask for less, or raise max_bytes where it is the limit"
             )
         self._grows += 1
-        self._empty_bins(self._touched)
-        self._empty_bins(self._touched_small)
+        self._flush()
         pointer = None
         with suppress(DriverOutOfMemoryError):
             pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
@@ -170,16 +169,14 @@ class SearchingPool(PoolBooks):
             self._begin_several_streams()
         self._flushes += 1
         groups: list[Bin] = []
-        while touched:
-            bin_ = touched.pop()
-            bin_.quiet = True
-            groups.append(bin_)
-        if not groups:
-            return
         try:
+            while touched:
+                bin_ = touched.pop()
+                groups.append(bin_)
+                bin_.quiet = True
             if self._several_streams:
                 self._free_by_stream(groups)
-            else:
+            elif groups:
                 self._heap.free_all(groups, groups[0].size, None)
         except BaseException:
             touched.update(groups)

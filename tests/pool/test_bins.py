@@ -429,3 +429,26 @@ def test_zero_bytes_by_the_thousand_and_flat_snapshots(pool):
     assert pool.malloc(0) in pointers
     assert pool.reserved_bytes <= 4 * MiB + 512 * KiB * 8
     pool.check()
+
+
+def test_an_interrupt_while_bins_are_collected_loses_none(pool):
+    """Each bin is still among the touched ones, so the next flush empties it."""
+
+    class Interrupting(set):
+        left = 2
+
+        def pop(self):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return super().pop()
+
+    for pointer in [pool.malloc(nbytes) for nbytes in (70_000, 80_000, 90_000)]:
+        pool.free(pointer)
+    touched = pool._touched = Interrupting(pool._touched)
+    with pytest.raises(KeyboardInterrupt):
+        pool._empty_bins(touched)
+    assert len(touched) == 3
+    pool._empty_bins(touched)
+    assert not any(pool._bins[nbytes] for nbytes in (70_000, 80_000, 90_000))
+    pool.check()
