@@ -1,0 +1,1 @@
+"""The faces of a pool, each an idea of its own; `SmartPool` is all of them."""

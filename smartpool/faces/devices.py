@@ -1,0 +1,182 @@
+"""A pool on its devices: which they are, its life, steps, and giving memory back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Self
+
+from smartpool.buffer import Buffer
+from smartpool.config import SmartPoolConfig
+from smartpool.errors import BackgroundError, DeviceNotFoundError, PoolClosedError
+from smartpool.pool.background import Background
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.statistics import MemorySnapshot, OptimizationOutcome
+from smartpool.units import format_size
+
+__all__ = ["DevicePool"]
+
+
+class DevicePool:
+    """Managers under one configuration, one a device, and the background optimiser over them.
+
+    Parameters
+    ----------
+    managers
+        The devices, at least one. They are closed with the pool.
+    config
+        How the pool behaves.
+    """
+
+    def __init__(self, managers: tuple[AdvancedMemoryPoolManager, ...], config: SmartPoolConfig) -> None:
+        self.config = config
+        self.managers = managers
+        self._manager = managers[0]
+        self._allocations: dict[int, Buffer] = {}  # what the pool itself holds, by number
+        self._optimizations = self._memory_freed_bytes = 0
+        self._closed = False
+        self.background = Background(self, config.optimization_interval)
+
+    def __repr__(self) -> str:
+        devices = ", ".join(manager.driver.name for manager in self.managers)
+        if self._closed:
+            return f"<SmartPool on {devices}: closed>"
+        live = sum(manager.live_bytes for manager in self.managers)
+        reserved = sum(manager.reserved_bytes for manager in self.managers)
+        return f"<SmartPool on {devices}: {format_size(live)} live, {format_size(reserved)} reserved>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ steps
+
+    @contextmanager
+    def step(self, name: str = "step", *, wait_for_plan: bool = False) -> Iterator[None]:
+        """Mark one repetition of something that repeats itself, such as a training step.
+
+        The first repetition is recorded, then planned on another thread; later ones are served
+        from the plan, by index: no search, no driver call. Requests of the thread that entered, on
+        the default stream, take part. What does not match is counted and served as always.
+
+        Parameters
+        ----------
+        name
+            Steps of different kinds, such as training and evaluation, have plans of their own.
+        wait_for_plan
+            Wait for the plan of an earlier repetition if the planner is still at work.
+
+        Raises
+        ------
+        StepError
+            When a step is under way already.
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("model:1GiB") as pool:
+        ...     for _ in range(3):
+        ...         with pool.step(wait_for_plan=True):
+        ...             pool.free(pool.malloc(1000))
+        ...     pool.statistics.devices[0].steps.hits
+        2
+        """
+        with ExitStack() as ended:
+            for manager in self.managers:
+                manager.begin_step(name, wait_for_plan=wait_for_plan)
+                ended.callback(manager.end_step)
+            yield
+
+    # ------------------------------------------------------------------ life
+
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:
+        """Give idle memory back until each device holds at most `keep_bytes`; return the bytes freed."""
+        self._require_open()
+        return sum(manager.trim(keep_bytes, wait=wait) for manager in self.managers)
+
+    def check(self) -> None:
+        """Prove every invariant of every device; `InvariantError` when one is broken."""
+        for manager in self.managers:
+            manager.check()
+
+    def close(self) -> None:
+        """Refuse requests from now on. Memory goes back once nothing is live. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.background.stop()
+        allocations, self._allocations = self._allocations, {}
+        allocations.clear()
+        for manager in self.managers:
+            manager.close()
+
+    def optimize_memory(self) -> OptimizationOutcome:
+        """Empty the bins, join free ranges, and give idle memory back to the devices.
+
+        Memory that a device may still be using is left for the next time.
+
+        Raises
+        ------
+        BackgroundError
+            When the background optimiser failed since the last call; its error is the cause.
+        PoolClosedError
+            When the pool was closed.
+        """
+        self._require_open()
+        failed = self.background.take_error()
+        if failed is not None:
+            raise BackgroundError("the background optimiser failed; see the cause") from failed
+        return self._optimize(self.managers)
+
+    def background_pass(self) -> None:
+        """Do what is due: called by the background thread.
+
+        Memory is given back on devices under pressure or fragmented beyond the threshold.
+        """
+        due = [manager for manager in self.managers if self._is_due(manager.snapshot())]
+        if due and not self._closed:
+            self._optimize(due)
+
+    def _is_due(self, now: MemorySnapshot) -> bool:
+        config = self.config
+        if now.reserved_bytes > now.live_bytes and now.pressure >= config.memory_pressure_threshold:
+            return True
+        return now.fragmentation.overall > config.fragmentation_threshold
+
+    def _optimize(
+        self, managers: tuple[AdvancedMemoryPoolManager, ...] | list[AdvancedMemoryPoolManager]
+    ) -> OptimizationOutcome:
+        before = max(manager.fragmentation().overall for manager in managers)
+        freed = sum(manager.trim() for manager in managers)
+        after = max(manager.fragmentation().overall for manager in managers)
+        outcome = OptimizationOutcome(
+            fragmentation_before=before,
+            fragmentation_after=after,
+            memory_freed_bytes=freed,
+            devices=tuple(manager.driver.name for manager in managers),
+        )
+        self._optimizations += 1
+        self._memory_freed_bytes += freed
+        return outcome
+
+    # ------------------------------------------------------------------ devices
+
+    def _manager_of(self, device_id: int) -> AdvancedMemoryPoolManager:
+        if not 0 <= device_id < len(self.managers):
+            raise DeviceNotFoundError(
+                f"expected a device_id from 0 to {len(self.managers) - 1}, the devices of this pool, "
+                f"got {device_id}; name the device when the pool is made"
+            )
+        return self.managers[device_id]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise PoolClosedError("expected an open pool, this one was closed")
+
+    def _start_background(self) -> None:
+        """Run the optimiser. Only a pool that is made in full is given to it."""
+        for manager in self.managers:
+            manager.on_pressure = self.background.wake
+        self.background.start()

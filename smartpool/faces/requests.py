@@ -1,0 +1,110 @@
+"""The face of the original design: requests as values, allocations by number."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from smartpool.buffer import Buffer
+from smartpool.config import SmartPoolConfig
+from smartpool.errors import DoubleFreeError, InvalidRequestError, UnknownPointerError
+from smartpool.faces.devices import DevicePool
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.request import AllocationRequest
+
+__all__ = ["AllocationResult", "RequestFace"]
+
+
+class AllocationResult(NamedTuple):
+    """What `SmartPool.allocate_memory` gives: the buffer, and the id that frees it."""
+
+    buffer: Buffer
+    allocation_id: int
+
+
+class RequestFace(DevicePool):
+    """`allocate_memory` and `deallocate_memory`, and who is asked before a request fails."""
+
+    def __init__(self, managers: tuple[AdvancedMemoryPoolManager, ...], config: SmartPoolConfig) -> None:
+        super().__init__(managers, config)
+        self._ids = itertools.count(1)
+        self._last_id = 0
+
+    def allocate_memory(self, request: AllocationRequest) -> AllocationResult:
+        """Serve a request; the buffer is the pool's until `deallocate_memory` is told its id.
+
+        A request without a device goes to the one with most free memory.
+
+        Raises
+        ------
+        DeviceNotFoundError
+            When `device_id` is not one of this pool's devices.
+        OutOfMemoryError
+            When the device cannot hold it.
+        """
+        if not isinstance(request, AllocationRequest):
+            raise InvalidRequestError(f"expected an AllocationRequest, got {request!r}")
+        manager = self._roomiest() if request.device_id is None else self._manager_of(request.device_id)
+        if request.alignment is None:
+            pointer = manager.malloc(request.size, request.stream)
+        else:
+            pointer = manager.malloc_aligned(request.size, request.alignment, request.stream)
+        buffer = Buffer(manager, pointer, request.size)
+        allocation_id = self._last_id = next(self._ids)
+        self._allocations[allocation_id] = buffer
+        return AllocationResult(buffer, allocation_id)
+
+    def deallocate_memory(self, allocation_id: int, stream: object = None) -> None:
+        """Free an allocation; consumers that still hold it through DLPack keep it until they are done.
+
+        Raises
+        ------
+        DoubleFreeError
+            When it was freed already.
+        UnknownPointerError
+            When the id is not one of this pool's.
+        """
+        try:
+            buffer = self._allocations.pop(allocation_id)
+        except (KeyError, TypeError):
+            raise self._bad_id(allocation_id) from None
+        if buffer.released:
+            raise DoubleFreeError(f"allocation {allocation_id} was freed already, by Buffer.free")
+        try:
+            buffer.free(stream)
+        except BaseException:
+            self._allocations[allocation_id] = buffer
+            raise
+
+    def add_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
+        """Ask `callback(nbytes)` before a request of `nbytes` fails for lack of memory.
+
+        It returns True when it freed something, and the request is tried again; False to let it
+        fail. It may free and trim, and must not allocate from this pool. A True after which no less
+        is live than before counts as False the second time.
+        """
+        if not callable(callback):
+            raise InvalidRequestError(f"callback: expected a function of the bytes wanted, got {callback!r}")
+        for manager in self.managers:
+            manager.out_of_memory_callbacks.append(callback)
+
+    def remove_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
+        """Ask `callback` no more; `ValueError` when it was not added."""
+        for manager in self.managers:
+            manager.out_of_memory_callbacks.remove(callback)
+
+    def _roomiest(self) -> AdvancedMemoryPoolManager:
+        if len(self.managers) == 1:
+            return self._manager
+        return max(self.managers, key=lambda manager: manager.available_bytes)
+
+    def _bad_id(self, allocation_id: object) -> DoubleFreeError | UnknownPointerError:
+        if isinstance(allocation_id, int) and 0 < allocation_id <= self._last_id:
+            return DoubleFreeError(
+                f"allocation {allocation_id} was freed already; free every allocation once"
+            )
+        return UnknownPointerError(
+            f"expected the id of an allocation of this pool, got {allocation_id!r}; "
+            "use the allocation_id that allocate_memory returned"
+        )
