@@ -25,11 +25,9 @@ import time
 import warnings
 from typing import Final, Self
 
-from smartpool.errors import (
-    InvalidRequestError,
-)
+from smartpool.errors import DriverError, InvalidRequestError
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable, RecordedTable, RequestObserver
-from smartpool.pool.searching import SearchingPool
+from smartpool.pool.watched import WatchedPool
 from smartpool.units import format_size
 
 __all__ = ["AdvancedMemoryPoolManager"]
@@ -37,7 +35,7 @@ __all__ = ["AdvancedMemoryPoolManager"]
 _PATIENCE_S: Final = 5.0  # with a request of another thread that was under way when the pool closed
 
 
-class AdvancedMemoryPoolManager(SearchingPool):
+class AdvancedMemoryPoolManager(WatchedPool):
     """Memory of one device in four tiers. Thread-safe and stream-aware.
 
     Parameters
@@ -87,7 +85,10 @@ class AdvancedMemoryPoolManager(SearchingPool):
         # Nothing can be live: every buffer holds its manager. Memory taken by bare `malloc` and never
         # freed goes with the driver, which is dropped here too.
         if not sys.is_finalizing() and not getattr(self, "_released", True) and not self._live:
-            self.close()
+            try:
+                self.close()
+            except DriverError as error:
+                self._warn_of(error)
 
     # ------------------------------------------------------------------ requests
 
@@ -287,10 +288,22 @@ class AdvancedMemoryPoolManager(SearchingPool):
                 self._closed = True
                 for bins in list(self._bins_of.values()):
                     bins.clear()  # what they hold is touched
-                self._live.on_empty = self._release_everything
+                self._live.on_empty = self._release_after_the_last_free
                 self._live.__class__ = ClosedTable
         if not self._live:
             self._release_everything()
+
+    def _release_after_the_last_free(self) -> None:
+        try:
+            self._release_everything()
+        except DriverError as error:  # the block is free for all that
+            self._warn_of(error)
+
+    def _warn_of(self, error: DriverError) -> None:
+        """Say, where nothing can be raised, that the memory could not be given back."""
+        warnings.warn(
+            f"{self!r} keeps its memory: {error}; close() tries again", ResourceWarning, stacklevel=1
+        )
 
     def _release_everything(self) -> None:
         # The last free of a closed pool may come from a destructor, in the middle of anything, so
@@ -306,9 +319,13 @@ class AdvancedMemoryPoolManager(SearchingPool):
     def _release_when_possible(self) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while True:
-            with self._lock:
-                if self._release_under_lock():
-                    return
+            try:
+                with self._lock:
+                    if self._release_under_lock():
+                        return
+            except DriverError as error:
+                self._warn_of(error)
+                return
             if time.monotonic() > deadline:
                 warnings.warn(
                     f"{self!r} keeps its memory: a request was interrupted in the middle, and its block "

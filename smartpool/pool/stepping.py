@@ -138,8 +138,8 @@ class Steps:
                 self._resident = None
                 self._left.append(step)
         for step in [step for step in self._left if step.idle]:
-            self._left.remove(step)
             pool.release_region(step.base, step.plan.height)
+            self._left.remove(step)  # behind what may fail: a region that nobody lists is lost
 
     def regions(self) -> list[tuple[int, int]]:
         """Return address and bytes of the regions that are held."""

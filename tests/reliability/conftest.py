@@ -1,0 +1,9 @@
+"""Let the tests of this folder import the kit that they share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("attack", "scenarios")
+sys.path.insert(0, str(Path(__file__).parent / "kit"))

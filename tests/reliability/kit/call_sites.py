@@ -1,0 +1,60 @@
+"""Where the pool calls the driver: found in its source, and seen as it runs.
+
+The two must agree: a place in the source that no scenario reaches is one whose failure was never
+tried, and a call that runs and is not in the source was written in a way that the search misses.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import smartpool
+from smartpool.driver.faults import CALLS
+
+PACKAGE = Path(smartpool.__file__).parent
+PARTS = ("pool", "memory")  # the folders whose every driver call is made to fail
+
+
+def in_source():
+    """Return the places that name a call of the driver, as (file, line, column, call)."""
+    places = set()
+    for part in PARTS:
+        for path in sorted((PACKAGE / part).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            name = path.relative_to(PACKAGE).as_posix()
+            places |= {(name, node.lineno, node.col_offset, node.attr) for node in _driver_calls(tree)}
+    return places
+
+
+def _driver_calls(tree):
+    """Yield attributes such as ``self._driver.unmap``, called or handed on."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in CALLS:
+            owner = node.value
+            name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+            if name.strip("_") == "driver":
+                yield node
+
+
+def running(call):
+    """Return the place that makes the driver call `call` now, or None when it is not the pool's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if PACKAGE not in path.parents:
+            # The test's own device stands between; a test that calls the driver itself ends the search.
+            if frame.f_code.co_name not in CALLS and path.name not in ("call_sites.py", "attack.py"):
+                return None
+        elif path.relative_to(PACKAGE).parts[0] != "driver":
+            name = path.relative_to(PACKAGE).as_posix()
+            line, _, column, _ = _position(frame)
+            return (name, line, column, call) if name.split("/")[0] in PARTS else None
+        frame = frame.f_back
+    return None
+
+
+def _position(frame):
+    for index, position in enumerate(frame.f_code.co_positions()):
+        if index == frame.f_lasti // 2:
+            return position
+    raise AssertionError("an instruction has a place")

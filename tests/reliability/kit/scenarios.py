@@ -1,0 +1,158 @@
+"""What callers do, so that together every place of the pool that calls the driver is reached."""
+
+import pytest
+
+from smartpool.errors import OutOfMemoryError
+from smartpool.pool import streams as stream_clock
+from smartpool.units import KiB, MiB
+
+STAMPED = 64  # the bytes at either end of a block that the caller looks at again
+
+
+def stitching(caller):
+    blocks = [caller.malloc(4 * MiB) for _ in range(6)]
+    for block in blocks[::2]:
+        caller.free(block)
+    caller.may_fail(10 * MiB)
+    caller.malloc(1000)
+    caller.pool.trim()
+
+
+def windows_one_after_the_other(caller):
+    for _ in range(2):
+        blocks = [caller.malloc(3 * MiB + 512) for _ in range(8)]
+        for block in blocks[::2]:
+            caller.free(block)
+        window = caller.may_fail(7 * MiB)
+        if window:
+            caller.free(window)
+        for block in blocks[1::2]:
+            caller.free(block)
+    caller.pool.trim(wait=True)
+
+
+def streams(caller):
+    block = caller.malloc(20 * MiB, caller.stream)
+    caller.driver.hold(caller.stream)
+    caller.driver.fill(block + STAMPED, 1, MiB, caller.stream)
+    caller.free(block)
+    block = caller.malloc(20 * MiB)
+    caller.driver.go_on()
+    caller.pool.record_stream(block, caller.stream)
+    caller.free(block)
+    caller.pool.flush()
+    caller.pool.order_after(caller.malloc(24 * MiB, caller.stream), 0)
+    caller.pool.trim(wait=True)
+
+
+def many_pending_events(caller):
+    """More flushes than events are kept for, while the device does not get on."""
+    other = caller.driver.create_stream()
+    block = caller.malloc(4 * MiB, other)
+    caller.driver.hold(other)
+    caller.driver.fill(block + STAMPED, 1, MiB, other)
+    for _ in range(stream_clock.PENDING + 2):
+        caller.free(caller.malloc(2 * MiB, other))
+        caller.pool.flush()
+    caller.free(block)
+    caller.pool.trim()
+    caller.driver.go_on()
+    caller.pool.trim(wait=True)
+
+
+def a_stream_that_is_destroyed(caller):
+    other = caller.driver.create_stream()
+    block = caller.malloc(3 * MiB, other)
+    caller.free(block)
+    caller.driver.destroy_stream(other)
+    caller.malloc(3 * MiB)
+    caller.pool.trim(wait=True)
+
+
+def alignments(caller):
+    blocks = [caller.malloc(3 * MiB + 5, alignment=1 << shift) for shift in (12, 20, 22)]
+    for block in blocks:
+        caller.free(block)
+    caller.malloc(28 * MiB)
+
+
+def out_of_memory(caller):
+    caller.malloc(20 * MiB)
+    with pytest.raises(OutOfMemoryError):
+        caller.malloc(20 * MiB)
+    caller.malloc(12 * MiB)
+
+
+def planned_steps(caller):
+    for _ in range(3):
+        caller.pool.begin_step("step", wait_for_plan=True)
+        try:
+            first, second = caller.malloc(3 * MiB), caller.malloc(5 * MiB)
+            caller.pool.record_stream(second, caller.stream)
+            caller.free(first)
+            caller.free(second)
+        finally:
+            caller.pool.end_step()
+    caller.pool.trim()
+
+
+def small_and_large(caller):
+    blocks = [caller.malloc(step * 700) for step in range(20)]
+    for block in blocks[::2]:
+        caller.free(block)
+    caller.may_fail(29 * MiB)
+
+
+def slabs_come_and_go(caller):
+    for _ in range(2):
+        blocks = [caller.malloc(60 * KiB) for _ in range(80)]
+        for block in blocks:
+            caller.free(block)
+        caller.free(caller.malloc(31 * MiB))
+
+
+def questions(caller):
+    caller.malloc(3 * MiB)
+    caller.pool.snapshot()
+    caller.pool.fragmentation()
+    assert caller.pool.available_bytes > 0
+
+
+def closing(caller):
+    """Close with a window, and with memory that the device may still touch."""
+    busy = caller.malloc(5 * MiB, caller.stream)
+    blocks = [caller.malloc(4 * MiB) for _ in range(6)]
+    for block in blocks[::2]:
+        caller.free(block)
+    caller.may_fail(10 * MiB)
+    caller.driver.hold(caller.stream)
+    caller.driver.fill(busy + STAMPED, 1, MiB, caller.stream)
+    for block in list(caller.live):
+        caller.free(block)
+    caller.pool.close()
+
+
+def closing_before_the_last_free(caller):
+    block = caller.malloc(3 * MiB)
+    caller.malloc(1000)
+    caller.pool.close()
+    caller.free(block)
+
+
+SCENARIOS = [
+    stitching,
+    windows_one_after_the_other,
+    streams,
+    many_pending_events,
+    a_stream_that_is_destroyed,
+    alignments,
+    out_of_memory,
+    planned_steps,
+    small_and_large,
+    slabs_come_and_go,
+    questions,
+    closing,
+    closing_before_the_last_free,
+]
+NEED_A_HEAP = (many_pending_events, planned_steps, slabs_come_and_go)
+"""Scenarios that mean nothing where every request goes to the driver."""
