@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smartpool.config import SmartPoolConfig
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.memory_map import MemoryMap
 from smartpool.pool.statistics import PoolStatistics
 from smartpool.recording import PoolRecording
 
@@ -40,6 +41,21 @@ class WatchingFace(DevicePool):
     def get_statistics(self) -> dict[str, Any]:
         """Return `statistics` in plain dictionaries; `docs/statistics.md` describes every key."""
         return self.statistics.as_dict()
+
+    def memory_map(self, device_id: int = 0) -> MemoryMap:
+        """Return what every byte that the pool holds on a device is, by address.
+
+        Requests go on meanwhile: only dictionaries are copied under the pool's lock. O(n log n).
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("model:1GiB") as pool:
+        ...     held = pool.malloc(5000)
+        ...     pool.memory_map().blocks.requested_bytes
+        [5000]
+        """
+        return self._manager_of(device_id).memory_map()
 
     def start_recording(self) -> None:
         """Record every request and free from now on. A recording that is on goes on."""

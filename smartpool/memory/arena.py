@@ -326,6 +326,10 @@ class Arena:
         """Return the gaps by address. O(n log n)."""
         return [Range(start, self._gap_at[start]) for start in sorted(self._gap_at)]
 
+    def tables(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return copies of the blocks and of the gaps, start to size, in no order: the cheapest view."""
+        return self._blocks.copy(), self._gap_at.copy()
+
     def gaps_by_size(self) -> Iterator[Range]:
         """Yield the gaps, largest first. The arena must not change meanwhile."""
         for key in reversed(self._by_size):

@@ -33,7 +33,7 @@ from smartpool.errors import (
     SmartPoolError,
     UnknownPointerError,
 )
-from smartpool.memory.arena import Uses
+from smartpool.memory.arena import Range, Uses
 from smartpool.pool.bins import Bin, DisownedTable, LiveTable
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.direct import DirectBin
@@ -167,6 +167,16 @@ class PoolBooks:
     def live_blocks(self) -> dict[int, int]:
         """Return address to requested bytes, for every live block. O(live blocks)."""
         return {pointer: bin_.nbytes for pointer, bin_ in self._live.copy().items()}
+
+    def memory(self) -> list[Range]:
+        """Return where the pool's physical memory is, each piece of it once, by address."""
+        with self._writing():
+            return sorted(self._heap.memory())
+
+    def pieces_of(self, pointer: int) -> tuple[Range, ...]:
+        """Return the memory under a block: several ranges for one that is stitched together."""
+        with self._writing():
+            return self._heap.pieces(pointer)
 
     def fragmentation(self) -> Fragmentation:
         """Return the live metric by its three parts. O(live blocks + gaps)."""

@@ -92,6 +92,10 @@ class DeviceMemory:
         self.driver.free(address)
         self.reserved_bytes -= self._sizes.pop(address)
 
+    def segments(self) -> dict[int, int]:
+        """Return address to bytes of the raw segments. Only for pools that hold nothing but segments."""
+        return self._sizes.copy()
+
     def _hold(self, key: int, size: int) -> None:
         self._sizes[key] = size
         self.reserved_bytes += size

@@ -22,14 +22,14 @@ class DirectBin(Bin):
         Gives it back; told the address and the streams that used it.
     """
 
-    __slots__ = ("_release", "_segment")
+    __slots__ = ("_release", "segment")
 
     def __init__(self, like: Bin, segment: int, release: Callable[[int, tuple[int, ...]], None]) -> None:
         super().__init__(like.nbytes, like.size, like.stream, like.tier, like.touched)
         self.quiet = False  # it holds nothing, so nobody need empty it
-        self._segment = segment
+        self.segment = segment
         self._release = release
 
     def append(self, pointer: int) -> None:  # noqa: ARG002 - a bin's method
         """Free the allocation, once its streams have done with it."""
-        self._release(self._segment, (self.stream, *self.others))
+        self._release(self.segment, (self.stream, *self.others))

@@ -33,6 +33,7 @@ from smartpool.memory.stitch import Stitching, choose_pieces
 from smartpool.memory.tidy import place_tidily
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.home import Home
+from smartpool.pool.memory_map import Layout
 from smartpool.pool.placement import place_for_stream
 from smartpool.pool.policy import Policy
 from smartpool.pool.streams import StreamClock
@@ -310,6 +311,33 @@ class ElasticHeap:
         """Yield the sizes of the gaps."""
         for arena in (self._home, self._small):
             yield from (gap.size for gap in arena.gaps_by_size())
+
+    def memory(self) -> Iterator[Range]:
+        """Yield where the chunks are at home."""
+        return (Range(chunk.start, chunk.size) for chunk in self._chunks)
+
+    def pieces(self, address: int) -> tuple[Range, ...]:
+        """Return the memory under the block at `address`: for one in a window, its pieces at home."""
+        window = self.windows.at(address)
+        if window is not None:
+            return window.pieces
+        size = self.block_size(address)
+        return () if size is None else (Range(address, size),)
+
+    def layout(self) -> Layout:
+        """Return copies of blocks, gaps and chunks at home; see `Heap.layout`."""
+        blocks, gaps = self._home.tables()
+        for start in self._slabs:
+            del blocks[start]  # what is in them tells more
+        small_blocks, small_gaps = self._small.tables()
+        shown: dict[int, tuple[int, int]] = {}
+        for window in self.windows.opened():
+            offset = 0
+            for piece in window.pieces:
+                shown[piece.start] = (window.block.start, offset)
+                offset += piece.size
+        chunks = {chunk.start: chunk.size for chunk in self._chunks}
+        return Layout(blocks=blocks | small_blocks, gaps=gaps | small_gaps, chunks=chunks, shown=shown)
 
     def mark(self, uses: Mapping[int, int]) -> None:
         """Add `uses` to every gap."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from smartpool.memory.arena import Range, Uses
+from smartpool.pool.memory_map import Layout
 
 __all__ = ["Heap"]
 
@@ -49,6 +50,15 @@ class Heap(Protocol):
 
     def free_ranges(self) -> Iterator[int]:
         """Yield the sizes of the gaps."""
+
+    def memory(self) -> Iterator[Range]:
+        """Yield where physical memory is, each piece of it once, in no order."""
+
+    def pieces(self, address: int) -> tuple[Range, ...]:
+        """Return the memory under the block at `address`, in order; nothing where no block is."""
+
+    def layout(self) -> Layout:
+        """Return copies of blocks, gaps and chunks at home, for a map. O(n), in C."""
 
     @property
     def live_bytes(self) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses
 from smartpool.pool.device_memory import DeviceMemory
+from smartpool.pool.memory_map import Layout
 from smartpool.pool.placement import place_for_stream
 from smartpool.pool.streams import StreamClock
 from smartpool.units import MiB, align_up
@@ -140,6 +141,21 @@ class SegmentHeap:
         """Yield the sizes of the gaps."""
         for arena in (self._small, self._rest):
             yield from (gap.size for gap in arena.gaps_by_size())
+
+    def memory(self) -> Iterator[Range]:
+        """Yield the segments."""
+        return (Range(start, size) for start, (_, size) in self._segments.items())
+
+    def pieces(self, address: int) -> tuple[Range, ...]:
+        """Return the block at `address`, which is in one piece."""
+        size = self.block_size(address)
+        return () if size is None else (Range(address, size),)
+
+    def layout(self) -> Layout:
+        """Return copies of blocks, gaps and segments; see `Heap.layout`."""
+        small, rest = self._small.tables(), self._rest.tables()
+        segments = {start: size for start, (_, size) in self._segments.items()}
+        return Layout(blocks=small[0] | rest[0], gaps=small[1] | rest[1], chunks=segments, shown={})
 
     def mark(self, uses: Mapping[int, int]) -> None:
         """Add `uses` to every gap."""
