@@ -51,6 +51,11 @@ class DevicePool:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     # ------------------------------------------------------------------ steps
 
     @contextmanager

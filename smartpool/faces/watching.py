@@ -12,6 +12,7 @@ from smartpool.pool.statistics import PoolStatistics
 from smartpool.recording import PoolRecording
 
 if TYPE_CHECKING:
+    from smartpool.live.server import LiveServer
     from smartpool.trace.trace import Trace
 
 __all__ = ["WatchingFace"]
@@ -56,6 +57,46 @@ class WatchingFace(DevicePool):
         [5000]
         """
         return self._manager_of(device_id).memory_map()
+
+    def serve(
+        self,
+        port: int = 0,
+        *,
+        host: str = "127.0.0.1",
+        password: str | None = None,
+        names: tuple[str, ...] = (),
+    ) -> LiveServer:
+        """Serve a web page that shows this pool's memory as it changes; close what this returns to end it.
+
+        The page costs nothing while nobody looks. See `docs/live.md`.
+
+        Parameters
+        ----------
+        port
+            The port to listen on; 0 for one that is free. The returned server has its `url`.
+        host
+            The address to listen on. Anything but loopback shows the program's memory to the network.
+        password
+            What the browser asks for. Without one, every user of this machine may look.
+        names
+            Further names under which a browser may reach this server, such as the machine's.
+
+        Raises
+        ------
+        InvalidRequestError
+            When the address cannot be used.
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("model:1GiB") as pool, pool.serve() as server:
+        ...     print(server.url)
+        http://127.0.0.1:.../
+        """
+        from smartpool.live import serve  # noqa: PLC0415 - a web server, for those who want one
+
+        self._require_open()
+        return serve(self, port=port, host=host, password=password, names=names)
 
     def start_recording(self) -> None:
         """Record every request and free from now on. A recording that is on goes on."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from smartpool.units import MiB
 
-__all__ = ["Tier", "tier_of"]
+__all__ = ["LARGEST", "Tier", "tier_of"]
 
 
 class Tier(Enum):
@@ -22,14 +23,19 @@ class Tier(Enum):
     """Above 256 MiB."""
 
 
+LARGEST: Final = (MiB - 1, 16 * MiB - 1, 256 * MiB)
+"""Bytes of the largest request of each tier but the last, which has no end."""
+
+
 def tier_of(size: int) -> Tier:
     """Return the tier of a request of `size` bytes.
 
     >>> [tier_of(size).value for size in (512, 1 << 20, 16 << 20, 256 << 20, (256 << 20) + 1)]
     ['small', 'medium', 'large', 'large', 'huge']
     """
-    if size < MiB:
+    small, medium, large = LARGEST
+    if size <= small:
         return Tier.SMALL
-    if size < 16 * MiB:
+    if size <= medium:
         return Tier.MEDIUM
-    return Tier.LARGE if size <= 256 * MiB else Tier.HUGE
+    return Tier.LARGE if size <= large else Tier.HUGE

@@ -1,0 +1,27 @@
+"""A pool's live page: the view and the server put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smartpool.live.server import LiveServer
+from smartpool.live.view import LiveView
+
+if TYPE_CHECKING:
+    from smartpool.faces.watching import WatchingFace
+
+__all__ = ["serve"]
+
+
+def serve(
+    pool: WatchingFace,
+    *,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    password: str | None = None,
+    names: tuple[str, ...] = (),
+) -> LiveServer:
+    """Serve the live page of `pool` until the returned server is closed; see `SmartPool.serve`."""
+    view = LiveView(pool)
+    answers = {"/frame": view.frame, "/block": view.block}
+    return LiveServer(answers, host=host, port=port, password=password, names=names)
