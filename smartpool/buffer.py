@@ -28,7 +28,13 @@ from smartpool.dlpack import (
     export,
     host_array,
 )
-from smartpool.errors import BufferReleasedError, DLPackError, InvalidRequestError, UnsupportedError
+from smartpool.errors import (
+    BufferReleasedError,
+    DLPackError,
+    InvalidRequestError,
+    InvalidSizeError,
+    UnsupportedError,
+)
 from smartpool.request import checked_size
 
 if TYPE_CHECKING:
@@ -318,10 +324,13 @@ def checked_shape(shape: object) -> tuple[int, ...]:
     >>> checked_shape(3), checked_shape([2, 0])
     ((3,), (2, 0))
     """
-    if isinstance(shape, tuple | list):
-        return tuple(checked_size(length) for length in shape)
-    if hasattr(shape, "__index__"):
-        return (checked_size(shape),)
+    try:
+        if isinstance(shape, tuple | list):
+            return tuple(checked_size(length) for length in shape)
+        if hasattr(shape, "__index__"):
+            return (checked_size(shape),)
+    except InvalidSizeError:  # it speaks of bytes
+        raise InvalidSizeError(f"shape: expected lengths of at least 0 as integers, got {shape!r}") from None
     raise InvalidRequestError(f"shape: expected an integer or a sequence of integers, got {shape!r}")
 
 

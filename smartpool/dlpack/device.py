@@ -89,6 +89,15 @@ def consumer_stream(device_type: int, stream: object) -> int | None:
 def not_exportable(device_type: int) -> DLPackError:
     """Return the error for a device whose memory nobody else can read."""
     return DLPackError(
-        f"memory of DLPack device type {int(device_type)} cannot be exported: a model device has addresses "
-        "and no memory; use 'cpu' or 'cuda:N'"
+        f"memory of {_name(device_type)} cannot be exported through DLPack; use 'cpu' or 'cuda:N'"
     )
+
+
+def _name(device_type: int) -> str:
+    """Return a device type in words."""
+    if device_type == DeviceType.EXT_DEV:
+        return "a model device, which has addresses and no memory,"
+    try:
+        return f"a device of DLPack's type {DeviceType(device_type).name}"
+    except ValueError:
+        return f"a device of DLPack's type {int(device_type)}, which SmartPool does not know,"

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from smartpool.driver.footprint import Footprint
+from smartpool.driver.protocol import MappedRange
 from smartpool.driver.ranges import RangeMap
 from smartpool.errors import DriverError, InvariantError
 
@@ -296,6 +297,17 @@ class AddressBook:
     def mappings(self) -> list[Mapping]:
         """Return all mappings in order of address."""
         return [mapping for _, _, mapping in self._mappings]
+
+    def mapped(self, address: int, size: int) -> list[MappedRange]:
+        """Return the mappings that share an address with [address, address + size), in order."""
+        if self._torn:
+            self._mend()
+        found = self._mappings.overlapping(address, address + size)
+        return [MappedRange(start, end - start, mapping.handle) for start, end, mapping in found]
+
+    def check_chunk(self, call: str, handle: int) -> Chunk:
+        """Return a chunk, or refuse a handle that is none."""
+        return self._chunk(call, handle)
 
     def check(self) -> None:
         """Raise `InvariantError` unless every invariant of this module's docstring holds."""

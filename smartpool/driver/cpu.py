@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from smartpool.driver import pages
-from smartpool.driver.bookkeeping import Mapping
+from smartpool.driver.bookkeeping import Mapping, refusal
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host import HostDriver
 from smartpool.driver.protocol import MemoryInfo
@@ -88,6 +88,8 @@ class CpuDriver(HostDriver):
         super().__init__("cpu", _CPU, granularity if pages.VIRTUAL else 0, footprint)
         self._ask_system = capacity is None
         self._chunk_file: pages.ChunkFile | None = None
+        self._shared = pages.SharedChunks()
+        self._sharing = False
 
     @_timed
     def _memory_info(self, free: int) -> MemoryInfo:
@@ -113,19 +115,30 @@ class CpuDriver(HostDriver):
 
     # A chunk's handle is its offset in the file plus one unit, so there is no table to keep in step.
 
+    # Those that other processes may open have a file each: whoever is given one chunk sees no other, and
+    # its memory lives as long as anybody has the file.
+
     @_timed
     def _create_chunk(self, size: int) -> int:
+        if self._sharing:
+            return self._shared.create(size)
         if self._chunk_file is None:
             self._chunk_file = pages.ChunkFile()
         return self._chunk_file.take(size) + self.granularity
 
     @_timed
     def _release_chunk(self, handle: int, size: int) -> None:
-        self._file().give(handle - self.granularity, size)
+        if handle in self._shared:
+            self._shared.release(handle)
+        else:
+            self._file().give(handle - self.granularity, size)
 
     @_timed
     def _map(self, mapping: Mapping) -> None:
-        self._file().map(mapping.address, mapping.handle - self.granularity, mapping.size)
+        if mapping.handle in self._shared:
+            self._shared.map(mapping.address, mapping.handle, mapping.size)
+        else:
+            self._file().map(mapping.address, mapping.handle - self.granularity, mapping.size)
 
     @_timed
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None:  # noqa: ARG002
@@ -135,6 +148,20 @@ class CpuDriver(HostDriver):
     def _unmap(self, address: int, size: int, mappings: list[Mapping]) -> None:
         if mappings:
             pages.unmap_pages(address, size)
+
+    def _share_chunks(self) -> None:
+        self._sharing = True
+
+    @_timed
+    def _export_chunk(self, handle: int) -> int:
+        if handle not in self._shared:
+            advice = "it was created before share_chunks: make the pool with shareable=True"
+            raise refusal("export_chunk", advice, chunk=handle)
+        return self._shared.descriptor(handle)
+
+    @_timed
+    def _import_chunk(self, descriptor: int, size: int) -> int:
+        return self._shared.take_in(descriptor, size)
 
     @_timed
     def _fill(self, address: int, value: int, size: int) -> None:

@@ -19,6 +19,7 @@ __all__ = ["CALLS", "Fault", "Faults"]
 CALLS: Final = frozenset((
     "memory_info", "allocate", "free",
     "reserve", "unreserve", "create_chunk", "release_chunk", "map_chunk", "enable_access", "unmap",
+    "export_chunk", "import_chunk",
     "create_stream", "destroy_stream", "synchronize",
     "create_event", "destroy_event", "record_event", "event_done", "wait_event", "synchronize_event",
     "fill", "copy", "read", "write",

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from smartpool.driver.bookkeeping import AddressBook, Mapping, refusal
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host_streams import HostStreams
-from smartpool.driver.protocol import MemoryInfo
+from smartpool.driver.protocol import MappedRange, MemoryInfo
 from smartpool.errors import DriverError, DriverOutOfMemoryError, UnsupportedError
 
 __all__ = ["HostDriver"]
@@ -172,6 +172,40 @@ class HostDriver(HostStreams):
                 self._book.restore(mappings)
                 raise
 
+    def mapped(self, address: int, size: int) -> list[MappedRange]:
+        """Return what is mapped in [address, address + size), in order."""
+        with self._lock:
+            return self._book.mapped(address, size)
+
+    # --- chunks of several processes ---
+
+    def share_chunks(self) -> None:
+        """Make chunks that are created from now on exportable."""
+        with self._lock:
+            self._begin_virtual("share_chunks")
+            self._share_chunks()
+
+    def export_chunk(self, chunk: int) -> int:
+        """Return a new file descriptor for a chunk; the caller closes it."""
+        with self._lock:
+            self._begin_virtual("export_chunk")
+            if self.faults.alert:
+                self.faults.check("export_chunk", chunk=chunk)
+            self._book.check_chunk("export_chunk", chunk)
+            return self._export_chunk(chunk)
+
+    def import_chunk(self, descriptor: int, size: int) -> int:
+        """Return a handle of the chunk behind a file descriptor, which stays the caller's."""
+        with self._lock:
+            self._begin_virtual("import_chunk")
+            if self.faults.alert:
+                self.faults.check("import_chunk", descriptor=descriptor, size=size)
+            self._book.check_granular("import_chunk", size)
+            self._refuse_when_closed("import_chunk", size=size)
+            handle = self._import_chunk(descriptor, size)
+            self._book.add_chunk(handle, size)
+            return handle
+
     # --- data ---
 
     def fill(self, address: int, value: int, size: int, stream: int) -> None:
@@ -262,6 +296,12 @@ class HostDriver(HostStreams):
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None: ...
     @abstractmethod
     def _unmap(self, address: int, size: int, mappings: list[Mapping]) -> None: ...
+    @abstractmethod
+    def _share_chunks(self) -> None: ...
+    @abstractmethod
+    def _export_chunk(self, handle: int) -> int: ...
+    @abstractmethod
+    def _import_chunk(self, descriptor: int, size: int) -> int: ...
     @abstractmethod
     def _fill(self, address: int, value: int, size: int) -> None: ...
     @abstractmethod

@@ -125,6 +125,15 @@ class ModelDriver(HostDriver):
         for mapping in mappings:
             self.seconds += self.costs.unmap.seconds(mapping.size)
 
+    def _share_chunks(self) -> None:
+        raise UnsupportedError(f"share_chunks: {_NOTHING_TO_READ}")
+
+    def _export_chunk(self, handle: int) -> int:
+        raise UnsupportedError(f"export_chunk: {_NOTHING_TO_READ}")
+
+    def _import_chunk(self, descriptor: int, size: int) -> int:
+        raise UnsupportedError(f"import_chunk: {_NOTHING_TO_READ}")
+
     def _fill(self, address: int, value: int, size: int) -> None:
         self.seconds += self.costs.fill.seconds(size)
 

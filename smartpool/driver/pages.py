@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 import sys
@@ -24,6 +25,7 @@ from smartpool.errors import DriverError, DriverOutOfMemoryError
 __all__ = [
     "VIRTUAL",
     "ChunkFile",
+    "SharedChunks",
     "allocate",
     "free",
     "map_pages",
@@ -43,6 +45,9 @@ _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
+_FIRST_SHARED: Final = 1 << 62
+_F_ADD_SEALS: Final = 1033
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _ANYWHERE: Final = None
 
@@ -62,6 +67,8 @@ if RAW:
     _mmap = _bind("mmap", _pointer, _pointer, _size, _int, _int, _int, _long)
     _munmap = _bind("munmap", _int, _pointer, _size)
 if VIRTUAL:
+    import fcntl  # not on Windows
+
     _mprotect = _bind("mprotect", _int, _pointer, _size, _int)
     _fallocate = _bind("fallocate", _int, _int, _int, _long, _long)
 
@@ -174,6 +181,79 @@ class ChunkFile:
     def close(self) -> None:
         """Close the file; pages that are mapped stay. Idempotent."""
         self._closer()
+
+
+class SharedChunks:
+    """Chunks with a file in memory each, so that one can be handed to another process.
+
+    Handles are numbers that no `ChunkFile` gives: it counts up from one granule.
+    """
+
+    __slots__ = ("__weakref__", "_closer", "_files", "_numbers")
+
+    def __init__(self) -> None:
+        self._files: dict[int, int] = {}
+        self._numbers = itertools.count(_FIRST_SHARED)
+        self._closer = weakref.finalize(self, _close_all, self._files)
+        self._closer.atexit = False
+
+    def __contains__(self, handle: int) -> bool:
+        return handle in self._files
+
+    def create(self, size: int) -> int:
+        """Return the handle of `size` fresh bytes, which read as zeros."""
+        try:
+            file = os.memfd_create("smartpool-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as error:  # commonly the limit on open files
+            raise _failure("create_chunk", error.errno, size=size) from error
+        try:
+            os.ftruncate(file, size)
+            # Whoever holds the file may write, and must not be able to take the pages away under others.
+            fcntl.fcntl(file, _F_ADD_SEALS, _F_SEAL_SEAL | _F_SEAL_SHRINK | _F_SEAL_GROW)
+        except OSError as error:
+            os.close(file)
+            raise _failure("create_chunk", error.errno, size=size) from error
+        return self._add(file)
+
+    def take_in(self, descriptor: int, size: int) -> int:
+        """Return a handle of the chunk behind a descriptor of another process."""
+        try:
+            held = os.fstat(descriptor).st_size
+            file = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
+        except OSError as error:
+            raise _failure("import_chunk", error.errno, descriptor=descriptor, size=size) from error
+        if held != size:
+            os.close(file)
+            raise _failure("import_chunk", errno.EINVAL, descriptor=descriptor, size=size, held=held)
+        return self._add(file)
+
+    def descriptor(self, handle: int) -> int:
+        """Return a new descriptor of the chunk's file."""
+        try:
+            return fcntl.fcntl(self._files[handle], fcntl.F_DUPFD_CLOEXEC, 0)
+        except OSError as error:
+            raise _failure("export_chunk", error.errno, chunk=handle) from error
+
+    def release(self, handle: int) -> None:
+        """Let go of the file. The memory goes with its last holder, mappings included."""
+        if self._closer.alive:  # else collected with the driver: the file has gone already
+            os.close(self._files.pop(handle))
+
+    def map(self, address: int, handle: int, size: int) -> None:
+        """Put the chunk at `address`, over what is there, without access."""
+        if not self._closer.alive:
+            raise _failure("map_chunk", errno.EBADF, address=address, size=size)
+        map_pages(address, size, self._files[handle], 0)
+
+    def _add(self, file: int) -> int:
+        handle = next(self._numbers)
+        self._files[handle] = file
+        return handle
+
+
+def _close_all(files: dict[int, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
 
 
 _objects: Final[dict[int, mmap.mmap]] = {}

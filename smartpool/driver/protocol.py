@@ -33,9 +33,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["Driver", "MemoryInfo"]
+__all__ = ["Driver", "MappedRange", "MemoryInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,14 @@ class MemoryInfo:
 
     free: int
     total: int
+
+
+class MappedRange(NamedTuple):
+    """A chunk mapped at an address, as `Driver.mapped` tells it."""
+
+    address: int
+    size: int
+    chunk: int
 
 
 @runtime_checkable
@@ -119,6 +127,29 @@ class Driver(Protocol):
 
     def unmap(self, address: int, size: int) -> None:
         """Unmap all chunks mapped in [address, address + size). None may stick out of the range."""
+
+    def mapped(self, address: int, size: int) -> list[MappedRange]:
+        """Return what is mapped in [address, address + size), in order. Asks the books, not the device."""
+
+    # --- chunks of several processes ---
+
+    def share_chunks(self) -> None:
+        """Make chunks that are created from now on exportable.
+
+        Raises `UnsupportedError` where memory cannot be given to another process.
+        """
+
+    def export_chunk(self, chunk: int) -> int:
+        """Return a new file descriptor that stands for the chunk's memory; the caller closes it.
+
+        The memory lives as long as a process holds the chunk, a mapping of it, or a descriptor.
+        """
+
+    def import_chunk(self, descriptor: int, size: int) -> int:
+        """Return a handle of the chunk behind a descriptor, to be mapped and released as one's own.
+
+        `size` is the chunk's. The descriptor stays the caller's, who may close it at once.
+        """
 
     # --- streams and events ---
 

@@ -151,6 +151,7 @@ def test_the_file_is_closed_when_all_is_given_back():
 
 
 def test_the_file_is_closed_with_a_driver_that_was_dropped():
+    gc.collect()  # files of earlier tests
     before = open_files()
     driver = CpuDriver(capacity=64 << 20)
     base, _ = mapped(driver)

@@ -84,9 +84,14 @@ class Bindings:
         try:
             number = self.expect("cuDriverGetVersion", self.api.cuDriverGetVersion())
         except RuntimeError as error:  # the library itself is not found
-            raise DriverNotInstalledError(
-                f"expected an NVIDIA driver (libcuda), got: {error}; {_INSTALL}"
-            ) from error
+            reason = str(error).rstrip(".")
+        else:
+            return self._checked(number)
+        # Outside of the handler: how the package looked for the library is a page that helps nobody.
+        raise DriverNotInstalledError(f"expected an NVIDIA driver (libcuda), got: {reason}; {_INSTALL}")
+
+    def _checked(self, number: int) -> tuple[int, int]:
+        """Return the version that the driver supports, once it is new enough for the package."""
         supported = (number // 1000, number % 1000 // 10)
         wanted = int(self.version.split(".")[0])
         if supported[0] < wanted:

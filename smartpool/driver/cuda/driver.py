@@ -3,33 +3,31 @@
 The primary context is retained for as long as the driver is open or its callers hold something,
 so pointers are shared with every framework in the process.
 
-The rules of the protocol are checked in the same book as on the other devices before CUDA is
-asked: CUDA accepts some of what the protocol refuses (releasing a chunk that is mapped, enabling
-access over a hole) and documents some as undefined (unmapping a part of a mapping). The book
-costs 1 to 2 us beside calls of 2 to 60 us, and its lock is never held while the driver works.
+Virtual memory is `smartpool.driver.cuda.virtual`, events and streams are modules of their own; here
+is the rest: raw memory, copies, and the driver's life.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from smartpool.driver.bookkeeping import AddressBook, refusal
+from smartpool.driver.bookkeeping import refusal
 from smartpool.driver.cuda.bindings import Bindings, load
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.cuda.events import Events
 from smartpool.driver.cuda.streams import StreamTable
+from smartpool.driver.cuda.virtual import VirtualMemory
 from smartpool.driver.protocol import MemoryInfo
-from smartpool.errors import DriverError, UnsupportedError
+from smartpool.errors import DriverError
 
 __all__ = ["CudaDriver"]
 
 _DLPACK_CUDA: Final = 2
 
 
-class CudaDriver:
+class CudaDriver(VirtualMemory):
     """A CUDA device.
 
     Parameters
@@ -60,31 +58,22 @@ class CudaDriver:
     """
 
     def __init__(self, ordinal: int = 0, bindings: Bindings | None = None) -> None:
-        self.context = context = Context(bindings or load(), ordinal)
-        self._api = context.api
-        self._call, self._call_here = context.call, context.call_here
-        self.ordinal = ordinal
-        self.name = f"cuda:{ordinal}"
-        self.dl_device = (_DLPACK_CUDA, ordinal)
-        self.default_stream = 0
-        self.calls = context.calls
-        self._chunk_properties = self._describe_chunks()
-        self._access = [self._access_by(ordinal)]
+        context = Context(bindings or load(), ordinal)
+        self._closed = self._released = False
         try:
-            self.granularity = self._find_granularity()
+            super().__init__(context)
         except BaseException:
             context.release()
             raise
-        self._lock = threading.Lock()
-        self._book = AddressBook(self.granularity)
+        self.dl_device = (_DLPACK_CUDA, ordinal)
+        self.default_stream = 0
+        self.calls = context.calls
         self._streams = StreamTable(context.bindings, self.name, context.handle)
         self.stream, self.stream_handle = self._streams.identify, self._streams.handle
         self.keep_stream = self._streams.keep
         self._events = events = Events(context, self._streams)
         self.record_event, self.event_done = events.record, events.done
         self.wait_event, self.synchronize_event = events.wait, events.synchronize
-        self._closed = False
-        self._released = False
 
     def __repr__(self) -> str:
         return f"<CudaDriver {self.name!r}>"
@@ -121,87 +110,6 @@ class CudaDriver:
                 self._book.add_raw(address, size)
             raise
         self._finish_closing()
-
-    # --- virtual memory ---
-
-    def reserve(self, size: int) -> int:
-        """Return the base of a fresh range of addresses with no memory behind them."""
-        self._check_granular("reserve", size)
-        address = int(self._call("reserve", self._api.cuMemAddressReserve, (size, 0, 0, 0), size=size)[1])
-        with self._lock:
-            self._book.add_reservation(address, size)
-        return address
-
-    def unreserve(self, address: int, size: int) -> None:
-        """Give back a whole reservation in which nothing is mapped."""
-        self._require_virtual("unreserve")
-        with self._lock:
-            self._book.remove_reservation(address, size)
-        try:
-            self._call("unreserve", self._api.cuMemAddressFree, (address, size), address=address, size=size)
-        except DriverError:
-            with self._lock:
-                self._book.add_reservation(address, size)
-            raise
-        self._finish_closing()
-
-    def create_chunk(self, size: int) -> int:
-        """Return a handle of physical memory, mapped nowhere."""
-        self._check_granular("create_chunk", size)
-        made = self._call("create_chunk", self._api.cuMemCreate, (size, self._chunk_properties, 0), size=size)
-        handle = int(made[1])
-        with self._lock:
-            self._book.add_chunk(handle, size)
-        return handle
-
-    def release_chunk(self, chunk: int) -> None:
-        """Give the memory of a chunk that is mapped nowhere back."""
-        self._require_virtual("release_chunk")
-        with self._lock:
-            size = self._book.remove_chunk(chunk)
-        try:
-            self._call("release_chunk", self._api.cuMemRelease, (chunk,), chunk=chunk)
-        except DriverError:
-            with self._lock:
-                self._book.add_chunk(chunk, size)
-            raise
-        self._finish_closing()
-
-    def map_chunk(self, address: int, chunk: int) -> None:
-        """Map the whole chunk at `address`."""
-        self._require_virtual("map_chunk")
-        with self._lock:
-            mapping = self._book.map(address, chunk)
-        try:
-            arguments = (address, mapping.size, 0, chunk, 0)
-            self._call("map_chunk", self._api.cuMemMap, arguments, address=address, chunk=chunk)
-        except BaseException:
-            with self._lock:
-                self._book.drop(mapping)
-            raise
-
-    def enable_access(self, address: int, size: int) -> None:
-        """Let this device (and peers that were let in) read and write the range."""
-        self._require_virtual("enable_access")
-        with self._lock:
-            mappings = self._book.enable_access(address, size)
-        access = self._access
-        arguments = (address, size, access, len(access))
-        self._call("enable_access", self._api.cuMemSetAccess, arguments, address=address, size=size)
-        for mapping in mappings:
-            mapping.accessible = True
-
-    def unmap(self, address: int, size: int) -> None:
-        """Unmap all chunks mapped in the range. The device must be done with them."""
-        self._require_virtual("unmap")
-        with self._lock:
-            mappings = self._book.unmap(address, size)
-        try:
-            self._call("unmap", self._api.cuMemUnmap, (address, size), address=address, size=size)
-        except DriverError:
-            with self._lock:
-                self._book.restore(mappings)
-            raise
 
     # --- streams ---
 
@@ -326,12 +234,6 @@ class CudaDriver:
 
     # --- for the modules beside this one ---
 
-    def add_accessor(self, ordinal: int) -> None:
-        """Let the device `ordinal` touch what `enable_access` enables from now on."""
-        with self._lock:
-            if all(access.location.id != ordinal for access in self._access):
-                self._access = [*self._access, self._access_by(ordinal)]
-
     def check_touch(self, call: str, address: int, size: int) -> None:
         """Refuse bad ranges of our own reservations; other pointers of the process are CUDA's to judge."""
         with self._lock:
@@ -339,11 +241,6 @@ class CudaDriver:
                 self._book.check_touch(call, address, size)
 
     # --- inside ---
-
-    def _check_granular(self, call: str, size: int) -> None:
-        self._require_virtual(call)
-        self._book.check_granular(call, size)
-        self._refuse_when_closed(call, size=size)
 
     def _on_stream(
         self,
@@ -360,12 +257,6 @@ class CudaDriver:
         else:
             self._call_here(call, function, values, stream=stream, **arguments)
 
-    def _require_virtual(self, call: str) -> None:
-        if not self.granularity:
-            raise UnsupportedError(
-                f"{call}: {self.name} has no virtual memory management; use raw allocations"
-            )
-
     def _refuse_when_closed(self, call: str, **arguments: object) -> None:
         if self._closed:
             raise DriverError(call, "CLOSED", arguments, advice="the driver was closed: open another one")
@@ -380,24 +271,3 @@ class CudaDriver:
             self._released = True
         self._events.drain()
         self.context.release()
-
-    def _find_granularity(self) -> int:
-        if not self.context.attribute("VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED"):
-            return 0
-        option = self._api.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
-        result = self._api.cuMemGetAllocationGranularity(self._chunk_properties, option)
-        return int(self.context.bindings.expect("cuMemGetAllocationGranularity", result))
-
-    def _describe_chunks(self) -> Any:
-        properties = self._api.CUmemAllocationProp()
-        properties.type = self._api.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-        properties.location.type = self._api.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-        properties.location.id = self.ordinal
-        return properties
-
-    def _access_by(self, ordinal: int) -> Any:
-        access = self._api.CUmemAccessDesc()
-        access.location.type = self._api.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-        access.location.id = ordinal
-        access.flags = self._api.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-        return access

@@ -6,6 +6,7 @@ need a current context fail without it, and failures can be planted by function 
 
 import ctypes
 import enum
+import os
 import threading
 
 from smartpool.driver import CpuDriver
@@ -60,6 +61,7 @@ class FakeCuda:
     CUstream = CUevent = _Handle
     CUmemAllocationProp = CUmemAccessDesc = _Struct
     CUmemAllocationType = CUmemLocationType = CUmemAccess_flags = CUmemAllocationGranularity_flags = _Names()
+    CUmemAllocationHandleType = _Names()
     CUstream_flags = CUevent_flags = CUdevice_attribute = CUstreamCaptureMode = _Names()
 
     class CUstreamCaptureStatus(enum.IntEnum):
@@ -202,6 +204,8 @@ class FakeCuda:
         return self._do("unreserve", address, size, device=0)[:1]
 
     def cuMemCreate(self, size, properties, flags):
+        if isinstance(properties.requestedHandleTypes, str):
+            self.cpus[0].share_chunks()
         return self._do("create_chunk", size, device=0)
 
     def cuMemRelease(self, handle):
@@ -216,6 +220,12 @@ class FakeCuda:
 
     def cuMemUnmap(self, address, size):
         return self._do("unmap", address, size, device=0)[:1]
+
+    def cuMemExportToShareableHandle(self, handle, kind, flags):
+        return self._do("export_chunk", handle, device=0)
+
+    def cuMemImportFromShareableHandle(self, descriptor, kind):
+        return self._do("import_chunk", descriptor, os.fstat(descriptor).st_size, device=0)
 
     # --- streams and events ---
 
