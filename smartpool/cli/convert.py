@@ -1,7 +1,12 @@
-"""``smartpool convert`` turns a recording of another tool into a trace.
+"""``smartpool convert`` turns a recording of one tool into the format of another.
 
-It reads PyTorch memory snapshots, RMM logs and traces, told apart by their contents, and runs
-nothing that they hold.
+It reads traces, PyTorch memory snapshots, RMM logs and CSV of events, told apart by their contents, and
+runs nothing that they hold. It writes what the ending of OUT says, or --to:
+
+  npz     .npz            a trace, for every other command
+  torch   .pickle, .pkl   a PyTorch memory snapshot, for pytorch.org/memory_viz
+  chrome  .json           counters and lifetimes, for ui.perfetto.dev and chrome://tracing
+  csv     .csv            a row an event
 """
 
 from __future__ import annotations
@@ -9,26 +14,35 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from smartpool.errors import TraceError
 from smartpool.report.text import counted, format_bytes, printable
+from smartpool.trace.exporters import FORMATS, format_of, write_any
 from smartpool.trace.importers import read_any
 from smartpool.trace.trace import Trace
 
 __all__ = ["add_parser", "run"]
+
+_EPILOG: Final = """\
+examples:
+  smartpool convert snapshot.pickle run.npz     a PyTorch snapshot becomes a trace
+  smartpool convert run.npz run.pickle          open it at pytorch.org/memory_viz
+  smartpool convert rmm_log.csv run.json        open it at ui.perfetto.dev
+"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "convert",
-        help="turn a PyTorch snapshot or an RMM log into a trace",
+        help="turn a recording of one tool into the format of another",
         description=(__doc__ or "").replace("``", ""),
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="IN", help="a PyTorch snapshot, an RMM log, or a trace")
-    parser.add_argument("target", metavar="OUT", help="the trace to write (.npz)")
+    parser.add_argument("source", metavar="IN", help="a trace, a PyTorch snapshot, an RMM log, or CSV")
+    parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument("--to", choices=list(FORMATS), help="the format (default: by the ending of OUT)")
     parser.add_argument("--gpu", type=int, metavar="N", help="which device of a snapshot of several")
     parser.add_argument(
         "--drop-unknown-frees",
@@ -42,12 +56,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     target = Path(args.target)
-    if target.suffix != ".npz":
-        raise TraceError(f"expected a trace to write, with a name that ends in .npz, got {args.target!r}")
+    written = format_of(target, args.to)  # before the time of reading is spent
     trace = read_any(args.source, device=args.gpu, drop_unknown_frees=args.drop_unknown_frees)
-    trace.save(target)
+    write_any(trace, target, to=written)
     if args.json:
-        print(json.dumps({"path": str(target), **_facts(trace)}, indent=1))
+        print(json.dumps({"path": str(target), "format": written, **_facts(trace)}, indent=1))
     else:
         print(
             f"{printable(str(target))}: {counted(trace.events, 'event')}, "

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from smartpool.trace.bundled import bundled, bundled_names
-from smartpool.trace.importers import CupyMemoryHook, from_rmm_log, from_torch_snapshot, read_any
+from smartpool.trace.importers import (
+    CupyMemoryHook,
+    from_csv,
+    from_rmm_log,
+    from_torch_snapshot,
+    read_any,
+)
 from smartpool.trace.recorder import Recorder
 from smartpool.trace.trace import ALLOCATE, FREE, Lifetimes, Trace
 
@@ -16,6 +22,7 @@ __all__ = [
     "Trace",
     "bundled",
     "bundled_names",
+    "from_csv",
     "from_rmm_log",
     "from_torch_snapshot",
     "read_any",

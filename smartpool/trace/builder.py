@@ -13,13 +13,15 @@ that a reader can judge the recording:
     before the allocation, with its time, because the address was certainly free by then.
 ``empty_requests``
     requests of no bytes, and their frees: dropped, as they hold no memory.
+``sites_left_out``
+    requests of further places in the program, for whose stacks there was no room: theirs is unknown.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
@@ -27,6 +29,10 @@ from smartpool.errors import TraceError, TraceInconsistentError
 from smartpool.trace.trace import ALLOCATE, FREE, MAX_STREAMS, Trace
 
 __all__ = ["TraceBuilder"]
+
+_MAX_ADDRESS: Final = 1 << 63
+_MAX_SITE_CHARACTERS: Final = 500_000
+"""Of all places together: they go into the metadata, which may hold 2**20 characters."""
 
 
 class TraceBuilder:
@@ -55,7 +61,8 @@ class TraceBuilder:
         self.counts: Final[Counter[str]] = Counter()
         self._ticks_per_us: Final = ticks_per_us
         self._refuse: Final = refuse_unknown_frees
-        self._live: dict[Hashable, tuple[int, int, int]] = {}  # pointer -> id, size, stream number
+        # pointer -> id, size, stream number, site number
+        self._live: dict[Hashable, tuple[int, int, int, int]] = {}
         self._empty: Counter[Hashable] = Counter()  # pointers of live requests of no bytes
         self._streams: dict[Hashable, int] = {}
         self._allocations = 0
@@ -64,12 +71,18 @@ class TraceBuilder:
         self._size: list[int] = []
         self._stream = bytearray()
         self._time: list[int] = []
+        self._pointer: list[Hashable] = []
+        self._site: list[int] = []
+        self._sites: dict[str, int] = {}
+        self._site_characters = 0
 
     def __len__(self) -> int:
         return len(self._op)
 
-    def allocate(self, pointer: Hashable, size: int, *, stream: Hashable, time: int) -> None:
-        """Add an allocation of `size` bytes at `pointer`."""
+    def allocate(
+        self, pointer: Hashable, size: int, *, stream: Hashable, time: int, site: str | None = None
+    ) -> None:
+        """Add an allocation of `size` bytes at `pointer`, asked for by the place `site` in the program."""
         if size == 0:
             self.counts["empty_requests"] += 1
             self._empty[pointer] += 1
@@ -78,8 +91,9 @@ class TraceBuilder:
         if pointer in self._live:
             self.counts["implied_frees"] += 1
             self._end(pointer, self._live[pointer][2], time)
-        self._live[pointer] = (self._allocations, size, number)
-        self._add(ALLOCATE, self._allocations, size, number, time)
+        held = (self._allocations, size, number, self._site_number(site))
+        self._live[pointer] = held
+        self._add(ALLOCATE, pointer, held, number, time)
         self._allocations += 1
 
     def free(self, pointer: Hashable, *, stream: Hashable = None, time: int) -> None:
@@ -109,6 +123,7 @@ class TraceBuilder:
         if ticks.size:
             # Clocks of several threads may disagree by a little: the order of events is what counts.
             ticks = np.maximum.accumulate(ticks - ticks[0]) // self._ticks_per_us
+        sites = {"sites": list(self._sites)} if self._sites else {}
         return Trace.from_columns(
             name,
             op=np.frombuffer(bytes(self._op), np.uint8),
@@ -116,19 +131,38 @@ class TraceBuilder:
             size=self._size,
             stream=np.frombuffer(bytes(self._stream), np.uint8),
             t_us=ticks,
-            meta={**(meta or {}), "streams": len(self._streams), "settled": dict(self.counts)},
+            meta={**(meta or {}), "streams": len(self._streams), "settled": dict(self.counts), **sites},
+            address=_addresses(self._pointer),
+            site=self._site if sites else None,
         )
 
     def _end(self, pointer: Hashable, stream_number: int, time: int) -> None:
-        allocation, size, _ = self._live.pop(pointer)
-        self._add(FREE, allocation, size, stream_number, time)
+        self._add(FREE, pointer, self._live.pop(pointer), stream_number, time)
 
-    def _add(self, op: int, allocation: int, size: int, stream_number: int, time: int) -> None:
+    def _add(
+        self, op: int, pointer: Hashable, held: tuple[int, int, int, int], stream_number: int, time: int
+    ) -> None:
+        allocation, size, _, site = held
         self._op.append(op)
         self._id.append(allocation)
         self._size.append(size)
         self._stream.append(stream_number)
         self._time.append(time)
+        self._pointer.append(pointer)
+        self._site.append(site)
+
+    def _site_number(self, site: str | None) -> int:
+        """Return the number of a place, -1 for one that is not known or for which there is no room."""
+        if site is None:
+            return -1
+        number = self._sites.get(site)
+        if number is None:
+            if self._site_characters + len(site) > _MAX_SITE_CHARACTERS:
+                self.counts["sites_left_out"] += 1
+                return -1
+            self._site_characters += len(site)
+            number = self._sites[site] = len(self._sites)
+        return number
 
     def _stream_number(self, stream: Hashable) -> int:
         number = self._streams.setdefault(stream, len(self._streams))
@@ -138,3 +172,10 @@ class TraceBuilder:
                 "record or convert a shorter part of the program"
             )
         return number
+
+
+def _addresses(pointers: list[Hashable]) -> list[int] | None:
+    """Return pointers as addresses, None where any is something else: a test's name, an odd log's text."""
+    if not all(type(pointer) is int and 0 <= pointer < _MAX_ADDRESS for pointer in pointers):
+        return None
+    return cast("list[int]", pointers)

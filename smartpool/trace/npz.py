@@ -68,9 +68,9 @@ _DAMAGED: Final = (
 
 
 def read_npz(
-    path: str | PathLike[str], names: tuple[str, ...]
+    path: str | PathLike[str], names: tuple[str, ...], *, optional: tuple[str, ...] = ()
 ) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
-    """Return the integer columns `names` and the metadata of an ``.npz`` file.
+    """Return the integer columns `names`, those of `optional` that are there, and the metadata of a file.
 
     Members that are not asked for are not read. A file without ``meta`` has an empty one.
 
@@ -85,7 +85,8 @@ def read_npz(
         try:
             with zipfile.ZipFile(_SmallReads(file)) as archive:
                 members = _members(archive, file)
-                columns = {name: _integers(name, *_member(archive, members, name)) for name in names}
+                wanted = (*names, *(name for name in optional if name in members))
+                columns = {name: _integers(name, *_member(archive, members, name)) for name in wanted}
                 meta = _meta(*_member(archive, members, "meta")) if "meta" in members else {}
         except TraceFormatError as error:
             raise TraceFormatError(f"{path}: {error}") from None

@@ -10,9 +10,10 @@ from smartpool.config import SmartPoolConfig
 from smartpool.driver import Driver, ModelDriver, open_driver
 from smartpool.driver.cpu import CpuDriver
 from smartpool.errors import ConfigurationError, UnsupportedError
+from smartpool.memory.arena import Range
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.trace.baselines import BASELINES, make_baseline
-from smartpool.trace.replay import ReplayTarget
+from smartpool.trace.layouts import LayoutTarget
 
 __all__ = ["SMARTPOOL", "PoolTarget", "open_device", "open_target", "target_names"]
 
@@ -20,7 +21,7 @@ SMARTPOOL: Final = "smartpool"
 
 
 class PoolTarget:
-    """One device's pool as a replay sees it: a `smartpool.trace.replay.ReplayTarget`.
+    """One device's pool as a replay sees it: a `smartpool.trace.layouts.LayoutTarget`.
 
     The manager is replayed rather than a `SmartPool` around it, whose `malloc` and `free` are the
     manager's own: no background thread then makes two replays differ.
@@ -63,6 +64,14 @@ class PoolTarget:
     def reserved_bytes(self) -> int:
         """Return the physical memory held now."""
         return self.manager.reserved_bytes
+
+    def memory(self) -> list[Range]:
+        """Return where the pool's memory is."""
+        return self.manager.memory()
+
+    def pieces(self, pointer: int) -> tuple[Range, ...]:
+        """Return the memory under a block: several ranges for one that is stitched together."""
+        return self.manager.pieces_of(pointer)
 
     def stream(self, number: int) -> int | None:
         """Return None, the default stream, for stream 0, and a new stream for every other."""
@@ -108,8 +117,8 @@ def open_device(device: str, capacity_bytes: int | None = None) -> Driver:
 
 @contextmanager
 def open_target(
-    name: str, device: str, *, capacity_bytes: int | None = None, policy: str = "balanced"
-) -> Iterator[ReplayTarget]:
+    name: str, device: str, *, capacity_bytes: int | None = None, policy: str | float = "balanced"
+) -> Iterator[LayoutTarget]:
     """Open an allocator on a fresh device, and give everything back in the end.
 
     Parameters

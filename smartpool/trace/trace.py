@@ -13,11 +13,11 @@ dictionary of live ids, and the same order pairs every free with its allocation 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,7 @@ _COLUMNS: Final[Mapping[str, type[np.integer[Any]]]] = {
     "stream": np.uint8,
     "t_us": np.int64,
 }
+_OPTIONAL: Final[Mapping[str, type[np.integer[Any]]]] = {"address": np.int64, "site": np.int32}
 _MAX_LIVE_BYTES: Final = 1 << 62  # so that sums of sizes never wrap around in 64 bits
 
 
@@ -73,7 +74,14 @@ class Trace:
         Microseconds since the first event; never decreases.
     meta
         Anything else that JSON can hold: what recorded it, the recorder's own peaks. Its ``"name"``
-        is always the trace's name.
+        is always the trace's name. Its ``"sites"``, where `site` is given, is the list that `site`
+        counts in: one string a place in the program, innermost call first, one call a line.
+    address
+        Where the recording allocator put the allocation, or None where that was not recorded. The
+        free of an allocation has the same.
+    site
+        Which of ``meta["sites"]`` made the request, -1 where that is not known; or None where it was
+        not recorded. The free of an allocation has the same.
 
     Raises
     ------
@@ -100,15 +108,19 @@ class Trace:
     stream: NDArray[np.uint8]
     t_us: NDArray[np.int64]
     meta: Mapping[str, object] = field(default_factory=dict)
+    address: NDArray[np.int64] | None = None
+    site: NDArray[np.int32] | None = None
     _partner: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         where = f"trace {self.name!r}"
         if not isinstance(self.name, str):
             raise TraceFormatError(f"expected the name of a trace to be a string, got {self.name!r}")
-        for column, dtype in _COLUMNS.items():
-            object.__setattr__(self, column, _frozen_column(where, column, getattr(self, column), dtype))
-        lengths = {column: len(getattr(self, column)) for column in _COLUMNS}
+        for column, dtype in {**_COLUMNS, **_OPTIONAL}.items():
+            given = getattr(self, column)
+            if given is not None or column in _COLUMNS:
+                object.__setattr__(self, column, _frozen_column(where, column, given, dtype))
+        lengths = {column: len(values) for column, values in self.columns().items()}
         if len(set(lengths.values())) > 1:
             raise TraceFormatError(f"{where}: expected columns of one length, got {lengths}")
         object.__setattr__(self, "meta", _plain_meta(where, {**self.meta, "name": self.name}))
@@ -128,6 +140,8 @@ class Trace:
         stream: ArrayLike | None = None,
         t_us: ArrayLike | None = None,
         meta: Mapping[str, object] | None = None,
+        address: ArrayLike | None = None,
+        site: ArrayLike | None = None,
     ) -> Trace:
         """Return the trace with these columns; one stream and one microsecond an event where not given.
 
@@ -145,6 +159,8 @@ class Trace:
             stream=np.zeros(events, np.uint8) if stream is None else stream,  # type: ignore[arg-type]
             t_us=np.arange(events, dtype=np.int64) if t_us is None else t_us,  # type: ignore[arg-type]
             meta=meta or {},
+            address=address,  # type: ignore[arg-type]
+            site=site,  # type: ignore[arg-type]
         )
 
     @classmethod
@@ -160,7 +176,7 @@ class Trace:
         OSError
             When the file cannot be opened.
         """
-        columns, meta = read_npz(path, tuple(_COLUMNS))
+        columns, meta = read_npz(path, tuple(_COLUMNS), optional=tuple(_OPTIONAL))
         given = meta.get("name")
         try:
             return cls(given if isinstance(given, str) else Path(path).stem, **columns, meta=meta)
@@ -169,9 +185,19 @@ class Trace:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the trace to exactly `path`; a file that is there is replaced whole or not at all."""
-        write_npz(path, {column: getattr(self, column) for column in _COLUMNS}, self.meta)
+        write_npz(path, self.columns(), self.meta)
 
     # ------------------------------------------------------------------ what it says
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns by name, those that were not recorded left out."""
+        every = {column: getattr(self, column) for column in (*_COLUMNS, *_OPTIONAL)}
+        return {column: values for column, values in every.items() if values is not None}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The places in the program that `site` counts in; empty where they were not recorded."""
+        return tuple(cast("list[str]", self.meta.get("sites", ()))) if self.site is not None else ()
 
     def __len__(self) -> int:
         return len(self.op)
@@ -233,7 +259,7 @@ class Trace:
 
     def prefix(self, events: int) -> Trace:
         """Return the trace of the first `events` events."""
-        kept = {column: getattr(self, column)[: max(0, events)] for column in _COLUMNS}
+        kept = {column: values[: max(0, events)] for column, values in self.columns().items()}
         return Trace(self.name, **kept, meta=self.meta)
 
     def check(self) -> None:
@@ -244,8 +270,11 @@ class Trace:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trace):
             return NotImplemented
-        return self.meta == other.meta and all(
-            np.array_equal(getattr(self, column), getattr(other, column)) for column in _COLUMNS
+        mine, theirs = self.columns(), other.columns()
+        return (
+            self.meta == other.meta
+            and mine.keys() == theirs.keys()
+            and all(np.array_equal(values, theirs[column]) for column, values in mine.items())
         )
 
     __hash__ = None  # type: ignore[assignment]  # equal by millions of rows: no cheap hash exists
@@ -293,13 +322,15 @@ def _plain_meta(where: str, meta: Mapping[str, object]) -> dict[str, object]:
 def _check_rows(trace: Trace, where: str) -> None:
     """Check what can be seen row by row."""
     step = np.diff(trace.t_us, prepend=np.int64(0)) if trace.events else trace.t_us
-    for bad, expected, column in (
+    rules: list[tuple[NDArray[np.bool_], str, NDArray[Any]]] = [
         (trace.op > FREE, "op 0 (allocate) or 1 (free)", trace.op),
         (trace.id < 0, "an id of at least 0", trace.id),
         (trace.size <= 0, "a size above 0", trace.size),
         (trace.t_us < 0, "t_us of at least 0", trace.t_us),
         (step < 0, "t_us not to decrease", trace.t_us),
-    ):
+        *_optional_checks(trace, where),
+    ]
+    for bad, expected, column in rules:
         if bad.any():
             row = int(np.argmax(bad))
             raise TraceInconsistentError(f"{where}, row {row}: expected {expected}, got {column[row]}")
@@ -310,6 +341,18 @@ def _check_rows(trace: Trace, where: str) -> None:
         raise TraceInconsistentError(
             f"{where}, row {row}: expected less than 2**62 live bytes, got {rough[row]:.3g}"
         )
+
+
+def _optional_checks(trace: Trace, where: str) -> Iterator[tuple[NDArray[np.bool_], str, NDArray[Any]]]:
+    """Yield where a column that may be missing is wrong, what is expected there, and the column."""
+    if trace.address is not None:
+        yield trace.address < 0, "an address of at least 0", trace.address
+    if trace.site is not None:
+        sites = trace.meta.get("sites")
+        if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+            raise TraceFormatError(f"{where}: expected meta['sites'] to be a list of strings beside 'site'")
+        wrong = (trace.site < -1) | (trace.site >= len(sites))
+        yield wrong, f"a site from -1 to {len(sites) - 1}", trace.site
 
 
 def _paired(trace: Trace, where: str) -> NDArray[np.int64]:

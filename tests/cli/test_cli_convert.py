@@ -20,6 +20,7 @@ def test_every_input_becomes_the_trace_that_the_importer_reads(source, tmp_path,
     assert trace == read_any(source)
     assert told == {
         "path": str(target),
+        "format": "npz",
         "trace": trace.name,
         "events": trace.events,
         "allocations": trace.allocations,
@@ -39,7 +40,7 @@ def test_a_line_for_people(tmp_path, capsys):
     [
         (b"nonsense", "out.npz", "expected a SmartPool trace"),
         (b"\x80\x04cos\nsystem\n.", "out.npz", "in.bin"),
-        (b"", "out.csv", "ends in .npz"),
+        (b"", "out.txt", "ends in .npz"),
         (None, "out.npz", "No such file"),
     ],
 )
@@ -52,3 +53,22 @@ def test_unusable_files_are_one_line_and_leave_nothing(tmp_path, capsys, content
     assert err.startswith("smartpool: error: ")
     assert expected in err
     assert not (tmp_path / target).exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pickle", ".csv"])
+def test_what_is_written_can_be_read_again(tmp_path, capsys, suffix):
+    source, first, second = tmp_path / "in.npz", tmp_path / f"a{suffix}", tmp_path / "b.npz"
+    Trace.from_columns("t", op=[0, 1], id=[0, 0], size=[3 << 20, 3 << 20]).save(source)
+    assert main(["convert", str(source), str(first)]) == 0
+    assert main(["convert", str(first), str(second)]) == 0
+    capsys.readouterr()
+    trace = Trace.load(second)
+    assert (trace.op.tolist(), trace.size.tolist()) == ([0, 1], [3 << 20, 3 << 20])
+
+
+def test_a_format_by_name(tmp_path, capsys):
+    source, target = tmp_path / "in.npz", tmp_path / "out.txt"
+    Trace.from_columns("t", op=[0], id=[0], size=[8]).save(source)
+    assert main(["convert", str(source), str(target), "--to", "chrome"]) == 0
+    capsys.readouterr()
+    assert json.loads(target.read_text())["otherData"]["trace"] == "t"

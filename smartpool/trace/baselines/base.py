@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import InvariantError, OutOfMemoryError, UnknownPointerError
+from smartpool.memory.arena import Range
 from smartpool.trace.baselines.addresses import AddressOrder
 from smartpool.trace.baselines.blocks import Block, FreeBlocks, Segment, split
 from smartpool.units import format_size
@@ -15,7 +16,7 @@ __all__ = ["Baseline", "CachingBaseline"]
 
 
 class Baseline(ABC):
-    """A model of another allocator's policy, on a driver of ours: a `smartpool.trace.replay.ReplayTarget`.
+    """A model of another allocator's policy, on a driver of ours: a `smartpool.trace.layouts.LayoutTarget`.
 
     Parameters
     ----------
@@ -62,6 +63,14 @@ class Baseline(ABC):
     def reserved_bytes(self) -> int:
         """Return the physical memory held now."""
         return self._reserved
+
+    @abstractmethod
+    def memory(self) -> list[Range]:
+        """Return where the physical memory is, by the addresses that `malloc` returns."""
+
+    def pieces(self, pointer: int) -> tuple[Range, ...]:
+        """Return the memory under a live block: one range, since the peers stitch nothing together."""
+        return (Range(pointer, self._live[pointer].size),)
 
     @abstractmethod
     def close(self) -> None:
@@ -199,6 +208,10 @@ class CachingBaseline(Baseline):
             self._give_back(segment)
         self._segments.clear()
         self._reserved = 0
+
+    def memory(self) -> list[Range]:
+        """Return the segments by address."""
+        return sorted(Range(segment.pointer, segment.size) for segment in self._segments.values())
 
     def _give_back(self, segment: Segment) -> None:
         """Give one segment back to the driver, whatever is in it."""

@@ -32,6 +32,7 @@ from typing import Final
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
+from smartpool.memory.arena import Range
 from smartpool.memory.ordered import OrderedIntegers
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import ArrivedBlocks, Block, FreeBlocks, Segment
@@ -188,6 +189,10 @@ class DriverPool(CachingBaseline):
 
     def _at(self, place: int) -> int:
         return self._range.pointer + place * _CHUNK
+
+    def memory(self) -> list[Range]:
+        """Return the chunks by address."""
+        return sorted(Range(self._at(place), _CHUNK) for place in self._chunks)
 
     def _give_back(self, segment: Segment) -> None:
         for place, chunk in self._chunks.items():

@@ -23,6 +23,7 @@ from typing import cast
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
+from smartpool.memory.arena import Range
 from smartpool.memory.ordered import OrderedIntegers
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import Block, FreeBlocks, Segment, split
@@ -178,6 +179,11 @@ class PyTorchExpandableAllocator(CachingBaseline):
             del self._segments[segment.start]
             self._addresses.release(segment.start, segment.size)
             self._driver.unreserve(segment.pointer, segment.size)
+
+    def memory(self) -> list[Range]:
+        """Return the chunks by address."""
+        held = [cast("_Reservation", segment) for segment in self._segments.values()]
+        return sorted(Range(address + one.shift, one.chunk_size) for one in held for address in one.chunks)
 
     def _give_back(self, segment: Segment) -> None:
         reservation = cast("_Reservation", segment)

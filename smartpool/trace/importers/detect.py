@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import Final
 
 from smartpool.errors import TraceFormatError
+from smartpool.trace.importers.events_csv import from_csv, is_event_header
 from smartpool.trace.importers.rmm_log import RMM_HEADER, from_rmm_log
 from smartpool.trace.importers.torch_snapshot import from_torch_snapshot
 from smartpool.trace.trace import Trace
 
 __all__ = ["read_any"]
+
+_HEAD_BYTES: Final = 512
 
 
 def read_any(
@@ -21,7 +25,7 @@ def read_any(
     Parameters
     ----------
     path
-        A trace (``.npz``), a PyTorch snapshot (pickle) or an RMM log (CSV).
+        A trace (``.npz``), a PyTorch snapshot (pickle), an RMM log, or events as CSV.
     device
         Which device of a snapshot of several.
     drop_unknown_frees
@@ -37,14 +41,17 @@ def read_any(
         When the file cannot be opened.
     """
     with Path(path).open("rb") as file:
-        head = file.read(len(RMM_HEADER))
+        head = file.read(_HEAD_BYTES)
     if head.startswith(b"PK"):
         return Trace.load(path)
     if head.startswith(b"\x80"):
         return from_torch_snapshot(path, device=device)
-    if head == RMM_HEADER.encode():
+    if head.startswith(RMM_HEADER.encode()):
         return from_rmm_log(path, drop_unknown_frees=drop_unknown_frees)
+    if is_event_header(head.decode("utf-8-sig", errors="replace").partition("\n")[0]):
+        return from_csv(path)
     raise TraceFormatError(
-        f"{path}: expected a SmartPool trace (.npz), a PyTorch memory snapshot (.pickle) or an RMM log "
-        f"(.csv beginning with {RMM_HEADER}), got a file that begins with {head[:16]!r}"
+        f"{path}: expected a SmartPool trace (.npz), a PyTorch memory snapshot (.pickle), an RMM log "
+        f"(.csv beginning with {RMM_HEADER}) or events as CSV (with columns op, id, size), "
+        f"got a file that begins with {head[:16]!r}"
     )

@@ -31,7 +31,7 @@ def read_bytes(path: str | PathLike[str]) -> bytes:
         return file.read(length)
 
 
-def check_regular(path: str | PathLike[str], file: IO[bytes]) -> int:
+def check_regular(path: str | PathLike[str], file: IO[bytes] | IO[str]) -> int:
     """Return the length of an open file, or raise as `read_bytes` does."""
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):

@@ -40,6 +40,8 @@ _OTHER_ACTIONS: Final = (
     *("oom", "snapshot", "workspace_snapshot"),
 )
 _MAX_FIELD: Final = 1 << 62
+_MAX_FRAMES: Final = 48  # of a stack that are kept
+_MAX_TEXT: Final = 300  # characters of a file's or a function's name that are kept
 
 
 class _Event(NamedTuple):
@@ -48,6 +50,7 @@ class _Event(NamedTuple):
     size: int
     stream: int
     time_us: int
+    site: str | None
 
 
 def from_torch_snapshot(
@@ -85,14 +88,17 @@ def from_torch_snapshot(
         )
     traces = snapshot["device_traces"]
     device = _chosen_device(where, traces, device)
-    events = list(_tensor_events(f"{where}, device {device}", traces[device]))
+    sites = _Sites()
+    events = list(_tensor_events(f"{where}, device {device}", traces[device], sites))
     builder = TraceBuilder(where)
     if include_initial:
-        _allocate_initial(builder, events, _blocks(where, snapshot.get("segments", []), device))
+        _allocate_initial(builder, events, _blocks(where, snapshot.get("segments", []), device, sites))
     initial = len(builder)
     for event in events:
         if event.action == _ALLOC:
-            builder.allocate(event.address, event.size, stream=event.stream, time=event.time_us)
+            builder.allocate(
+                event.address, event.size, stream=event.stream, time=event.time_us, site=event.site
+            )
         else:
             builder.free(event.address, stream=event.stream, time=event.time_us)
     return builder.build(
@@ -123,7 +129,39 @@ def _chosen_device(where: str, traces: list[Any], device: int | None) -> int:
     )
 
 
-def _tensor_events(where: str, entries: list[Any]) -> Iterator[_Event]:
+class _Sites:
+    """Stacks as text. A snapshot has one stack many times over: as one object, after unpickling."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[object, str | None]] = {}  # by identity; the object is kept alive
+
+    def of(self, entry: dict[Any, Any]) -> str | None:
+        """Return where an event or a block was asked for, None where that was not recorded."""
+        frames = entry.get("frames")
+        known = self._known.get(id(frames))
+        if known is None:
+            known = self._known[id(frames)] = (frames, _stack(frames))
+        return known[1]
+
+
+def _stack(frames: object) -> str | None:
+    """Return a stack as lines of text, the innermost call first; None for what is no stack."""
+    if not isinstance(frames, list):
+        return None
+    lines = []
+    for frame in frames[:_MAX_FRAMES]:
+        if isinstance(frame, dict):
+            file, line, name = (_short(frame.get(key, "")) for key in ("filename", "line", "name"))
+            lines.append(f"{file}:{line} {name}")
+    return "\n".join(lines) or None
+
+
+def _short(value: object) -> str:
+    """Return a part of a frame on one line; nothing for what is neither text nor number."""
+    return " ".join(str(value)[:_MAX_TEXT].split()) if isinstance(value, str | int) else ""
+
+
+def _tensor_events(where: str, entries: list[Any], sites: _Sites) -> Iterator[_Event]:
     """Yield the events about tensors, each checked."""
     for row, entry in enumerate(entries):
         action = entry.get("action") if isinstance(entry, dict) else None
@@ -133,12 +171,15 @@ def _tensor_events(where: str, entries: list[Any]) -> Iterator[_Event]:
             place = f"{where}, event {row}"
             address, size = _integer(place, entry, "addr"), _integer(place, entry, "size")
             time_us = _integer(place, entry, "time_us", default=row)
-            yield _Event(action, address, size, _integer(place, entry, "stream", default=0), time_us)
+            stream = _integer(place, entry, "stream", default=0)
+            yield _Event(action, address, size, stream, time_us, sites.of(entry))
 
 
-def _blocks(where: str, segments: object, device: int) -> dict[int, tuple[int, int]]:
-    """Return size and stream of the blocks that tensors hold at the end, by address."""
-    held: dict[int, tuple[int, int]] = {}
+def _blocks(
+    where: str, segments: object, device: int, sites: _Sites
+) -> dict[int, tuple[int, int, str | None]]:
+    """Return size, stream and site of the blocks that tensors hold at the end, by address."""
+    held: dict[int, tuple[int, int, str | None]] = {}
     for segment in _dictionaries(where, "segments", segments):
         if segment.get("device") != device:
             continue
@@ -150,27 +191,28 @@ def _blocks(where: str, segments: object, device: int) -> dict[int, tuple[int, i
             size = _integer(place, block, "size")
             if block.get("state") == "active_allocated":
                 requested = _integer(place, block, "requested_size", default=size)
-                held[address] = requested, _integer(place, segment, "stream", default=0)
+                stream = _integer(place, segment, "stream", default=0)
+                held[address] = requested, stream, sites.of(block)
             address += size
     return held
 
 
 def _allocate_initial(
-    builder: TraceBuilder, events: list[_Event], held: Mapping[int, tuple[int, int]]
+    builder: TraceBuilder, events: list[_Event], held: Mapping[int, tuple[int, int, str | None]]
 ) -> None:
     """Allocate what was live before the first event, in the order of addresses."""
     seen: set[int] = set()
-    initial: dict[int, tuple[int, int]] = {}
+    initial: dict[int, tuple[int, int, str | None]] = {}
     for event in events:
         if event.address not in seen:
             seen.add(event.address)
             if event.action == _FREE:
-                initial[event.address] = event.size, event.stream
+                initial[event.address] = event.size, event.stream, None  # its stack is that of the free
     initial.update({address: block for address, block in held.items() if address not in seen})
     begin = events[0].time_us if events else 0
     for address in sorted(initial):
-        size, stream = initial[address]
-        builder.allocate(address, size, stream=stream, time=begin)
+        size, stream, site = initial[address]
+        builder.allocate(address, size, stream=stream, time=begin, site=site)
 
 
 def _count_actions(entries: list[Any]) -> dict[str, int]:
