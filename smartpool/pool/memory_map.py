@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from smartpool.pool.bins import Bin
+from smartpool.pool.labels import NOBODY, Label
 
 __all__ = ["VERSION", "BlockColumns", "ChunkColumns", "Layout", "MemoryMap", "RangeColumns", "make_map"]
 
@@ -86,6 +87,8 @@ class BlockColumns:
         ``"small"``, ``"medium"``, ``"large"`` or ``"huge"``.
     tag
         What `SmartPool.tag` named it; None where nothing did, or nobody was tracking.
+    stack
+        Where it was requested, as an index into `MemoryMap.stacks`; -1 where that was not recorded.
     """
 
     address: list[int]
@@ -94,6 +97,7 @@ class BlockColumns:
     stream: list[int]
     tier: list[str]
     tag: list[str | None]
+    stack: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ class MemoryMap:
     ranges: RangeColumns
     blocks: BlockColumns
     chunks: ChunkColumns
+    stacks: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything in plain dictionaries and lists, ready for JSON. Nothing is copied twice."""
@@ -145,6 +150,7 @@ class MemoryMap:
             "reserved_bytes": self.reserved_bytes,
             "cap_bytes": self.cap_bytes,
         }
+        plain["stacks"] = self.stacks
         for name in ("ranges", "blocks", "chunks"):
             columns = getattr(self, name)
             plain[name] = {field: getattr(columns, field) for field in columns.__slots__}
@@ -156,7 +162,7 @@ def make_map(
     live: Mapping[int, Bin],
     *,
     regions: Iterable[tuple[int, int]],
-    tags: Mapping[int, str],
+    labels: Mapping[int, Label],
     **facts: Any,
 ) -> MemoryMap:
     """Return the map of a layout. O(n log n); holds no lock.
@@ -167,8 +173,8 @@ def make_map(
         Copies of the heap's books and of the table of live blocks.
     regions
         Address and bytes of the regions of planned steps.
-    tags
-        Address of a live block to its tag.
+    labels
+        Address of a live block to who asked for it, where that was tracked.
     facts
         `device`, `granularity_bytes`, `reserved_bytes` and `cap_bytes`.
     """
@@ -186,13 +192,15 @@ def make_map(
                 ranges.append((start + cut_low - offset, cut_high - cut_low, state, owner))
     ranges += [(start, size, "free", 0) for start, size in layout.gaps.items()]
     ranges.sort()
+    stacks: dict[str, int] = {}
     columns = RangeColumns(*map(list, zip(*ranges, strict=True))) if ranges else RangeColumns([], [], [], [])
     return MemoryMap(
         version=VERSION,
         time=time.time(),
         ranges=columns,
-        blocks=_blocks(live, tags),
+        blocks=_blocks(live, labels, stacks),
         chunks=_chunks(layout.chunks, columns),
+        stacks=list(stacks),
         **facts,
     )
 
@@ -225,16 +233,19 @@ def _within(addresses: list[int], start: int, end: int) -> list[int]:
     return addresses[bisect_left(addresses, start) : bisect_left(addresses, end)]
 
 
-def _blocks(live: Mapping[int, Bin], tags: Mapping[int, str]) -> BlockColumns:
+def _blocks(live: Mapping[int, Bin], labels: Mapping[int, Label], stacks: dict[str, int]) -> BlockColumns:
+    """Return the columns of the live blocks; stacks that are met get the next number in `stacks`."""
     address = sorted(live)
     bins = [live[pointer] for pointer in address]
+    found = [labels.get(pointer, NOBODY) for pointer in address] if labels else [NOBODY] * len(address)
     return BlockColumns(
         address=address,
         nbytes=[bin_.size for bin_ in bins],
         requested_bytes=[bin_.nbytes for bin_ in bins],
         stream=[bin_.stream for bin_ in bins],
         tier=[bin_.tier.value for bin_ in bins],
-        tag=[tags.get(pointer) for pointer in address] if tags else [None] * len(address),
+        tag=[label.tag for label in found],
+        stack=[-1 if label.stack is None else stacks.setdefault(label.site, len(stacks)) for label in found],
     )
 
 

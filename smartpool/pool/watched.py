@@ -32,7 +32,7 @@ class WatchedPool(SearchingPool):
             layout,
             live,
             regions=regions,
-            tags=_NO_TAGS,
+            labels={},
             device=self.driver.name,
             granularity_bytes=self.driver.granularity,
             reserved_bytes=reserved,

@@ -1,0 +1,24 @@
+"""The one logger of the package, ``smartpool``.
+
+=========  ==========================================================================================
+level      what
+=========  ==========================================================================================
+DEBUG      memory was mapped or given back: by chunk
+INFO       the background optimiser gave memory back, and why
+WARNING    a request failed for lack of memory; blocks were live when a pool in debug mode was closed
+ERROR      the background optimiser or a hook failed; debug mode found memory overwritten
+=========  ==========================================================================================
+
+Requests and frees are never logged: use a hook or a recording. Nothing is printed unless the program
+configures `logging`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+__all__ = ["LOGGER"]
+
+LOGGER: Final = logging.getLogger("smartpool")
+LOGGER.addHandler(logging.NullHandler())
