@@ -124,7 +124,7 @@ class StackLabels:
         return self._learn(tuple(key), tag, first) if label is None else label
 
     def _learn(self, key: tuple[object, ...], tag: str | None, frame: FrameType | None) -> Label:
-        stack = []
+        stack: list[tuple[CodeType, int]] = []
         while frame is not None and len(stack) < self._depth:
             stack.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.memory_map import Layout, MemoryMap, make_map
 from smartpool.pool.searching import SearchingPool
 
 __all__ = ["WatchedPool"]
-
-_NO_TAGS: Final[dict[int, str]] = {}
 
 
 class WatchedPool(SearchingPool):
