@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
     from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.prices import Cost, Prices
     from smartpool.request import AllocationRequest
+    from smartpool.sharing.shared import SharedBuffer, open_shared
     from smartpool.smart_pool import AllocationResult, SmartPool
 
 __all__ = [
@@ -29,12 +31,15 @@ __all__ = [
     "AllocationRequest",
     "AllocationResult",
     "Buffer",
+    "Cost",
     "GPUMemoryOptimizer",
     "GiB",
     "IntervalSet",
     "KiB",
     "MiB",
     "Plan",
+    "Prices",
+    "SharedBuffer",
     "SmartPool",
     "SmartPoolConfig",
     "TiB",
@@ -42,6 +47,7 @@ __all__ = [
     "__version__",
     "format_size",
     "integrate_smartpool_with_gpu_optimizer",
+    "open_shared",
     "parse_size",
     "plan",
 ]
@@ -56,13 +62,17 @@ __getattr__, __dir__ = lazy_names(
         "AllocationRequest": "smartpool.request",
         "AllocationResult": "smartpool.smart_pool",
         "Buffer": "smartpool.buffer",
+        "Cost": "smartpool.prices",
         "GPUMemoryOptimizer": "smartpool.optimizer",
         "IntervalSet": "smartpool.planner",
         "Plan": "smartpool.planner",
+        "Prices": "smartpool.prices",
+        "SharedBuffer": "smartpool.sharing.shared",
         "SmartPool": "smartpool.smart_pool",
         "SmartPoolConfig": "smartpool.config",
         "WeightedIntervalGraphColoring": "smartpool.planner",
         "integrate_smartpool_with_gpu_optimizer": "smartpool.optimizer",
+        "open_shared": "smartpool.sharing.shared",
         "plan": "smartpool.planner",
     },
 )

@@ -8,11 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from smartpool.errors import ConfigurationError, InvalidSizeError
+from smartpool.prices import Prices
 from smartpool.units import parse_size
 
 __all__ = ["POLICIES", "SmartPoolConfig"]
 
-POLICIES: Final = ("balanced", "tight", "fast")
+POLICIES: Final = {"tight": 0.0, "balanced": 0.5, "fast": 1.0}
+"""The named policies, and their places on the axis from least memory to least driver time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +42,18 @@ class SmartPoolConfig:
         Share of the device (or of `max_bytes`) in use, in (0, 1], above which idle memory is given
         back without waiting for the interval.
     policy
-        ``"balanced"``, ``"tight"`` (least memory) or ``"fast"`` (least driver time).
+        ``"balanced"``, ``"tight"`` (least memory) or ``"fast"`` (least driver time); or a number on the
+        axis on which they lie, from 0 (tight) by way of 0.5 (balanced) to 1 (fast).
+    prices
+        What the driver's calls cost, by which the policy decides; None for the model's own table, and
+        on `cuda` for a measurement of less than a millisecond when the pool first grows.
     max_bytes
         Hard cap on reserved bytes a device: an integer, a size such as ``"24GiB"``, a share of the
         device as a float in (0, 1), or None for no cap but the device.
     record
         Record every request and free from the start, for traces and the measured reduction.
+    shareable
+        Make memory that other processes can open: `SmartPool.export`. Linux only.
 
     Raises
     ------
@@ -67,9 +75,11 @@ class SmartPoolConfig:
     enable_predictive_allocation: bool = True
     enable_auto_defragmentation: bool = True
     memory_pressure_threshold: float = 0.85
-    policy: str = "balanced"
+    policy: str | float = "balanced"
+    prices: Prices | None = None
     max_bytes: int | float | str | None = None
     record: bool = False
+    shareable: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -82,8 +92,9 @@ class SmartPoolConfig:
         _check_number(
             "memory_pressure_threshold", self.memory_pressure_threshold, low=0.0, high=1.0, above=True
         )
-        if self.policy not in POLICIES:
-            raise ConfigurationError("policy", f"expected one of {POLICIES}, got {self.policy!r}")
+        _check_policy(self.policy)
+        if self.prices is not None and not isinstance(self.prices, Prices):
+            raise ConfigurationError("prices", f"expected Prices or None, got {self.prices!r}")
         self._check_max_bytes()
 
     @classmethod
@@ -119,6 +130,14 @@ class SmartPoolConfig:
             raise ConfigurationError("max_bytes", str(error)) from None
         if isinstance(limit, bool) or parsed == 0:
             raise ConfigurationError("max_bytes", f"expected a size above 0, got {limit!r}")
+
+
+def _check_policy(policy: object) -> None:
+    if isinstance(policy, str) and policy in POLICIES:
+        return
+    if isinstance(policy, bool) or not isinstance(policy, int | float) or not 0 <= policy <= 1:
+        names = ", ".join(repr(name) for name in POLICIES)
+        raise ConfigurationError("policy", f"expected one of {names}, or a number in [0, 1], got {policy!r}")
 
 
 def _check_number(

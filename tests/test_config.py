@@ -24,7 +24,8 @@ SHARES = ["fragmentation_threshold", "target_fragmentation_reduction"]
     + [(name, bad) for name in SHARES for bad in (-0.1, 1.1, math.nan, math.inf, "0.3", None, True)]
     + [("optimization_interval", bad) for bad in (0, -1, math.inf, math.nan, "30", None, True)]
     + [("memory_pressure_threshold", bad) for bad in (0, -0.5, 1.01, math.nan, "0.8", None, True)]
-    + [("policy", bad) for bad in ("fastest", "", None, 3, ["tight"])]
+    + [("policy", bad) for bad in ("fastest", "", None, 3, -0.1, 1.01, math.nan, True, ["tight"])]
+    + [("prices", bad) for bad in (3, "dear", {"map": 2})]
     + [("max_bytes", bad) for bad in (0, -1, 0.0, -0.5, 1.5, math.nan, "0", "much", True, [1], "-1GiB")],
 )
 def test_a_wrong_field_is_named(field, bad):

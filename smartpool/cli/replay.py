@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import smartpool
 from smartpool.cli.console import make_console, replay_progress
-from smartpool.config import POLICIES
-from smartpool.errors import InvalidSizeError, TraceError
+from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.errors import ConfigurationError, InvalidSizeError, TraceError
 from smartpool.report.picture import write_picture
 from smartpool.report.table import print_runs
 from smartpool.trace.baselines import BASELINES
@@ -79,7 +79,14 @@ def add_parser(subparsers: Any) -> None:
         default=STREAM_MODES[0],
         help="play all on one stream, or each event on its own (default: %(default)s)",
     )
-    parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="SmartPool's policy")
+    parser.add_argument(
+        "--policy",
+        type=_policy,
+        default=SmartPoolConfig().policy,
+        metavar="POLICY",
+        help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 (least memory) to 1 "
+        "(least driver time) (default: %(default)s)",
+    )
     parser.add_argument(
         "--picture", metavar="FILE", help="draw memory over time, as an HTML page that opens offline"
     )
@@ -114,7 +121,7 @@ def play(
     *,
     capacity_bytes: int | None = None,
     streams: str = STREAM_MODES[0],
-    policy: str = POLICIES[0],
+    policy: str | float = "balanced",
 ) -> list[Run]:
     """Replay every trace on every allocator, each on a device of its own, and show how far it is."""
     runs: list[Run] = []
@@ -183,6 +190,18 @@ def _baselines(text: str) -> tuple[str, ...]:
             f"expected names out of {', '.join(BASELINES)}, {OPTIMUM}, or all, or none, got {text!r}"
         )
     return chosen
+
+
+def _policy(text: str) -> str | float:
+    """Return the policy that ``--policy`` names, or its place on the axis."""
+    try:
+        policy: str | float = text if text in POLICIES else float(text)
+        return SmartPoolConfig(policy=policy).policy
+    except (ValueError, ConfigurationError):
+        names = ", ".join(POLICIES)
+        raise argparse.ArgumentTypeError(
+            f"expected one of {names}, or a number from 0 to 1, got {text!r}"
+        ) from None
 
 
 def _size(text: str) -> int:

@@ -12,27 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from smartpool.prices import Cost, Prices
 from smartpool.units import MiB
 
 __all__ = ["H200", "Cost", "CostTable"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Microseconds: `base`, and `per_mib` for each MiB of the call.
-
-    Examples
-    --------
-    >>> round(Cost(14.0, 0.63).seconds(2 << 20) * 1e6, 3)
-    15.26
-    """
-
-    base: float
-    per_mib: float = 0.0
-
-    def seconds(self, nbytes: int = 0) -> float:
-        """Return the cost in seconds of a call over `nbytes`."""
-        return (self.base + self.per_mib * nbytes / MiB) * 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +62,17 @@ class CostTable:
     synchronize_event: Cost
     fill: Cost
     copy: Cost
+
+    @property
+    def prices(self) -> Prices:
+        """What the pool computes with: the virtual-memory calls, one chunk a call."""
+        return Prices(
+            create=self.create_chunk,
+            map=self.map_chunk,
+            access=self.enable_access_call + self.enable_access,
+            unmap=self.unmap,
+            release=self.release_chunk,
+        )
 
 
 H200 = CostTable(

@@ -34,8 +34,6 @@ __all__ = ["Stitching", "choose_pieces"]
 
 GAPS: Final = 1024
 EDGES: Final = 3
-_ALIAS_US: Final = 32
-_CREATE_US: Final = 47
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,8 @@ def choose_pieces(
     budget_bytes: int,
     granularity: int,
     edge_price: float = 4.0,
+    show_price: float = 32.0,
+    create_price: float = 45.0,
     edge_start: bool = True,
 ) -> Stitching:
     """Return pieces of `gaps` that together hold `size` bytes, with what must be created beside them.
@@ -100,6 +100,8 @@ def choose_pieces(
         What is created is a multiple of it.
     edge_price
         Microseconds a MiB that using up an edge is worth.
+    show_price, create_price
+        Microseconds for showing a chunk a second time, and for a new one.
     edge_start
         Whether the window may begin in the middle of a chunk: not for blocks of large alignment.
     """
@@ -118,7 +120,7 @@ def choose_pieces(
             middle = _cover(parts.whole, rest - create)
             surplus = sum(piece.size for piece in middle) + create - rest
             calls = len(middle) + (left is not None) + (right is not None)
-            price = _ALIAS_US * calls + (_CREATE_US if create else 0)
+            price = show_price * calls + (create_price if create else 0)
             key = (max(0, create - budget_bytes), price - edge_price * max(0, edges - surplus) / MiB)
             if best is None or key < best:
                 best = key

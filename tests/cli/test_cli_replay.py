@@ -112,3 +112,20 @@ def test_a_directory_of_a_bundled_name_is_no_trace(capsys, tmp_path, monkeypatch
     (tmp_path / "dataframe-mix").mkdir()
     status, _, _ = replay(capsys, "dataframe-mix", "--against", "none", "--json")
     assert status == 0
+
+
+def test_policies_by_name_and_by_number(capsys):
+    def reserved(policy):
+        _, out, _ = replay(capsys, "dataframe-mix", "--policy", policy, "--against", "none", "--json")
+        (run,) = json.loads(out)["runs"]
+        return run["allocator"], run["peak_reserved_bytes"]
+
+    assert reserved("tight") == ("smartpool-tight", reserved("0")[1])
+    assert reserved("0.25")[0] == "smartpool-0.25"
+    assert reserved("0")[1] < reserved("0.25")[1] < reserved("1")[1] == reserved("fast")[1]
+
+
+@pytest.mark.parametrize("policy", ["fastest", "1.5", "-0.1", "nan", ""])
+def test_a_wrong_policy_is_refused(capsys, policy):
+    assert main(["replay", "dataframe-mix", f"--policy={policy}"]) == 2
+    assert "number from 0 to 1" in capsys.readouterr().err
