@@ -89,27 +89,6 @@ class OrderedIntegers:
         if not part:
             self._drop(place)
 
-    def pop_ceiling(self, bound: int, limit: int | None = None) -> int | None:
-        """Remove and return the smallest member that is at least `bound`.
-
-        None, and nothing removed, when there is none or it is above `limit`. O(log n).
-        """
-        place = bisect_right(self._separators, bound)
-        part = self._lists[place]
-        index = bisect_left(part, bound)
-        if index == len(part):
-            place += 1
-            if place == len(self._lists):
-                return None
-            part, index = self._lists[place], 0
-        value = part[index]
-        if limit is not None and value > limit:
-            return None
-        del part[index]
-        if not part:
-            self._drop(place)
-        return value
-
     def ceiling(self, bound: int) -> int | None:
         """Return the smallest member that is at least `bound`, or None. O(log n)."""
         place = bisect_right(self._separators, bound)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from smartpool.memory.arena import Arena
     from smartpool.pool.tiers import Tier
 
 __all__ = ["Bin", "ClosedTable", "DisownedTable", "LiveTable", "RecordedTable", "RequestObserver"]
@@ -52,13 +53,18 @@ class Bin(list[int]):
         Further streams that used a block (`record_stream`). Such a bin belongs to one block.
     quiet
         Whether nothing was freed into the bin since it was last emptied.
+    snug
+        Bytes of the largest gap that a block is laid into while bins hold others: what was freed
+        lately may fit better. None where that makes no difference.
+    arena
+        Where `Arena.allocate` finds a place as the heap would; None where only the heap knows how.
     touched
         Where the bin enters itself when that ends. A free first appends its block and then looks
         at `quiet`; who empties a bin first takes it out of `touched`, then makes it quiet, and then
         empties it. So whatever way the two run side by side, a block is emptied or its bin entered.
     """
 
-    __slots__ = ("nbytes", "others", "quiet", "size", "stream", "tier", "touched")
+    __slots__ = ("arena", "nbytes", "others", "quiet", "size", "snug", "stream", "tier", "touched")
     __hash__ = object.__hash__  # type: ignore[assignment]  # bins are places, not values
 
     def __init__(self, nbytes: int, size: int, stream: int, tier: Tier, touched: set[Bin]) -> None:
@@ -70,6 +76,8 @@ class Bin(list[int]):
         self.others: tuple[int, ...] = ()
         self.quiet = True
         self.touched = touched
+        self.snug: int | None = None
+        self.arena: Arena | None = None
 
     def __eq__(self, other: object) -> bool:
         return self is other

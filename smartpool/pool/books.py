@@ -88,7 +88,6 @@ class PoolBooks:
         self._peak_live_bytes = 0
         self._searches = self._flushes = self._grows = 0
         self._policy = POLICY_OF_NAME[self.config.policy]
-        self._waste = self._policy.waste
         self._pooling = self.config.enable_advanced_pooling
         self._heap = self._make_heap()
         disown_in_children(self)

@@ -75,14 +75,20 @@ class ElasticHeap:
 
     # ------------------------------------------------------------------ blocks
 
-    def allocate(self, size: int, alignment: int, stream: int, waste: float | None = None) -> int | None:
+    def allocate(self, size: int, alignment: int, stream: int, largest: int | None = None) -> int | None:
         """Place a block in a gap; see `Heap.allocate`."""
         arena = self._small if size < self._slab_limit else self._home
         if arena.uses:
-            return place_for_stream(arena, self._clock, size, alignment, stream, waste)
-        if self._tidy and waste is None and alignment == ALIGNMENT:
+            return place_for_stream(arena, self._clock, size, alignment, stream, largest)
+        if self._tidy and largest is None and alignment == ALIGNMENT:
             return place_tidily(arena, self._chunks, size, self._tidy)
-        return arena.allocate(size, alignment, waste)
+        return arena.allocate(size, alignment, largest)
+
+    def arena_for(self, size: int) -> Arena | None:
+        """Return the arena for blocks of `size` bytes; see `Heap.arena_for`."""
+        if size < self._slab_limit:
+            return self._small
+        return None if self._tidy else self._home
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Find memory for a block that fits no gap; see `Heap.extend`."""

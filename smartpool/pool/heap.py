@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from smartpool.memory.arena import Range, Uses
+from smartpool.memory.arena import Arena, Range, Uses
 from smartpool.pool.memory_map import Layout
 
 __all__ = ["Heap"]
@@ -18,10 +18,16 @@ class Heap(Protocol):
     changed nothing.
     """
 
-    def allocate(self, size: int, alignment: int, stream: int, waste: float | None = None) -> int | None:
+    def allocate(self, size: int, alignment: int, stream: int, largest: int | None = None) -> int | None:
         """Place a block in a gap, for use on `stream`, and return its address.
 
-        None when no gap fits, or when the best one would leave more than `waste` times the size.
+        None when no gap fits, or when the best one has more than `largest` bytes.
+        """
+
+    def arena_for(self, size: int) -> Arena | None:
+        """Return the arena in which `Arena.allocate` places such a block as `allocate` would; or None.
+
+        As long as its gaps carry no uses, and the alignment is the usual one.
         """
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:

@@ -110,17 +110,15 @@ class AdvancedMemoryPoolManager(WatchedPool):
         """
         # Floats and booleans that equal a cached size would find its bin: hence the test of the class.
         if stream is None and nbytes.__class__ is int:
-            bin_: Bin | None
-            try:
-                bin_ = self._bins[nbytes]
-                pointer = bin_.pop()
-            except IndexError:
-                pass  # what is raised from here on is not about this: searched outside of the handler
-            except KeyError:
-                bin_ = None
-            else:
-                self._live[pointer] = bin_
-                return pointer
+            bin_ = self._bins.get(nbytes)
+            if bin_:
+                try:
+                    pointer = bin_.pop()
+                except IndexError:
+                    pass  # another thread took it; what is raised from here on is not about this
+                else:
+                    self._live[pointer] = bin_
+                    return pointer
             return self._search(nbytes, None) if bin_ is None else self._refill(bin_)
         return self._malloc_on(nbytes, stream)
 

@@ -15,7 +15,7 @@ _CANDIDATES: Final = 8
 
 
 def place_for_stream(  # noqa: PLR0917 - on the searching path: keywords cost 50 ns
-    arena: Arena, clock: StreamClock, size: int, alignment: int, stream: int, waste: float | None = None
+    arena: Arena, clock: StreamClock, size: int, alignment: int, stream: int, largest: int | None = None
 ) -> int | None:
     """Place a block by best fit for use on `stream` and return its start; None when no gap fits.
 
@@ -24,13 +24,13 @@ def place_for_stream(  # noqa: PLR0917 - on the searching path: keywords cost 50
 
     Parameters
     ----------
-    waste
-        Refuse a gap that would leave more than this times the size.
+    largest
+        Refuse a gap of more bytes than this.
     """
     if not arena.uses:
-        return arena.allocate(size, alignment, waste)
+        return arena.allocate(size, alignment, largest)
     gap = arena.find(size, alignment)
-    if gap is None or (waste is not None and gap.size - size > waste * size):
+    if gap is None or (largest is not None and gap.size > largest):
         return None
     uses = arena.uses_of(gap)
     if uses and not clock.ready(uses, stream):

@@ -42,9 +42,16 @@ class SearchingPool(PoolBooks):
             bins = self._bins_of.setdefault(stream, {})
         bin_ = bins.get(nbytes)
         if bin_ is None:
-            size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
-            touched = self._touched_small if size < self._policy.slab_limit else self._touched
-            bin_ = bins.setdefault(nbytes, Bin(nbytes, size, stream, tier_of(nbytes), touched))
+            bin_ = bins.setdefault(nbytes, self._new_bin(nbytes, stream))
+        return bin_
+
+    def _new_bin(self, nbytes: int, stream: int) -> Bin:
+        size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
+        small = size < self._policy.slab_limit
+        bin_ = Bin(nbytes, size, stream, tier_of(nbytes), self._touched_small if small else self._touched)
+        bin_.arena = self._heap.arena_for(size)
+        if not small:
+            bin_.snug = int((1 + self._policy.waste) * size)
         return bin_
 
     def _search(self, nbytes: int, stream: object, alignment: int = ALIGNMENT) -> int:
@@ -79,7 +86,17 @@ class SearchingPool(PoolBooks):
                 self._busy = True
                 if self._closed:
                     raise self._closed_error()
-                pointer = self._find_place(bin_, ALIGNMENT)
+                arena = bin_.arena
+                if arena is None or bin_ or arena.uses or self.late_frees is not None:
+                    pointer = self._find_place(bin_, ALIGNMENT)
+                else:  # `_find_place` written out
+                    self._searches += 1
+                    size, touched = bin_.size, bin_.touched
+                    found = arena.allocate(size, ALIGNMENT, bin_.snug if touched else None)
+                    if found is None and touched:
+                        self._empty_bins(touched)  # which may give the gaps uses
+                        found = self._heap.allocate(size, ALIGNMENT, bin_.stream)
+                    pointer = self._grow(bin_, ALIGNMENT) if found is None else found
                 self._live[pointer] = bin_
                 return pointer
             finally:
@@ -96,9 +113,7 @@ class SearchingPool(PoolBooks):
         self._searches += 1
         touched = bin_.touched
         if touched:
-            # While bins hold large blocks, only a snug gap is taken: something freed lately may fit better.
-            waste = self._waste if touched is self._touched else None
-            pointer = self._heap.allocate(bin_.size, alignment, bin_.stream, waste)
+            pointer = self._heap.allocate(bin_.size, alignment, bin_.stream, bin_.snug)
             if pointer is not None:
                 return pointer
             self._empty_bins(touched)
@@ -240,15 +255,12 @@ class SearchingPool(PoolBooks):
 
     def acquire_region(self, size: int) -> int:
         """Return the address of a block that is the region of a planned step."""
-        return self._find_place(self._region_bin(size), ALIGNMENT)
+        return self._find_place(self._new_bin(size, self._home), ALIGNMENT)
 
     def release_region(self, address: int, size: int) -> None:
         """Take back what `acquire_region` gave."""
         uses = self._clock.stamp(self._home) if self._several_streams else None
         self._heap.free_all([[address]], size, uses)
-
-    def _region_bin(self, size: int) -> Bin:
-        return Bin(size, size, self._home, tier_of(size), self._touched)
 
     # ------------------------------------------------------------------ pooling switched off
 

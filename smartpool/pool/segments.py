@@ -48,9 +48,13 @@ class SegmentHeap:
     def __repr__(self) -> str:
         return f"<SegmentHeap: {self._small!r}, {self._rest!r}, {len(self._segments)} segments>"
 
-    def allocate(self, size: int, alignment: int, stream: int, waste: float | None = None) -> int | None:
+    def allocate(self, size: int, alignment: int, stream: int, largest: int | None = None) -> int | None:
         """Place a block in a gap; see `Heap.allocate`."""
-        return place_for_stream(self._arena(size), self._clock, size, alignment, stream, waste)
+        return place_for_stream(self._arena(size), self._clock, size, alignment, stream, largest)
+
+    def arena_for(self, size: int) -> Arena:
+        """Return the arena for blocks of `size` bytes; see `Heap.arena_for`."""
+        return self._arena(size)
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:  # noqa: ARG002 - a Heap
         """Place a block in a new segment; see `Heap.extend`."""
