@@ -39,6 +39,9 @@ class RequestObserver(Protocol):
 class Bin(list[int]):
     """Free blocks of one request size that were last used on one stream.
 
+    A request first asks whether the bin is true (an exception from an empty `pop` costs 0.2 us), then
+    pops. So a subclass whose `pop` finds blocks elsewhere needs a `__bool__` that says so.
+
     Attributes
     ----------
     nbytes
