@@ -41,7 +41,7 @@ from smartpool.pool.elastic import ElasticHeap
 from smartpool.pool.forks import disown_in_children
 from smartpool.pool.fragmentation import Fragmentation, interval_fragmentation, share_wasted
 from smartpool.pool.heap import Heap
-from smartpool.pool.policy import POLICY_OF_NAME
+from smartpool.pool.policy import policy_of
 from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.statistics import MemorySnapshot, TierSnapshot
 from smartpool.pool.stepping import Steps
@@ -62,6 +62,8 @@ class PoolBooks:
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
         self.driver = driver
         self.config = config or SmartPoolConfig()
+        if self.config.shareable:
+            driver.share_chunks()
         info = driver.memory_info()
         self._used_before = info.total - info.free
         self._memory = DeviceMemory(driver, self._checked_cap(info.total))
@@ -87,7 +89,7 @@ class PoolBooks:
         self._doomed: deque[tuple[int, Uses]] = deque()  # raw allocations to be given back (pooling off)
         self._peak_live_bytes = 0
         self._searches = self._flushes = self._grows = 0
-        self._policy = POLICY_OF_NAME[self.config.policy]
+        self._policy = policy_of(self.config.policy)
         self._pooling = self.config.enable_advanced_pooling
         self._heap = self._make_heap()
         disown_in_children(self)
@@ -96,7 +98,7 @@ class PoolBooks:
 
     def _make_heap(self) -> Heap:
         if self.driver.granularity:
-            return ElasticHeap(self._memory, self._clock, self._policy)
+            return ElasticHeap(self._memory, self._clock, self._policy, self.config.prices)
         return SegmentHeap(self._memory, self._clock)
 
     def _checked_cap(self, device_bytes: int) -> int:

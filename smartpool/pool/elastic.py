@@ -36,8 +36,10 @@ from smartpool.pool.home import Home
 from smartpool.pool.memory_map import Layout
 from smartpool.pool.placement import place_for_stream
 from smartpool.pool.policy import Policy
+from smartpool.pool.pricing import find_prices
 from smartpool.pool.streams import StreamClock
 from smartpool.pool.windows import Windows
+from smartpool.prices import Prices
 
 __all__ = ["ElasticHeap"]
 
@@ -53,9 +55,13 @@ class ElasticHeap:
         Stream order.
     policy
         How large chunks are, and how much may be reserved beyond the peak of live bytes.
+    prices
+        What the driver's calls cost; None to find out when the heap first grows.
     """
 
-    def __init__(self, memory: DeviceMemory, clock: StreamClock, policy: Policy) -> None:
+    def __init__(
+        self, memory: DeviceMemory, clock: StreamClock, policy: Policy, prices: Prices | None = None
+    ) -> None:
         self.windows = Windows(memory.driver, clock)
         self.peak_live_bytes = 0
         self._place = Home(memory)
@@ -67,6 +73,8 @@ class ElasticHeap:
         self._driver = memory.driver
         self._clock = clock
         self._policy = policy
+        self._prices = prices
+        self._priced = False
         self._slab_limit = policy.slab_limit
         self._tidy = policy.tidy
 
@@ -92,6 +100,9 @@ class ElasticHeap:
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Find memory for a block that fits no gap; see `Heap.extend`."""
+        if not self._priced:
+            self._policy = self._policy.priced(find_prices(self._driver, self._prices))
+            self._priced = True
         before = self.peak_live_bytes
         self.peak_live_bytes = max(before, self.live_bytes + size)
         try:
@@ -165,9 +176,7 @@ class ElasticHeap:
         budget = max(0, self._policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
         start, missing = self._place.find_site(size + shift)
         stitching = None if missing <= budget else self._choose(size, alignment, budget)
-        # What stitching would have to create as well is better created at home: no second mapping,
-        # and what is left over of it lies behind the block, in one piece.
-        grow = stitching is None or stitching.create_bytes >= missing
+        grow = stitching is None or self._growing_pays(missing, stitching, budget)
         if grow and missing <= self._memory.room_bytes:
             with ExitStack() as undo:
                 try:
@@ -184,6 +193,22 @@ class ElasticHeap:
             stitching or self._choose(size, alignment, budget), alignment, stream, uses, start
         )
 
+    def _growing_pays(self, missing: int, stitching: Stitching, budget: int) -> bool:
+        # What stitching would have to create as well is better created at home: no second mapping,
+        # and what is left over of it lies behind the block, in one piece.
+        return stitching.create_bytes >= missing or self._policy.growing_pays(
+            missing,
+            stitching.create_bytes,
+            len(stitching.before) + len(stitching.after),
+            chunk_bytes=self._policy.largest_chunk(
+                peak_live_bytes=self.peak_live_bytes,
+                cap_bytes=self._memory.cap_bytes,
+                granularity=self._driver.granularity,
+            ),
+            budget_bytes=budget,
+            block_bytes=stitching.block_bytes,
+        )
+
     def _growth(self, start: int, missing: int, budget: int) -> int:
         room = min(budget, self._memory.room_bytes, self._place.room_at(start))
         return self._policy.growth_bytes(missing, self.peak_live_bytes, room, self._driver.granularity)
@@ -196,6 +221,8 @@ class ElasticHeap:
             budget_bytes=budget,
             granularity=self._driver.granularity,
             edge_price=self._policy.edge_price,
+            show_price=self._policy.prices.show(1, 0),
+            create_price=self._policy.prices.grow(1, 0),
             edge_start=alignment <= ALIGNMENT,
         )
 
