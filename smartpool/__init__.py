@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from smartpool.prices import Cost, Prices
     from smartpool.request import AllocationRequest
     from smartpool.sharing.shared import SharedBuffer, open_shared
+    from smartpool.sharing.shared import SharedBuffer, open_shared
     from smartpool.smart_pool import AllocationResult, SmartPool
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Plan",
     "Prices",
     "SharedBuffer",
+    "SharedBuffer",
     "SmartPool",
     "SmartPoolConfig",
     "TiB",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "format_size",
     "integrate_smartpool_with_gpu_optimizer",
+    "open_shared",
     "open_shared",
     "parse_size",
     "plan",
@@ -68,10 +71,12 @@ __getattr__, __dir__ = lazy_names(
         "Plan": "smartpool.planner",
         "Prices": "smartpool.prices",
         "SharedBuffer": "smartpool.sharing.shared",
+        "SharedBuffer": "smartpool.sharing.shared",
         "SmartPool": "smartpool.smart_pool",
         "SmartPoolConfig": "smartpool.config",
         "WeightedIntervalGraphColoring": "smartpool.planner",
         "integrate_smartpool_with_gpu_optimizer": "smartpool.optimizer",
+        "open_shared": "smartpool.sharing.shared",
         "open_shared": "smartpool.sharing.shared",
         "plan": "smartpool.planner",
     },

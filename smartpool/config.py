@@ -54,6 +54,8 @@ class SmartPoolConfig:
         Record every request and free from the start, for traces and the measured reduction.
     shareable
         Make memory that other processes can open: `SmartPool.export`. Linux only.
+    shareable
+        Make memory that other processes can open: `SmartPool.export`. Linux only.
 
     Raises
     ------
@@ -79,6 +81,7 @@ class SmartPoolConfig:
     prices: Prices | None = None
     max_bytes: int | float | str | None = None
     record: bool = False
+    shareable: bool = False
     shareable: bool = False
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "ArrayInterfaceError",
     "BackgroundError",
     "BufferReleasedError",
+    "CaptureError",
     "ConfigurationError",
     "DLPackError",
     "DeviceNotFoundError",
@@ -32,6 +33,7 @@ __all__ = [
     "PoolClosedError",
     "ReentrantCallError",
     "RequestTooLargeError",
+    "SharingError",
     "SmartPoolError",
     "StepError",
     "StreamError",
@@ -75,6 +77,14 @@ class ConfigurationError(SmartPoolError, ValueError):
 
 class StreamError(SmartPoolError, ValueError):
     """An object is not a stream of this device, or a stream was already destroyed."""
+
+
+class CaptureError(SmartPoolError, RuntimeError):
+    """The pool cannot do this while a stream is captured into a graph, or at the edges of a capture."""
+
+
+class SharingError(SmartPoolError, RuntimeError):
+    """A buffer cannot be shared between processes, or was not shared any more when it was opened."""
 
 
 class StepError(SmartPoolError, RuntimeError):

@@ -16,6 +16,7 @@ from smartpool.dlpack import DType
 from smartpool.driver import open_driver
 from smartpool.errors import ConfigurationError, DeviceNotFoundError
 from smartpool.faces.requests import AllocationResult, RequestFace
+from smartpool.faces.sharing import SharingFace
 from smartpool.faces.watching import WatchingFace
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.request import AllocationRequest
@@ -29,7 +30,7 @@ __all__ = ["AllocationResult", "SmartPool"]
 _new = object.__new__
 
 
-class SmartPool(RequestFace, WatchingFace):
+class SmartPool(RequestFace, WatchingFace, SharingFace):
     """A memory pool on one or several devices. Thread-safe.
 
     Parameters

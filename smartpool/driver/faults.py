@@ -74,12 +74,18 @@ class Faults:
     >>> second = driver.create_chunk(2 << 20)
     """
 
-    __slots__ = ("_armed", "_lost", "alert")
+    __slots__ = ("_armed", "_guard", "_lost", "alert")
 
     def __init__(self) -> None:
         self._armed: list[Fault] = []
         self._lost: str | None = None
+        self._guard: Callable[[str, Mapping[str, object]], None] | None = None
         self.alert = False
+
+    def watch(self, guard: Callable[[str, Mapping[str, object]], None] | None) -> None:
+        """Ask `guard` before every call, which raises to refuse one; None ends it."""
+        self._guard = guard
+        self._set_alert()
 
     @property
     def lost(self) -> str | None:
@@ -144,7 +150,7 @@ class Faults:
     def clear(self) -> None:
         """Disarm every fault. A lost device stays lost."""
         self._armed.clear()
-        self.alert = self._lost is not None
+        self._set_alert()
 
     def lose(self, code: str) -> None:
         """Lose the device: every later call fails with `code`."""
@@ -157,12 +163,17 @@ class Faults:
             raise DriverError(call, self._lost, arguments, advice=_LOST)
         hits = [fault for fault in self._armed if fault.hits(call, arguments)]
         self._armed = [fault for fault in self._armed if fault.times > 0]
-        self.alert = bool(self._armed)
+        self._set_alert()
         if hits:
             error = _error(hits[0].error, call, arguments)
             if hits[0].sticky:
                 self.lose(error.code if isinstance(error, DriverError) else "INJECTED")
             raise error
+        if self._guard is not None:
+            self._guard(call, arguments)
+
+    def _set_alert(self) -> None:
+        self.alert = bool(self._armed) or self._lost is not None or self._guard is not None
 
 
 _LOST = "the device was lost by an earlier failure: end the process"

@@ -8,8 +8,11 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from smartpool.driver.faults import Faults
+from smartpool.driver.played_captures import PlayedCaptures, PlayedGraph
 from smartpool.driver.queues import Queues
 from smartpool.errors import DriverError, StreamError
 
@@ -37,6 +40,8 @@ class HostStreams(ABC):
         self.faults = Faults()
         self._lock = threading.Lock()
         self._queues = Queues(self._lock)
+        self._captures = PlayedCaptures(self._queues)
+        self.beside_capture: Callable[[], AbstractContextManager[None]] = self._captures.beside
         self._closed = False
 
     # --- streams ---
@@ -87,6 +92,35 @@ class HostStreams(ABC):
         """Return how many pieces of work are pending on `stream` (None: the default one)."""
         with self._lock:
             return self._queues.pending(stream or 0)
+
+    # --- captures of graphs, played ---
+
+    def begin_capture(self, stream: int) -> None:
+        """Keep what is queued on `stream` from now on, instead of doing it; see `played_captures`."""
+        with self._lock:
+            self._captures.begin(stream)
+            self._queues.captured = stream
+            self.faults.watch(self._captures.guard)
+
+    def end_capture(self, stream: int) -> PlayedGraph:
+        """Return what was queued on `stream` meanwhile; `DriverError` when the capture was ruined."""
+        with self._lock:
+            try:
+                work = self._captures.end(stream)
+            finally:
+                if self._captures.stream is None:
+                    self._queues.captured = None
+                    self.faults.watch(None)
+            return PlayedGraph(work, self._submit_all)
+
+    def is_capturing(self, stream: int) -> bool:
+        """Return whether `stream` is being captured into a graph."""
+        return stream == self._captures.stream
+
+    def _submit_all(self, stream: int, work: list[Callable[[], None]]) -> None:
+        with self._lock:
+            for piece in work:
+                self._queues.submit(stream, piece)
 
     # --- events ---
 

@@ -32,6 +32,7 @@ call the driver, but queue what it wants done.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -188,6 +189,17 @@ class Driver(Protocol):
 
     def synchronize_event(self, event: int) -> None:
         """Block the host until the event is done."""
+
+    # --- captures of graphs ---
+
+    def is_capturing(self, stream: int) -> bool:
+        """Return whether `stream` is being captured into a graph. Asking never harms the capture."""
+
+    def beside_capture(self) -> AbstractContextManager[None]:
+        """Let this thread make calls that a capture under way would forbid.
+
+        What runs inside is not captured, and must not depend on captured work.
+        """
 
     # --- data ---
 

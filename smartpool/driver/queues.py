@@ -58,7 +58,7 @@ _DONE = Marker(done=True)
 class Queues:
     """The streams and events of one host driver. Stream 0 always exists."""
 
-    __slots__ = ("_changed", "_destroyed", "_events", "_next_handle", "_streams", "_torn")
+    __slots__ = ("_changed", "_destroyed", "_events", "_next_handle", "_streams", "_torn", "captured")
 
     def __init__(self, lock: threading.Lock) -> None:
         self._changed = threading.Condition(lock)
@@ -66,6 +66,7 @@ class Queues:
         self._destroyed: dict[int, _Stream] = {}
         self._events: dict[int, Marker] = {}
         self._next_handle = FIRST_HANDLE
+        self.captured: int | None = None  # a stream whose pending work is a graph's, and waited for by nobody
         self._torn = False  # an interrupt ended `_run`: streams that could go on may not have
 
     # --- streams ---
@@ -116,12 +117,22 @@ class Queues:
         """Return how many pieces of work wait on the stream."""
         return len((self._destroyed.get(handle) or self._stream(handle)).pending)
 
+    def take_pending(self, handle: int) -> list[Callable[[], None]]:
+        """Return the work that waits on a held stream, which then has none; records and waits are dropped."""
+        stream = self._stream(handle)
+        work = [item for item in stream.pending if not isinstance(item, _Record | _Wait)]
+        stream.pending.clear()
+        self._changed.notify_all()
+        return work
+
     def wait_idle(self, handle: int | None) -> None:
         """Block until the stream (None: every stream) has nothing pending. Lets other threads in."""
         streams = (
             [*self._streams.values(), *self._destroyed.values()] if handle is None else [self._stream(handle)]
         )
-        self._changed.wait_for(lambda: not any(stream.pending for stream in streams))
+        self._changed.wait_for(
+            lambda: not any(stream.pending for stream in streams if stream.handle != self.captured)
+        )
 
     # --- events ---
 

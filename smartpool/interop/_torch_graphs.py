@@ -21,9 +21,8 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.interop._frameworks import cuda_managers
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.units import align_up
@@ -117,7 +116,7 @@ class Graphs:
             if memory.users > 0:
                 return
             del self._memories[device, first, second]
-            with relaxed_capture(_cuda(memory.manager)):
+            with memory.manager.driver.beside_capture():
                 memory.manager.driver.synchronize()
             for pointer in memory.blocks:
                 self.private.pop(pointer, None)
@@ -132,9 +131,9 @@ class Graphs:
         with self._lock:
             memory = self.captures.get(device)
             manager = self._managers[device]
-            with relaxed_capture(_cuda(manager)):
+            with manager.driver.beside_capture():
                 # The legacy stream (0) is never captured, and asking about it would ruin the capture.
-                if memory is None or not stream or not is_capturing(_cuda(manager), stream):
+                if memory is None or not stream or not manager.driver.is_capturing(stream):
                     return manager.malloc(size, stream)
                 block = align_up(size, ALIGNMENT), stream
                 spare = memory.free.get(block)
@@ -176,8 +175,3 @@ class Graphs:
             manager.free(pointer)
         else:  # another capture is under way
             held_back.append(pointer)
-
-
-def _cuda(manager: AdvancedMemoryPoolManager) -> Any:
-    """Return the driver as what it is: `cuda_managers` has looked."""
-    return manager.driver

@@ -64,6 +64,8 @@ class PoolBooks:
         self.config = config or SmartPoolConfig()
         if self.config.shareable:
             driver.share_chunks()
+        if self.config.shareable:
+            driver.share_chunks()
         info = driver.memory_info()
         self._used_before = info.total - info.free
         self._memory = DeviceMemory(driver, self._checked_cap(info.total))

@@ -7,7 +7,6 @@ import pytest
 from fake_cuda import CUresult, FakeCuda
 
 from smartpool.driver.cuda import Bindings, CudaDriver, bindings
-from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.driver.cuda.peers import allow_peer, can_access_peer, copy_to_peer
 from smartpool.errors import (
     DeviceNotFoundError,
@@ -430,8 +429,8 @@ def test_peers(fake, driver):
 
 
 def test_capture(fake, driver):
-    assert not is_capturing(driver, 0)
-    with relaxed_capture(driver):
+    assert not driver.is_capturing(0)
+    with driver.beside_capture():
         assert fake.mode == "CU_STREAM_CAPTURE_MODE_RELAXED"
     assert fake.mode == "GLOBAL"
 

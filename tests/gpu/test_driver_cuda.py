@@ -13,7 +13,6 @@ from driver_machine import DriverMachine
 from hypothesis import settings
 
 from smartpool.driver import open_driver
-from smartpool.driver.cuda.capture import is_capturing, relaxed_capture
 from smartpool.errors import (
     DeviceNotFoundError,
     DriverError,
@@ -375,16 +374,16 @@ def test_beside_a_capture(driver):
     api, unit = driver.context.api, driver.granularity
     stream, event, raw = driver.create_stream(), driver.create_event(), driver.allocate(4096)
     base, chunk = driver.reserve(unit), driver.create_chunk(unit)
-    assert not is_capturing(driver, stream)
+    assert not driver.is_capturing(stream)
     begun = api.cuStreamBeginCapture(driver.stream_handle(stream), api.CUstreamCaptureMode(0))
     assert begun[0].name == "CUDA_SUCCESS"
-    assert is_capturing(driver, stream)
-    assert not is_capturing(driver, 0)
+    assert driver.is_capturing(stream)
+    assert not driver.is_capturing(0)
     driver.map_chunk(base, chunk)
     driver.enable_access(base, unit)
     driver.record_event(event, 0)
     driver.fill(raw, 1, 4096, stream)  # captured, not done
-    with relaxed_capture(driver):
+    with driver.beside_capture():
         assert driver.event_done(event)
         driver.free(driver.allocate(1 << 20))
         driver.memory_info()

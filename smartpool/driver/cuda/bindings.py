@@ -74,6 +74,11 @@ class Bindings:
             )
         return self.expect("cuDeviceGet", self.api.cuDeviceGet(ordinal), ordinal=ordinal)
 
+    def identity(self, ordinal: int) -> str:
+        """Return what a device is called in every process: its UUID, in hexadecimal."""
+        result = self.api.cuDeviceGetUuid(self.device(ordinal))
+        return bytes(self.expect("cuDeviceGetUuid", result, ordinal=ordinal).bytes).hex()
+
     def expect(self, call: str, result: tuple[Any, ...], **arguments: object) -> Any:
         """Return what came with the success of a driver function, or raise what its failure means."""
         if result[0] is not self.success:

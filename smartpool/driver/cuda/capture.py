@@ -1,33 +1,49 @@
-"""What the pool must know of stream capture: is a stream being captured, and how to work beside it."""
+"""Stream capture on CUDA: is a stream being captured, and how to work beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from smartpool.driver.cuda.driver import CudaDriver
+from smartpool.driver.cuda.context import Context
+from smartpool.driver.cuda.streams import StreamTable
 
-__all__ = ["is_capturing", "relaxed_capture"]
-
-
-def is_capturing(device: CudaDriver, stream: int) -> bool:
-    """Return whether `stream` is being captured into a graph. Asking never harms the capture."""
-    context = device.context
-    values = (device.stream_handle(stream),)
-    status = context.call_here("is_capturing", context.api.cuStreamIsCapturing, values, stream=stream)[1]
-    return status is not context.api.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+__all__ = ["Captures"]
 
 
-@contextmanager
-def relaxed_capture(device: CudaDriver) -> Iterator[None]:
-    """Let this thread make calls that a capture would forbid, such as `allocate` and `event_done`.
+class Captures:
+    """What a driver can tell of captures, of whoever's.
 
-    What runs inside is not captured, and must not depend on captured work.
+    Parameters
+    ----------
+    context
+        The primary context.
+    streams
+        Its streams.
     """
-    expect, api = device.context.bindings.expect, device.context.api
-    relaxed = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-    before = expect("relaxed_capture", api.cuThreadExchangeStreamCaptureMode(relaxed))
-    try:
-        yield
-    finally:
-        expect("relaxed_capture", api.cuThreadExchangeStreamCaptureMode(before))
+
+    __slots__ = ("_context", "_none", "_streams")
+
+    def __init__(self, context: Context, streams: StreamTable) -> None:
+        self._context = context
+        self._streams = streams
+        self._none = context.api.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+
+    def is_capturing(self, stream: int) -> bool:
+        """Return whether `stream` is being captured into a graph. Asking never harms the capture."""
+        if not stream:  # never captured, and asking about it would ruin the capture of a blocking stream
+            return False
+        context, values = self._context, (self._streams.handle(stream),)
+        status = context.call("is_capturing", context.api.cuStreamIsCapturing, values, stream=stream)[1]
+        return status is not self._none
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Let this thread make calls that a capture would forbid, such as `allocate` and `event_done`."""
+        expect, api = self._context.bindings.expect, self._context.api
+        relaxed = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        before = expect("beside_capture", api.cuThreadExchangeStreamCaptureMode(relaxed))
+        try:
+            yield
+        finally:
+            expect("beside_capture", api.cuThreadExchangeStreamCaptureMode(before))

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from smartpool.driver.bookkeeping import refusal
 from smartpool.driver.cuda.bindings import Bindings, load
+from smartpool.driver.cuda.capture import Captures
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.cuda.events import Events
 from smartpool.driver.cuda.streams import StreamTable
@@ -74,6 +75,8 @@ class CudaDriver(VirtualMemory):
         self._events = events = Events(context, self._streams)
         self.record_event, self.event_done = events.record, events.done
         self.wait_event, self.synchronize_event = events.wait, events.synchronize
+        captures = Captures(context, self._streams)
+        self.is_capturing, self.beside_capture = captures.is_capturing, captures.beside
 
     def __repr__(self) -> str:
         return f"<CudaDriver {self.name!r}>"
@@ -82,6 +85,11 @@ class CudaDriver(VirtualMemory):
     def seconds(self) -> float:
         """Seconds spent in driver calls."""
         return self.context.seconds
+
+    @property
+    def identity(self) -> str:
+        """What the device is called in every process."""
+        return self.context.bindings.identity(self.ordinal)
 
     # --- raw memory ---
 

@@ -1,0 +1,1 @@
+"""Buffers that several processes hold: exported as file descriptors, opened elsewhere."""
