@@ -25,13 +25,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import smartpool
-from smartpool.cli import convert, demo, info, plan, replay
+from smartpool.cli import convert, demo, info, plan, replay, serve, watch
 from smartpool.errors import OutOfMemoryError, SmartPoolError
 from smartpool.report.text import printable
 
 __all__ = ["main"]
 
-_SUBCOMMANDS: Final = (demo, replay, plan, convert, info)
+_SUBCOMMANDS: Final = (demo, replay, plan, convert, watch, serve, info)
 
 OK: Final = 0
 UNUSABLE: Final = 2
@@ -45,6 +45,8 @@ examples:
   smartpool replay trace.npz              what would each allocator have reserved?
   smartpool replay trace.npz --json       the same for programs
   smartpool plan graph.csv                where to put buffers whose lifetimes are known
+  smartpool serve                         a page in the browser that shows memory as it changes
+  smartpool watch http://127.0.0.1:8765   the same in the terminal
   smartpool info                          versions and devices of this machine
 
 Tables go to standard output, progress and errors to standard error. NO_COLOR turns colours off.

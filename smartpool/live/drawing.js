@@ -55,9 +55,11 @@ export function fitted(canvas) {
 
 /**
  * The colour of each cell: what is live in the colour of its tier, what is cached paler, the rest a
- * gap. `heat` (0 to 1) brightens what changed.
+ * gap. `heat` (0 to 1) brightens what changed. A darker cell is where a block begins, as long as most
+ * cells are not.
  */
 export function cellColors(cells, heat, colors) {
+  const edges = cells.edge.reduce((sum, edge) => sum + edge, 0) < cells.edge.length / 6;
   const image = new Uint8ClampedArray(cells.tier.length * 4);
   for (let cell = 0; cell < cells.tier.length; cell += 1) {
     const tier = colors[TIERS[cells.tier[cell]]];
@@ -67,7 +69,8 @@ export function cellColors(cells, heat, colors) {
     for (let channel = 0; channel < 3; channel += 1) {
       const pale = 0.38 * tier[channel] + 0.62 * colors.gap[channel];
       const mixed = live * tier[channel] + cached * pale + planned * colors.planned[channel] + gap * colors.gap[channel];
-      image[4 * cell + channel] = mixed + glow * (colors.flash[channel] - mixed);
+      const shade = edges && cells.edge[cell] ? 0.55 : 1;
+      image[4 * cell + channel] = (mixed + glow * (colors.flash[channel] - mixed)) * shade;
     }
     image[4 * cell + 3] = 255;
   }
@@ -136,6 +139,11 @@ export function drawChart(canvas, times, series, { format, top, ink, rule }) {
       context.globalAlpha = 1;
     }
   }
+}
+
+/** The next round share at or above `share`. */
+export function roundedShare(share) {
+  return [0.04, 0.08, 0.2, 0.4, 0.6, 0.8, 1].find((top) => top >= share) ?? 1;
 }
 
 /** The next round number of bytes at or above `bytes`: 1, 1.5, 2, 3, 4, 6 or 8 times a power of two. */

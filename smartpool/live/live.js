@@ -3,7 +3,8 @@
 // for nothing, and then the program that it looks at does nothing for it.
 
 import {
-  TIERS, bytesOf, cellColors, css, drawChart, drawRows, formatBytes, formatCount, formatShare, palette, roundedUp,
+  TIERS, bytesOf, cellColors, css, drawChart, drawRows, formatBytes, formatCount, formatShare, palette,
+  roundedShare, roundedUp,
 } from "./drawing.js";
 
 const COLORS = [...TIERS, "gap", "planned", "flash", "ink", "soft", "rule", "accent", "interval", "pool", "gpu", "bad"];
@@ -64,7 +65,9 @@ function say(text, lost = false) {
 
 function take(frame) {
   const { map } = frame;
-  const cells = { tier: bytesOf(map.tier), live: bytesOf(map.live), cached: bytesOf(map.cached), planned: bytesOf(map.planned) };
+  const cells = Object.fromEntries(
+    ["tier", "edge", "live", "cached", "planned"].map((name) => [name, bytesOf(map[name])]),
+  );
   const shape = [map.first, map.last, cells.tier.length, frame.device].join();
   const same = shape === state.shape;
   const heat = new Float32Array(cells.tier.length);
@@ -181,7 +184,7 @@ function drawHistory() {
       values: history.map((now) => now.fragmentation[name]), color: css(colors[color]), dash: [3, 3],
     })),
     { values: history.map((now) => now.fragmentation.overall), color: css(colors.ink), thick: 2.5 },
-  ], { ...look, top: Math.min(1, Math.ceil(worst * 25) / 25), format: (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` });
+  ], { ...look, top: roundedShare(worst), format: (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` });
 }
 
 function legend(id, entries) {
@@ -217,7 +220,7 @@ function cellAt(event) {
 
 function positionOf(cell) {
   const { first, last } = state.frame.map;
-  return first + (last - first) * cell / state.cells.tier.length;
+  return Math.round(first + (last - first) * cell / state.cells.tier.length);
 }
 
 function lookAt(first, last) {

@@ -103,7 +103,7 @@ class LiveServer:
         self._server.hosts = frozenset(f"{name.lower()}:{self.port}" for name in known)
         self.url = f"http://{shown}:{self.port}/"
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="smartpool-live", args=(0.2,), daemon=True
+            target=self._server.serve_forever, name="smartpool-live", args=(0.05,), daemon=True
         )
         self._thread.start()
         _log.info("the live page is at %s", self.url)
@@ -142,6 +142,7 @@ class _Server(ThreadingHTTPServer):
         self.answers = dict(answers)
         self.password = password
         self.hosts: frozenset[str] = frozenset()
+        self.failures: set[str] = set()
         self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__(address, _Handler)
 
@@ -194,15 +195,23 @@ class _Handler(BaseHTTPRequestHandler):
         if not length.isascii() or not length.isdigit() or int(length) > _LONGEST_BODY:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {_LONGEST_BODY} bytes")
             return
+        self._answer(answer, self.rfile.read(int(length)))
+
+    def _answer(self, answer: Answer, body: bytes) -> None:
         try:
-            asked = json.loads(self.rfile.read(int(length)))
-            if not isinstance(asked, dict):
-                raise InvalidRequestError("expected a JSON object")
-            body = json.dumps(answer(asked), separators=(",", ":"), allow_nan=False).encode()
+            asked = json.loads(body)
+            told = answer(asked if isinstance(asked, dict) else {})
+            text = json.dumps(told, separators=(",", ":"), allow_nan=False)
         except (ValueError, RecursionError, SmartPoolError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except Exception as error:  # noqa: BLE001 - ours: told, and never the end of the program we look at
+            reason = f"{type(error).__name__}: {error}"
+            if reason not in self.server.failures:  # a page asks four times a second: once is enough
+                self.server.failures.add(reason)
+                _log.exception("%s could not be answered", self.path)
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, reason)
         else:
-            self._send(HTTPStatus.OK, body, "application/json")
+            self._send(HTTPStatus.OK, text.encode(), "application/json")
 
     def _may_enter(self) -> bool:
         """Return whether the request is our own page's; answer it if it is not."""
