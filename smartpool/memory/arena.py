@@ -30,7 +30,7 @@ them. None, the usual case, stands for whatever the owner of the arena takes as 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
@@ -261,6 +261,52 @@ class Arena:
         """Add `uses` to every gap: from now on their streams count as users of it. O(gaps)."""
         for start in self._gap_at:
             self.uses[start] = join_uses(self.uses.get(start), uses) or uses
+
+    def mend(
+        self,
+        extents: Iterable[Range],
+        *,
+        blocks: Iterable[Range] | None = None,
+        barrier: bool = False,
+        uses: Uses = None,
+    ) -> None:
+        """Make the books anew from what was lent and from the blocks, after an exception in the middle.
+
+        A request books its block last and a free takes it out first, each in one step, so the blocks
+        are true wherever the rest was left. Blocks that lie in no extent are forgotten. O(n log n).
+
+        Parameters
+        ----------
+        extents
+            The ranges that are lent: with a barrier around each where `barrier` says so, and else as
+            long as they go.
+        blocks
+            The blocks, where the owner knows better; None for those that are booked.
+        uses
+            Who may still touch any of the gaps.
+        """
+        booked = self._blocks if blocks is None else {block.start: block.size for block in blocks}
+        lent, kept = sorted(extents), dict[int, int]()
+        starts, at = sorted(booked), 0
+        self._gap_at, self._gap_before, self._by_size = {}, {}, OrderedIntegers()
+        self.uses, self._barriers = {}, {}
+        for extent in lent:
+            for edge in (extent.start, extent.end) if barrier else ():
+                self._barriers[edge] = self._barriers.get(edge, 0) + 1
+            free_from = extent.start
+            while at < len(starts) and starts[at] < extent.end:
+                start, end, at = starts[at], starts[at] + booked[starts[at]], at + 1
+                if start < free_from or end > extent.end:
+                    continue
+                if start > free_from:
+                    self._join(free_from, start - free_from, uses)
+                kept[start] = booked[start]
+                free_from = end
+            if free_from < extent.end:
+                self._join(free_from, extent.end - free_from, uses)
+        self.extent_bytes = sum(extent.size for extent in lent)
+        self.live_bytes = sum(kept.values())
+        self._blocks = kept  # last: until then the old ones are there to begin again with
 
     # ------------------------------------------------------------------ questions
 

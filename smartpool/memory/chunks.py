@@ -8,7 +8,7 @@ Invariants, proved by `check()`::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -60,8 +60,8 @@ class ChunkMap:
     def add(self, chunk: MappedChunk) -> None:
         """Book a mapped chunk. O(log n)."""
         self._starts.add(chunk.start)
-        self._at[chunk.start] = chunk
         self.mapped_bytes += chunk.size
+        self._at[chunk.start] = chunk  # last, as it is taken out first: see `mend`
 
     def remove(self, start: int) -> MappedChunk:
         """Forget the chunk at `start` and return it. O(log n)."""
@@ -95,6 +95,13 @@ class ChunkMap:
             if chunk.end > end:
                 return
             yield chunk
+
+    def mend(self, keep: Callable[[MappedChunk], bool]) -> None:
+        """Make the books anew from the chunks that `keep` says are there, after an exception in the middle."""
+        kept = {start: chunk for start, chunk in sorted(self._at.items()) if keep(chunk)}
+        self._starts = OrderedIntegers(kept)
+        self.mapped_bytes = sum(chunk.size for chunk in kept.values())
+        self._at = kept
 
     def check(self) -> None:
         """Prove the invariants; `InvariantError` when one is broken."""

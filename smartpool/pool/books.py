@@ -25,6 +25,7 @@ from smartpool.driver.protocol import Driver
 from smartpool.errors import (
     ConfigurationError,
     DoubleFreeError,
+    DriverError,
     DriverOutOfMemoryError,
     InvariantError,
     OutOfMemoryError,
@@ -50,7 +51,7 @@ from smartpool.pool.streams import StreamClock
 from smartpool.pool.tiers import Tier
 from smartpool.units import format_size
 
-__all__ = ["BINS", "PoolBooks", "reentered", "steady"]
+__all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady"]
 
 BINS: Final = 1 << 16
 """Bins of one stream, about 20 MB, before those that nobody uses are forgotten."""
@@ -73,6 +74,7 @@ class PoolBooks:
         self._home = driver.default_stream
         self._lock = threading.RLock()
         self._busy = False  # whether the books are being written: never true twice on one thread
+        self._torn = False  # whether writing them was broken off in the middle
         self._closed = False
         self._released = False
         self._disowned = False
@@ -122,9 +124,23 @@ class PoolBooks:
                 raise reentered()
             try:
                 self._busy = True
+                if self._torn:
+                    self._mend()
                 yield
+            except BaseException as error:
+                self._torn = True  # first, since the question may be interrupted, too
+                self._torn = not is_whole(error)
+                raise
             finally:
                 self._busy = False
+
+    def _mend(self) -> None:
+        """Make the books anew after a call that was broken off: see `Heap.mend`."""
+        self._heap.mend(self._clock.mark(list(self._bins_of)) if self._several_streams else None)
+        for bin_ in self._every_bin():
+            if bin_:
+                bin_.touched.add(bin_)  # a free may have been broken off before it did
+        self._torn = False
 
     def disown(self) -> None:
         """Leave all memory to the parent: called in the child after a fork, where the pool is of no use.
@@ -308,6 +324,18 @@ def reentered() -> ReentrantCallError:
         "expected no request in the middle of this thread's own request: a destructor, a weak reference's "
         "callback or a signal handler made one while the pool was searching; do it from outside of those"
     )
+
+
+def is_whole(error: BaseException) -> bool:
+    """Return whether a call that ended with `error` left the books whole: it refused, or undid its steps.
+
+    What else comes out of the middle of a call is an interrupt, a failure of the host, or a bug; and
+    when a driver call failed in undoing the steps of a call that was broken off, that hides behind it.
+    """
+    behind: BaseException | None = error
+    while isinstance(behind, DriverError):
+        behind = behind.__cause__ or behind.__context__
+    return behind is None or (isinstance(behind, SmartPoolError) and not isinstance(behind, InvariantError))
 
 
 def steady(live: LiveTable) -> list[Bin]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverError, DriverOutOfMemoryError
+from smartpool.pool.returning import Returning
 
 __all__ = ["DeviceMemory"]
 
@@ -31,8 +32,10 @@ class DeviceMemory:
         self.cap_bytes = cap_bytes
         self.reserved_bytes = 0
         self.peak_reserved_bytes = 0
-        self._sizes: dict[int, int] = {}  # chunk handle or segment address -> bytes
-        self._unwanted: set[int] = set()  # chunks to be released when that is possible
+        self._sizes: dict[int, int] = {}  # chunk handle -> bytes
+        self._segments: dict[int, int] = {}  # address of a raw segment -> bytes
+        self._unwanted: set[int] = set()  # chunks and segments to be released when that is possible
+        self._return = Returning()
         self._pinned: set[int] = set()  # chunks with a mapping that could not be undone yet
 
     def __repr__(self) -> str:
@@ -47,7 +50,8 @@ class DeviceMemory:
         """Return a new chunk's handle; `DriverOutOfMemoryError` when cap or device cannot hold it."""
         self._check_cap("create_chunk", size)
         chunk = self.driver.create_chunk(size)
-        self._hold(chunk, size)
+        self._sizes[chunk] = size
+        self._hold(size)
         return chunk
 
     def release_chunk(self, chunk: int) -> None:
@@ -66,11 +70,14 @@ class DeviceMemory:
             return  # on the books as unwanted
 
     def release_unwanted(self) -> None:
-        """Release the chunks that nobody wants any more, except pinned ones."""
-        for chunk in self._unwanted - self._pinned:
-            self.driver.release_chunk(chunk)
-            self._unwanted.remove(chunk)
-            self.reserved_bytes -= self._sizes.pop(chunk)
+        """Release the chunks and segments that nobody wants any more, except pinned ones."""
+        for unwanted in self._unwanted - self._pinned:
+            if unwanted in self._segments:
+                self.free_segment(unwanted)
+            else:
+                self._return(self.driver.release_chunk, unwanted)
+                self.reserved_bytes -= self._sizes.pop(unwanted)
+            self._unwanted.remove(unwanted)
 
     def pin(self, chunk: int) -> None:
         """Book that a mapping of `chunk` could not be undone: the chunk cannot be released."""
@@ -78,26 +85,50 @@ class DeviceMemory:
 
     def unpin(self, chunk: int) -> None:
         """Book that the mapping is gone."""
-        self._pinned.remove(chunk)
+        self._pinned.discard(chunk)
 
     def allocate_segment(self, size: int) -> int:
         """Return the address of a new raw segment."""
         self._check_cap("allocate", size)
         address = self.driver.allocate(size)
-        self._hold(address, size)
+        self._segments[address] = size
+        self._hold(size)
         return address
 
     def free_segment(self, address: int) -> None:
         """Give a raw segment back to the device."""
-        self.driver.free(address)
-        self.reserved_bytes -= self._sizes.pop(address)
+        self._return(self.driver.free, address)
+        self.reserved_bytes -= self._segments.pop(address)
+
+    def release_segment(self, address: int) -> None:
+        """Give a raw segment back; when the driver refuses, `release_unwanted` tries again."""
+        self._unwanted.add(address)
+        self.release_unwanted()
 
     def segments(self) -> dict[int, int]:
-        """Return address to bytes of the raw segments. Only for pools that hold nothing but segments."""
-        return self._sizes.copy()
+        """Return address to bytes of the raw segments."""
+        return self._segments.copy()
 
-    def _hold(self, key: int, size: int) -> None:
-        self._sizes[key] = size
+    def wants(self, chunk: int) -> bool:
+        """Return whether `chunk` is held, and not to be released."""
+        return chunk in self._sizes and chunk not in self._unwanted
+
+    def mend(self, wanted: set[int], pinned: set[int]) -> None:
+        """Make the books anew after an exception in the middle.
+
+        Parameters
+        ----------
+        wanted
+            The chunks and segments that are where they belong; the others are not wanted any more.
+        pinned
+            Chunks of which it is not known whether they are mapped somewhere.
+        """
+        self._unwanted = (self._sizes.keys() | self._segments.keys()) - wanted
+        self._pinned = pinned & self._unwanted
+        self.reserved_bytes = sum(self._sizes.values()) + sum(self._segments.values())
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+
+    def _hold(self, size: int) -> None:
         self.reserved_bytes += size
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 

@@ -131,9 +131,11 @@ class ElasticHeap:
 
     def _free_elsewhere(self, address: int, uses: Uses) -> None:
         """End a block in a window, or a small block for which there was no room for a slab."""
-        if address in self.windows:
-            for piece in self.windows.retire(address, uses).pieces:
+        window = self.windows.at(address)
+        if window is not None:
+            for piece in window.pieces:
                 self._home.free(piece.start, uses)
+            self.windows.retire(address, uses)  # last: see `mend`
         else:
             self._home.free(address, uses)
 
@@ -155,9 +157,11 @@ class ElasticHeap:
         if gap is None:
             return False
         uses = self._home.uses_of(gap)
-        start = self._home.place(gap, size)
-        self._slabs.add(start)
-        self._small.extend(start, size, barrier=True, uses=uses)
+        self._slabs.add(
+            gap.start
+        )  # first: a slab without its block is none, a block without its slab is lost
+        self._home.place(gap, size)
+        self._small.extend(gap.start, size, barrier=True, uses=uses)
         return True
 
     def _return_slabs(self) -> None:
@@ -165,8 +169,8 @@ class ElasticHeap:
         for gap in list(self._small.fitting(self._policy.slab_bytes)):
             uses = self._small.uses_of(gap)
             self._small.retract(gap, *gap)
-            self._slabs.remove(gap.start)
             self._home.free(gap.start, uses)
+            self._slabs.remove(gap.start)
 
     # ------------------------------------------------------------------ growing and stitching
 
@@ -302,6 +306,25 @@ class ElasticHeap:
         for gap in self._home.gaps():
             self._release_gap(gap, gap.size)
         self._place.unreserve()
+
+    def mend(self, uses: Uses) -> None:
+        """Make the books anew after an exception in the middle; see `Heap.mend`."""
+        self._place.mend(uses)
+        self.windows.mend()
+        size = self._policy.slab_bytes
+        self._slabs = {start for start in self._slabs if self._home.size_at(start) == size}
+        self._small.mend([Range(start, size) for start in self._slabs], barrier=True, uses=uses)
+        # A window whose pieces are not all taken was about to be made, or to go.
+        for window in self.windows.opened():
+            taken = [piece for piece in window.pieces if self._home.size_at(piece.start) == piece.size]
+            if len(taken) < len(window.pieces):
+                for piece in taken:
+                    self._home.free(piece.start, uses)
+                self.windows.retire(window.block.start, uses)
+        self._driver.synchronize()
+        self.windows.reap(None, wait=True)  # one may show a chunk that is not wanted any more
+        self._place.unmap_loose()
+        self._memory.release_unwanted()
 
     # ------------------------------------------------------------------ questions
 

@@ -90,5 +90,13 @@ class Heap(Protocol):
     def close(self) -> None:
         """Give everything back; after a failure, call it again. No block may be live, the device idle."""
 
+    def mend(self, uses: Uses) -> None:
+        """Make the books anew, after an exception in the middle of a call, from what is certain.
+
+        A block is certain from its last step to its first. A request that was interrupted may leave
+        a block that nobody knows of; everything else is as it was or as it should be. `uses` may
+        touch any of the gaps. Raises `DriverError` when the device refuses; then call it again.
+        """
+
     def check(self) -> None:
         """Prove the invariants."""

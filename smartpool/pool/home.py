@@ -7,6 +7,8 @@ whose undo failed, are exactly the addresses taken.
 
 Failure. Mapping takes several driver calls; each registers its undo. A mapping that even the undo
 cannot take back is *loose*: its chunk is pinned and its addresses stay taken until a later attempt.
+A chunk is loose, too, while a call is under way of which an interrupt would leave unknown whether it
+mapped or unmapped it: `mend` then takes it away, and makes the views anew from what is certain.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from smartpool.errors import DriverError, InvariantError
-from smartpool.memory.arena import Arena, Range
+from smartpool.memory.arena import Arena, Range, Uses
 from smartpool.memory.chunks import ChunkMap, MappedChunk
 from smartpool.pool.device_memory import DeviceMemory
+from smartpool.pool.returning import Returning
 from smartpool.units import align_up
 
 __all__ = ["Home"]
@@ -50,7 +53,8 @@ class Home:
         self._driver = memory.driver
         self._addresses = Arena()  # its blocks are mappings, its gaps unmapped addresses
         self._reservations: list[Range] = []
-        self._loose: dict[int, int] = {}  # mappings whose undo failed: start -> chunk handle
+        self._loose: dict[int, MappedChunk] = {}  # mappings that may be there or not, by start
+        self._return = Returning()
 
     def __repr__(self) -> str:
         return f"<Home: {self.arena!r} on {len(self.chunks)} chunks>"
@@ -93,12 +97,12 @@ class Home:
         for chunk_size in sizes:
             chunk = MappedChunk(address, chunk_size, self._memory.create_chunk(chunk_size))
             undo.callback(self._memory.abandon_chunk, chunk.handle)
-            self._driver.map_chunk(chunk.start, chunk.handle)
             hole = self._addresses.gap_at(chunk.start)
             if hole is None:
                 raise InvariantError(f"no addresses at {chunk.start:#x} in {self._addresses!r}")
             self._addresses.place(hole, chunk.size)
-            undo.callback(self._undo_map, chunk)
+            undo.callback(self._undo_map, chunk)  # first: the call may be interrupted behind the deed
+            self._driver.map_chunk(chunk.start, chunk.handle)
             chunks.append(chunk)
             address = chunk.end
         part = Range(start, address - start)
@@ -114,7 +118,7 @@ class Home:
         self.arena.retract(self.gap_around(part), *part)
 
     def _undo_map(self, chunk: MappedChunk) -> None:
-        self._loose[chunk.start] = chunk.handle
+        self._loose[chunk.start] = chunk
         self._memory.pin(chunk.handle)
         with suppress(DriverError):
             self.unmap_loose()
@@ -134,41 +138,64 @@ class Home:
         """Make each piece a block of the home arena."""
         for piece in pieces:
             gap = self.gap_around(piece)
-            uses = self.arena.uses_of(gap)
+            undo.callback(self._untake, piece, self.arena.uses_of(gap))
             self.arena.place_at(gap, *piece)
-            undo.callback(self.arena.free, piece.start, uses)
+
+    def _untake(self, piece: Range, uses: Uses) -> None:
+        if piece.start in self.arena:
+            self.arena.free(piece.start, uses)
 
     # ------------------------------------------------------------------ giving back
 
     def release(self, gap: Range, chunk: MappedChunk) -> None:
         """Give the idle `chunk`, which lies in `gap` and is mapped nowhere else, back to the device."""
-        self._driver.unmap(chunk.start, chunk.size)
+        self._loose[chunk.start] = chunk
+        try:
+            self._driver.unmap(chunk.start, chunk.size)
+        except DriverError:
+            del self._loose[chunk.start]  # it is mapped, as before
+            raise
         self.arena.retract(gap, chunk.start, chunk.size)
         self.chunks.remove(chunk.start)
         self._addresses.free(chunk.start)
+        del self._loose[chunk.start]
         self._memory.release_chunk(chunk.handle)
 
     def unmap_loose(self) -> None:
         """Try again to take back the mappings whose undo failed."""
-        for start, handle in list(self._loose.items()):
-            self._driver.unmap(start, self._addresses.size_at(start) or 0)
+        for start, chunk in list(self._loose.items()):
+            self._driver.unmap(start, chunk.size)
             del self._loose[start]
             self._addresses.free(start)
-            self._memory.unpin(handle)
+            self._memory.unpin(chunk.handle)
 
     def unreserve(self) -> None:
         """Give the addresses back. Nothing may be mapped any more."""
         while self._reservations:
-            self._driver.unreserve(*self._reservations[-1])
-            self._addresses.retract(self._reservations[-1], *self._reservations[-1])
+            self._return(self._driver.unreserve, *self._reservations[-1])
+            self._addresses.mend(self._reservations[:-1], barrier=True)
             self._reservations.pop()
+
+    def mend(self, uses: Uses) -> None:
+        """Make the three views agree after an exception in the middle; `uses` may touch any of the gaps.
+
+        Certain are the blocks, the reservations, and the chunks that are neither loose nor unwanted.
+        """
+        loose = {chunk.handle for chunk in self._loose.values()}
+        self.chunks.mend(lambda chunk: chunk.handle not in loose and self._memory.wants(chunk.handle))
+        mapped = [Range(chunk.start, chunk.size) for chunk in self.chunks]
+        self.arena.mend(_union(mapped), uses=uses)
+        mapped += [Range(start, chunk.size) for start, chunk in self._loose.items()]
+        self._addresses.mend(self._reservations, blocks=mapped, barrier=True)
+        at_home = {chunk.handle for chunk in self.chunks}
+        self._memory.mend(at_home | self._memory.segments().keys(), loose)
 
     def check(self) -> None:
         """Prove that the three views agree; `InvariantError` when they do not."""
         for part in (self.arena, self.chunks, self._addresses):
             part.check()
         mappings = {(chunk.start, chunk.size) for chunk in self.chunks}
-        mappings |= {(start, self._addresses.size_at(start) or 0) for start in self._loose}
+        mappings |= {(start, chunk.size) for start, chunk in self._loose.items()}
         if mappings != {tuple(block) for block in self._addresses.blocks()}:
             raise InvariantError(f"mappings {mappings} are not the taken addresses of {self!r}")
         covered = _union([Range(chunk.start, chunk.size) for chunk in self.chunks])

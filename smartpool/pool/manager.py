@@ -283,11 +283,14 @@ class AdvancedMemoryPoolManager(WatchedPool):
         """
         with self._lock:
             if not self._closed:
-                self._closed = True
-                for bins in list(self._bins_of.values()):
-                    bins.clear()  # what they hold is touched
                 self._live.on_empty = self._release_after_the_last_free
                 self._live.__class__ = ClosedTable
+                for bin_ in self._every_bin():
+                    if bin_:
+                        bin_.touched.add(bin_)  # a free that was interrupted may not have come to it
+                for bins in list(self._bins_of.values()):
+                    bins.clear()
+                self._closed = True  # last: a close that was interrupted begins again
         if not self._live:
             self._release_everything()
 

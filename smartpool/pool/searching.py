@@ -15,7 +15,7 @@ from smartpool.errors import (
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin
-from smartpool.pool.books import BINS, PoolBooks, reentered, steady
+from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
@@ -84,6 +84,8 @@ class SearchingPool(PoolBooks):
                 raise reentered()
             try:
                 self._busy = True
+                if self._torn:
+                    self._mend()
                 if self._closed:
                     raise self._closed_error()
                 arena = bin_.arena
@@ -99,6 +101,10 @@ class SearchingPool(PoolBooks):
                     pointer = self._grow(bin_, ALIGNMENT) if found is None else found
                 self._live[pointer] = bin_
                 return pointer
+            except BaseException as error:
+                self._torn = True
+                self._torn = not is_whole(error)
+                raise
             finally:
                 self._busy = False
 
@@ -230,9 +236,9 @@ class SearchingPool(PoolBooks):
 
     def _begin_several_streams(self) -> None:
         """From now on gaps carry their uses; those that are there were used on the first stream."""
-        self._several_streams = True
         uses = self._clock.mark([self._home])
         self._heap.mark(uses)
+        self._several_streams = True  # last: a gap without uses could be touched by anyone
 
     def _home_uses(self) -> Uses:
         """Return what gaps without uses of their own stand for."""
@@ -299,6 +305,6 @@ class SearchingPool(PoolBooks):
                 self._clock.synchronize(uses)
             if self._clock.idle(uses):
                 self._memory.free_segment(segment)
-                self._doomed.popleft()
+                self._doomed.popleft()  # last: what was broken off in between is tried again
             else:
                 self._doomed.rotate(-1)

@@ -101,17 +101,32 @@ class SegmentHeap:
                 self._clock.synchronize(gap_uses)
             elif not self._clock.idle(gap_uses):
                 continue
-            self._memory.free_segment(start)
-            arena.retract(gap, start, size)
-            del self._segments[start]
+            self._release(start)
             released += size
 
     def close(self) -> None:
         """Give everything back; see `Heap.close`."""
-        for start, (arena, size) in list(self._segments.items()):
-            self._memory.free_segment(start)
-            arena.retract(Range(start, size), start, size)
-            del self._segments[start]
+        for start in list(self._segments):
+            self._release(start)
+
+    def _release(self, start: int) -> None:
+        """Give a segment back in which nothing is live. If the driver refuses, it is tried again later."""
+        arena, size = self._segments[start]
+        arena.retract(Range(start, size), start, size)
+        del self._segments[start]
+        self._memory.release_segment(start)
+
+    def mend(self, uses: Uses) -> None:
+        """Make the books anew after an exception in the middle; see `Heap.mend`."""
+        held = self._memory.segments()
+        self._segments = {start: segment for start, segment in self._segments.items() if start in held}
+        for arena in (self._small, self._rest):
+            extents = [
+                Range(start, size) for start, (owner, size) in self._segments.items() if owner is arena
+            ]
+            arena.mend(extents, barrier=True, uses=uses)
+        self._memory.mend(set(self._segments), set())
+        self._memory.release_unwanted()
 
     @property
     def live_bytes(self) -> int:

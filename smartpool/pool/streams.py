@@ -26,6 +26,7 @@ from typing import Final
 from smartpool.driver.protocol import Driver
 from smartpool.errors import StreamError
 from smartpool.memory.arena import Uses, join_uses
+from smartpool.pool.returning import Returning
 
 __all__ = ["PENDING", "StreamClock"]
 
@@ -48,6 +49,7 @@ class StreamClock:
         self._pending: dict[int, deque[tuple[int, int]]] = {}  # stream -> (position, event), in order
         self._joined: dict[tuple[int, int], int] = {}  # (waiting, other) -> position waited for
         self._spare: list[int] = []
+        self._return = Returning()
         self.waits = 0
 
     def mark(self, streams: Iterable[int]) -> dict[int, int]:
@@ -105,10 +107,10 @@ class StreamClock:
     def close(self) -> None:
         """Destroy the events. The device must be idle; after a failure, call it again."""
         for queue in self._pending.values():
-            self._spare += [event for _, event in queue]
-            queue.clear()
+            while queue:
+                self._spare.append(queue.popleft()[1])
         while self._spare:
-            self._driver.destroy_event(self._spare[-1])
+            self._return(self._driver.destroy_event, self._spare[-1])
             self._spare.pop()
 
     def _is_done(self, stream: int, position: int) -> bool:
@@ -149,20 +151,23 @@ class StreamClock:
         except BaseException:
             self._spare.append(event)
             raise
-        self._recorded[stream] = self._recorded.get(stream, 0) + 1
-        queue.append((self._recorded[stream], event))
+        position = self._recorded.get(stream, 0) + 1
+        queue.append((position, event))  # first: a position that is recorded has an event
+        self._recorded[stream] = position
 
     def _thin(self, queue: deque[tuple[int, int]]) -> None:
         """Take every second event out, but not the last: what it covered, the next one covers too."""
-        latest_first = list(queue)[::-1]
-        self._spare += [event for _, event in latest_first[1::2]]
-        queue.clear()
-        queue.extendleft(latest_first[::2])
+        for index in range(len(queue) - 2, -1, -2):
+            event = queue[index][1]
+            del queue[index]  # first: an event in both places could be recorded for another stream
+            self._spare.append(event)
 
     def _settle(self, stream: int) -> None:
         """Let the host wait until all is done that was queued on a stream which no longer exists."""
         self._driver.synchronize()
+        position = self._recorded.get(stream, 0) + 1
+        self._done[stream] = position
+        self._recorded[stream] = position
         queue = self._pending[stream]
-        self._spare += [event for _, event in queue]
-        queue.clear()
-        self._recorded[stream] = self._done[stream] = self._recorded.get(stream, 0) + 1
+        while queue:
+            self._spare.append(queue.popleft()[1])

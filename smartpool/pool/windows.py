@@ -20,6 +20,7 @@ from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverError, InvariantError
 from smartpool.memory.arena import Arena, Range, Uses, join_uses
 from smartpool.memory.chunks import MappedChunk
+from smartpool.pool.returning import Returning
 from smartpool.pool.streams import StreamClock
 from smartpool.units import align_up
 
@@ -76,6 +77,7 @@ class Windows:
         self._open: dict[int, Window] = {}  # by address of the block
         self._retired: OrderedDict[int, tuple[Window, Uses]] = OrderedDict()  # by start of the mapping
         self._retired_mappings = 0
+        self._return = Returning()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -95,16 +97,16 @@ class Windows:
         try:
             address = mapped.start
             for chunk in chunks:
+                handles.append(chunk.handle)  # first: the call may be interrupted behind the deed
                 self._driver.map_chunk(address, chunk.handle)
-                handles.append(chunk.handle)
                 address += chunk.size
             self._driver.enable_access(*mapped)
+            start = mapped.start + pieces[0].start - chunks[0].start
+            window = Window(mapped, Range(start, sum(piece.size for piece in pieces)), pieces, tuple(handles))
+            self._open[start] = window
         except BaseException:
             self._abandon(mapped, handles)
             raise
-        block = Range(mapped.start + pieces[0].start - chunks[0].start, sum(piece.size for piece in pieces))
-        window = Window(mapped, block, pieces, tuple(handles))
-        self._open[block.start] = window
         self.mappings.update(handles)
         return window
 
@@ -118,8 +120,9 @@ class Windows:
 
     def retire(self, address: int, uses: Uses) -> Window:
         """End the block at `address` (`KeyError` when there is none); its mappings stay for a while."""
-        window = self._open.pop(address)
+        window = self._open[address]
         self._retired[window.mapped.start] = (window, uses)
+        del self._open[address]  # a window in both places is retired: see `mend`
         self._retired_mappings += len(window.handles)
         return window
 
@@ -152,9 +155,20 @@ class Windows:
         for window, _ in list(self._retired.values()):
             self._unmap(window)
         while self._reservations:
-            self._driver.unreserve(*self._reservations[-1])
-            self._addresses.retract(self._reservations[-1], *self._reservations[-1])
+            self._return(self._driver.unreserve, *self._reservations[-1])
+            self._addresses.mend(self._reservations[:-1], barrier=True)
             self._reservations.pop()
+
+    def mend(self) -> None:
+        """Make addresses and counts anew, after an exception in the middle, from the tables of windows."""
+        self._open = {
+            at: window for at, window in self._open.items() if window.mapped.start not in self._retired
+        }
+        retired = [window for window, _ in self._retired.values()]
+        windows = [*self._open.values(), *retired]
+        self._retired_mappings = sum(len(window.handles) for window in retired)
+        self.mappings = Counter(handle for window in windows for handle in window.handles)
+        self._addresses.mend(self._reservations, blocks=[window.mapped for window in windows], barrier=True)
 
     def check(self) -> None:
         """Prove that addresses, windows and counts agree."""

@@ -16,6 +16,7 @@ from smartpool.errors import (
     OutOfMemoryError,
     RequestTooLargeError,
 )
+from smartpool.memory.chunks import MappedChunk
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.units import KiB, MiB
 
@@ -171,7 +172,7 @@ def test_check_finds_what_does_not_agree():
     for damage in (
         lambda heap: heap._slabs.add(5),
         lambda heap: heap._chunks.remove(next(iter(heap._chunks)).start),
-        lambda heap: heap._place._loose.update({5: 5}),
+        lambda heap: heap._place._loose.update({5: MappedChunk(5, 5, 5)}),
     ):
         pool = open_pool(ModelDriver(CAPACITY))
         pool.malloc(5 * MiB)
