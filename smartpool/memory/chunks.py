@@ -97,7 +97,7 @@ class ChunkMap:
             yield chunk
 
     def mend(self, keep: Callable[[MappedChunk], bool]) -> None:
-        """Make the books anew from the chunks that `keep` says are there, after an exception in the middle."""
+        """Make the books anew, after an exception midway, from the chunks that `keep` says are there."""
         kept = {start: chunk for start, chunk in sorted(self._at.items()) if keep(chunk)}
         self._starts = OrderedIntegers(kept)
         self.mapped_bytes = sum(chunk.size for chunk in kept.values())

@@ -28,7 +28,7 @@ class Returning:
         self._unanswered: set[tuple[int, ...]] = set()
 
     def __call__(self, call: Callable[..., None], *thing: int) -> None:
-        """Give `thing` back by ``call(*thing)``; raises what the driver raises, unless it has gone already."""
+        """Give `thing` back by ``call(*thing)``; raises what the driver raises, unless it is gone already."""
         again = thing in self._unanswered
         self._unanswered.add(thing)
         try:

@@ -87,7 +87,7 @@ class SearchingPool(PoolBooks):
                 if self._torn:
                     self._mend()
                 if self._closed:
-                    raise self._closed_error()
+                    raise self._closed_error()  # noqa: TRY301 - and not a function more on this path
                 arena = bin_.arena
                 if arena is None or bin_ or arena.uses or self.late_frees is not None:
                     pointer = self._find_place(bin_, ALIGNMENT)
@@ -100,7 +100,7 @@ class SearchingPool(PoolBooks):
                         found = self._heap.allocate(size, ALIGNMENT, bin_.stream)
                     pointer = self._grow(bin_, ALIGNMENT) if found is None else found
                 self._live[pointer] = bin_
-                return pointer
+                return pointer  # noqa: TRY300
             except BaseException as error:
                 self._torn = True
                 self._torn = not is_whole(error)
