@@ -1,25 +1,50 @@
-"""What a pool tells of itself: statistics and recordings."""
+"""What a pool tells of itself: statistics, tags and scopes, the memory map, recordings."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.config import SmartPoolConfig
+from smartpool.errors import InvalidRequestError
 from smartpool.faces.devices import DevicePool
+from smartpool.pool.labels import tagged
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.memory_map import MemoryMap
 from smartpool.pool.statistics import PoolStatistics
+from smartpool.pool.tracking import ProfileRecord, Scope
+from smartpool.pool.watched import WatchedPool
 from smartpool.recording import PoolRecording
 
 if TYPE_CHECKING:
     from smartpool.live.server import LiveServer
     from smartpool.trace.trace import Trace
 
-__all__ = ["WatchingFace"]
+__all__ = ["Profile", "WatchingFace"]
+
+
+_path: Final[ContextVar[tuple[str, ...]]] = ContextVar("smartpool.scopes", default=())
+
+
+class Profile:
+    """One stay in a scope; see `SmartPool.profile`."""
+
+    __slots__ = ("_entered",)
+
+    def __init__(self, entered: list[tuple[WatchedPool, Scope]]) -> None:
+        self._entered = entered
+
+    def record(self, device_id: int = 0) -> ProfileRecord:
+        """Return what happened on a device, up to the end of the scope or to now."""
+        manager, scope = self._entered[device_id]
+        manager.settle()
+        return scope.record
 
 
 class WatchingFace(DevicePool):
-    """Statistics, and recordings of every request."""
+    """Statistics, the memory map, and recordings of every request."""
 
     def __init__(self, managers: tuple[AdvancedMemoryPoolManager, ...], config: SmartPoolConfig) -> None:
         super().__init__(managers, config)
@@ -42,6 +67,86 @@ class WatchingFace(DevicePool):
     def get_statistics(self) -> dict[str, Any]:
         """Return `statistics` in plain dictionaries; `docs/statistics.md` describes every key."""
         return self.statistics.as_dict()
+
+    # ------------------------------------------------------------------ tracking
+
+    def start_tracking(self, *, stack_depth: int = 0) -> None:
+        """Keep exact statistics of every request from now on: by tier, stream, tag and scope.
+
+        Parameters
+        ----------
+        stack_depth
+            Frames of the Python stack that are recorded with each block; 0 for none.
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("model:1GiB") as pool:
+        ...     pool.start_tracking()
+        ...     with pool.tag("weights"):
+        ...         weights = pool.allocate(3000)
+        ...     pool.statistics.devices[0].tracked.tags["weights"].current_bytes
+        3000
+        """
+        self._require_open()
+        if stack_depth.__class__ is not int or stack_depth < 0:
+            raise InvalidRequestError(f"stack_depth: expected a number of frames, got {stack_depth!r}")
+        for manager in self.managers:
+            manager.start_tracking(stack_depth=stack_depth)
+
+    def stop_tracking(self) -> None:
+        """Keep statistics of requests no more, and forget them."""
+        for manager in self.managers:
+            manager.stop_tracking()
+
+    def reset_peaks(self) -> None:
+        """Let tracked peaks begin anew, at what is live now."""
+        for manager in self.managers:
+            if manager.tracker is not None:
+                manager.tracker.reset_peaks()
+
+    @contextmanager
+    def tag(self, name: str) -> Iterator[None]:
+        """Name what requests in this context are for; the innermost tag counts.
+
+        It follows threads and tasks as context variables do, holds for all pools, and costs requests
+        nothing unless `start_tracking` was called. Use few different names: figures are kept for each.
+        """
+        with tagged(name):
+            yield
+
+    @contextmanager
+    def profile(self, name: str) -> Iterator[Profile]:
+        """Keep statistics of what happens in a block, or in a function as a decorator.
+
+        Scopes nest: one inside of another is named ``outer/inner``. Requests of all threads count.
+        Tracking begins with the first scope. `statistics` sums up over all the times that a scope was
+        entered; what is returned tells of this time.
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("model:1GiB") as pool:
+        ...     with pool.profile("forward") as scope:
+        ...         pool.free(pool.malloc(3000))
+        ...     scope.record().memory_peak
+        3000
+        """
+        if not isinstance(name, str) or not name:
+            raise InvalidRequestError(f"name: expected the name of a scope, got {name!r}")
+        self._require_open()
+        outer = _path.get()
+        token = _path.set((*outer, name))
+        entered: list[tuple[WatchedPool, Scope]] = []
+        try:
+            entered += [(m, m.enter_scope("/".join((*outer, name)))) for m in self.managers]
+            yield Profile(entered)
+        finally:
+            for manager, scope in entered:
+                manager.leave_scope(scope)
+            _path.reset(token)
+
+    # ------------------------------------------------------------------ the memory map
 
     def memory_map(self, device_id: int = 0) -> MemoryMap:
         """Return what every byte that the pool holds on a device is, by address.

@@ -7,7 +7,8 @@ arenas when a request finds no bin and no gap.
 
 The table of live blocks maps a pointer to its bin. Everything that must watch requests (recording,
 hooks, the life after `close`) does so by changing the *class* of that table, which is one atomic
-store and reaches callers that keep a bound `pool.malloc`; while nothing watches, it costs nothing.
+store and reaches callers that keep a bound `pool.malloc`; while nothing watches, it costs nothing. The
+tables that watch are in `smartpool.pool.journal`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from smartpool.memory.arena import Arena
+    from smartpool.pool.journal import Journal
     from smartpool.pool.tiers import Tier
 
-__all__ = ["Bin", "ClosedTable", "DisownedTable", "LiveTable", "RecordedTable", "RequestObserver"]
+__all__ = ["Bin", "ClosedTable", "DisownedTable", "LiveTable", "RequestObserver"]
 
 
-_set = dict.__setitem__  # `super()` takes 0.1 us a call more
-_pop = dict.pop
+_pop = dict.pop  # `super()` takes 0.1 us a call more
 
 
 class RequestObserver(Protocol):
@@ -92,27 +93,10 @@ class Bin(list[int]):
 class LiveTable(dict[int, Bin]):
     """Pointer to bin, for every live block. Nobody watches."""
 
-    __slots__ = ("observer", "on_empty")
+    __slots__ = ("journal", "on_empty")
 
-    observer: RequestObserver
+    journal: Journal
     on_empty: Callable[[], None]
-
-
-class RecordedTable(LiveTable):
-    """A live table that tells its observer of every request and free."""
-
-    __slots__ = ()
-
-    def __setitem__(self, pointer: int, bin_: Bin) -> None:
-        _set(self, pointer, bin_)
-        self.observer.allocated(pointer, bin_.nbytes, bin_.stream)
-
-    def pop(self, pointer: int, *default: Any) -> Any:
-        """Take a block out, as `dict.pop`, and tell the observer."""
-        bin_ = _pop(self, pointer, *default)
-        if bin_ is not None:
-            self.observer.freed(pointer, bin_.stream)
-        return bin_
 
 
 class ClosedTable(LiveTable):

@@ -44,7 +44,7 @@ from smartpool.pool.fragmentation import Fragmentation, interval_fragmentation, 
 from smartpool.pool.heap import Heap
 from smartpool.pool.policy import policy_of
 from smartpool.pool.segments import SegmentHeap
-from smartpool.pool.statistics import MemorySnapshot, TierSnapshot
+from smartpool.pool.statistics import MemorySnapshot, by_stream, by_tier
 from smartpool.pool.stepping import Steps
 from smartpool.pool.steps import SlotBin
 from smartpool.pool.streams import StreamClock
@@ -246,7 +246,8 @@ class PoolBooks:
             steps=self._steps.statistics,
             driver_calls=dict(self.driver.calls),
             driver_seconds=self.driver.seconds,
-            tiers=_by_tier(live, cached),
+            tiers=by_tier(live, cached),
+            streams=by_stream(live, cached),
             fragmentation=self._fragmentation(live_bytes),
         )
 
@@ -345,20 +346,3 @@ def steady(live: LiveTable) -> list[Bin]:
             return list(live.values())
         except RuntimeError:  # changed while it was copied: once more
             continue
-
-
-def _by_tier(live: Iterable[tuple[Bin, int]], cached: Iterable[tuple[Bin, int]]) -> dict[str, TierSnapshot]:
-    """Return blocks and bytes by tier, from the number of blocks of each bin."""
-    figures = {tier: [0, 0, 0, 0] for tier in Tier}
-    for bin_, count in live:
-        figure = figures[bin_.tier]
-        figure[0] += count
-        figure[1] += bin_.nbytes * count
-    for bin_, count in cached:
-        figure = figures[bin_.tier]
-        figure[2] += count
-        figure[3] += bin_.size * count
-    return {
-        tier.value: TierSnapshot(live_blocks=a, live_bytes=b, cached_blocks=c, cached_bytes=d)
-        for tier, (a, b, c, d) in figures.items()
-    }

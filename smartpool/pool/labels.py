@@ -58,6 +58,12 @@ class Label:
             )
         return self._site
 
+    @property
+    def described(self) -> str | None:
+        """The stack, and the tag as its last line; None where neither is known."""
+        lines = [text for text in (self.site, self.tag and f"tag {self.tag}") if text]
+        return "\n".join(lines) or None
+
 
 NOBODY: Final = Label(None)
 """The label of a block of which nothing is known."""

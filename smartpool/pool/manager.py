@@ -26,7 +26,7 @@ import warnings
 from typing import Final, Self
 
 from smartpool.errors import DriverError, InvalidRequestError
-from smartpool.pool.bins import Bin, ClosedTable, LiveTable, RecordedTable, RequestObserver
+from smartpool.pool.bins import Bin, ClosedTable, LiveTable
 from smartpool.pool.watched import WatchedPool
 from smartpool.units import format_size
 
@@ -358,19 +358,7 @@ class AdvancedMemoryPoolManager(WatchedPool):
             self._released = True
             return True
 
-    # ------------------------------------------------------------------ watching
-
-    def observe(self, observer: RequestObserver | None) -> None:
-        """Tell `observer` of every request and free from now on; None ends it.
-
-        Costs the quick path nothing while there is none.
-        """
-        with self._lock:
-            if self._closed:
-                return
-            if observer is not None:
-                self._live.observer = observer
-            self._live.__class__ = LiveTable if observer is None else RecordedTable
+    # ------------------------------------------------------------------ the quick path
 
     @property
     def quick_path(self) -> tuple[dict[int, Bin], LiveTable]:

@@ -6,20 +6,31 @@ the sum over the bins, and so on: a snapshot costs O(live blocks), about 50 ns f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from smartpool.pool.bins import Bin
 from smartpool.pool.fragmentation import Fragmentation
 from smartpool.pool.stepping import StepStatistics
+from smartpool.pool.tiers import Tier
+from smartpool.pool.tracking import Tracked
 from smartpool.units import MiB
 
-__all__ = ["MemorySnapshot", "OptimizationOutcome", "PoolStatistics", "Reduction", "TierSnapshot"]
+__all__ = [
+    "GroupSnapshot",
+    "MemorySnapshot",
+    "OptimizationOutcome",
+    "PoolStatistics",
+    "Reduction",
+    "by_stream",
+    "by_tier",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class TierSnapshot:
-    """One tier: live blocks and bytes as requested, and bytes cached in its bins."""
+class GroupSnapshot:
+    """One tier or stream: live blocks and bytes as requested, and bytes cached in its bins."""
 
     live_blocks: int
     live_bytes: int
@@ -57,6 +68,13 @@ class MemorySnapshot:
         Planned steps: how many, hits, misses, bytes planned.
     driver_calls, driver_seconds
         Calls by name, and what they cost.
+    tiers, streams
+        Live and cached blocks by the tier of the request, and by the stream: that of the request for
+        live blocks, that of the last use for cached ones.
+    fragmentation
+        The live metric by its parts.
+    tracked
+        Exact figures by tier, stream, tag and scope; None while nobody tracks.
     """
 
     device: str
@@ -79,8 +97,10 @@ class MemorySnapshot:
     steps: StepStatistics
     driver_calls: Mapping[str, int]
     driver_seconds: float
-    tiers: Mapping[str, TierSnapshot]
+    tiers: Mapping[str, GroupSnapshot]
+    streams: Mapping[int, GroupSnapshot]
     fragmentation: Fragmentation
+    tracked: Tracked | None = None
 
     @property
     def pressure(self) -> float:
@@ -93,9 +113,11 @@ class MemorySnapshot:
         return asdict(self) | {
             "driver_calls": dict(self.driver_calls),
             "tiers": {name: asdict(tier) for name, tier in self.tiers.items()},
+            "streams": {str(stream): asdict(group) for stream, group in self.streams.items()},
             "steps": asdict(self.steps),
             "fragmentation": self.fragmentation.as_dict(),
             "pressure": self.pressure,
+            "tracked": None if self.tracked is None else self.tracked.as_dict(),
         }
 
 
@@ -229,3 +251,45 @@ def _basis(reduction: Reduction | None) -> str:
         f"{reduction.events} recorded events: {reduction.fragmentation:.2%} fragmentation here, "
         f"{reduction.baseline_fragmentation:.2%} with PyTorch's caching allocator (modelled)"
     )
+
+
+Key = TypeVar("Key", bound=Hashable)
+Counted = Iterable[tuple[Bin, int]]
+
+
+def by_tier(live: Counted, cached: Counted) -> dict[str, GroupSnapshot]:
+    """Return blocks and bytes by tier, from the number of blocks of each bin."""
+    figures: dict[str, list[int]] = {tier.value: [0, 0, 0, 0] for tier in Tier}
+    return _grouped(
+        figures,
+        ((bin_.tier.value, bin_, count) for bin_, count in live),
+        ((bin_.tier.value, bin_, count) for bin_, count in cached),
+    )
+
+
+def by_stream(live: Counted, cached: Counted) -> dict[int, GroupSnapshot]:
+    """Return blocks and bytes by stream, from the number of blocks of each bin."""
+    return _grouped(
+        {},
+        ((bin_.stream, bin_, count) for bin_, count in live),
+        ((bin_.stream, bin_, count) for bin_, count in cached if count),
+    )
+
+
+def _grouped(
+    figures: dict[Key, list[int]],
+    live: Iterable[tuple[Key, Bin, int]],
+    cached: Iterable[tuple[Key, Bin, int]],
+) -> dict[Key, GroupSnapshot]:
+    for key, bin_, count in live:
+        figure = figures.setdefault(key, [0, 0, 0, 0])
+        figure[0] += count
+        figure[1] += bin_.nbytes * count
+    for key, bin_, count in cached:
+        figure = figures.setdefault(key, [0, 0, 0, 0])
+        figure[2] += count
+        figure[3] += bin_.size * count
+    return {
+        key: GroupSnapshot(live_blocks=a, live_bytes=b, cached_blocks=c, cached_bytes=d)
+        for key, (a, b, c, d) in figures.items()
+    }

@@ -111,6 +111,7 @@ def test_pause_zoom_and_whole(shown):
 
 def test_a_hostile_tag_is_text(shown):
     pool, browser = shown
+    pool.start_tracking()
     with pool.tag(HOSTILE):
         held = pool.malloc(MiB)
     browser.until("document.getElementById('holders').textContent.includes('onerror')")
