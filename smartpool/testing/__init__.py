@@ -1,1 +1,53 @@
-"""The kit that tests allocators: strategies, state machine, faults."""
+"""Attack any allocator: the kit that tests SmartPool's own, for everybody's.
+
+>>> from smartpool.testing import check_allocator
+>>> from smartpool.testing.toys import ToyPool
+>>> report = check_allocator(ToyPool, capacity=4096, accounting="figures", examples=20)
+>>> report.examples
+20
+
+``docs/testing.md`` begins with ten lines for an allocator of your own.
+"""
+
+from __future__ import annotations
+
+from smartpool.errors import MissingPackageError
+
+try:
+    import hypothesis as _  # noqa: F401
+except ImportError as error:
+    raise MissingPackageError(
+        "smartpool.testing needs Hypothesis, which is not installed: pip install 'smartpool[testing]'"
+    ) from error
+
+from smartpool.testing.checking import Report, check_allocator
+from smartpool.testing.contract import Contract
+from smartpool.testing.invariants import Invariant, ViolationError
+from smartpool.testing.machine import AllocatorMachine
+from smartpool.testing.memory import Memory, address_of, host_read, host_write
+from smartpool.testing.program import Program
+from smartpool.testing.session import Block, Session
+from smartpool.testing.shapes import Shape, play, traces
+from smartpool.testing.strategies import interval_sets, requests, sizes
+
+__all__ = [
+    "AllocatorMachine",
+    "Block",
+    "Contract",
+    "Invariant",
+    "Memory",
+    "Program",
+    "Report",
+    "Session",
+    "Shape",
+    "ViolationError",
+    "address_of",
+    "check_allocator",
+    "host_read",
+    "host_write",
+    "interval_sets",
+    "play",
+    "requests",
+    "sizes",
+    "traces",
+]

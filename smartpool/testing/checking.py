@@ -1,0 +1,173 @@
+"""`check_allocator`: the machine and traces of every shape against an allocator, within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hypothesis import given
+from hypothesis.stateful import run_state_machine_as_test
+
+from smartpool.testing.contract import Contract
+from smartpool.testing.hunt import Hunt
+from smartpool.testing.invariants import Invariant
+from smartpool.testing.machine import AllocatorMachine
+from smartpool.testing.session import Session
+from smartpool.testing.shapes import play, traces
+
+__all__ = ["Report", "check_allocator"]
+
+_TRACE_SHARE: Final = 5  # one example in five is a trace
+
+_HOW: Final[Mapping[Invariant, str]] = {
+    Invariant.ALIGNMENT: "give alignment=",
+    Invariant.USABLE: "give read= and write=, or a driver, or return buffers",
+    Invariant.CONTENTS: "give read= and write=, or a driver, or return buffers",
+    Invariant.CAPACITY: "give capacity=",
+    Invariant.ACCOUNTING: "give accounting=",
+    Invariant.FAILURE: "no request was refused: give a small capacity=",
+    Invariant.DOUBLE_FREE: "bad_frees is 'undefined'",
+    Invariant.FOREIGN_FREE: "bad_frees is 'undefined', or blocks are no integers",
+    Invariant.BAD_SIZE: "bad_sizes is 'undefined'",
+    Invariant.ZERO_SIZE: "zero_size is 'undefined'",
+    Invariant.SERVED: "give must_serve=",
+    Invariant.OWN_CHECK: "give check=",
+    Invariant.STREAM_ORDER: "use check_stream_order",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was done without finding a violation; ``print(report)`` is a table.
+
+    Parameters
+    ----------
+    name
+        The factory's name.
+    examples, steps
+        How many programs were run, and how many steps they had in all.
+    seconds
+        How long it took.
+    seed
+        With which it can be repeated; None when it was random.
+    checked
+        How often each invariant was checked.
+    """
+
+    name: str
+    examples: int
+    steps: int
+    seconds: float
+    seed: int | None
+    checked: Mapping[Invariant, int]
+
+    @property
+    def unchecked(self) -> dict[Invariant, str]:
+        """The invariants that were never checked, with what the check would need."""
+        return {
+            each: _HOW.get(each, "it never came to that") for each in Invariant if not self.checked.get(each)
+        }
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.name}: no violation in {self.examples} programs of {self.steps} steps, "
+            f"{self.seconds:.1f} s, seed {self.seed}"
+        )
+        counts = {each: self.checked[each] for each in Invariant if self.checked.get(each)}
+        rows = [f"  {each.value:<26}{count:>9} times" for each, count in counts.items()]
+        left_out = [f"  {each.value:<26}not checked: {why}" for each, why in self.unchecked.items()]
+        return "\n".join([head, *rows, *left_out])
+
+
+def check_allocator(
+    factory: Callable[..., Any],
+    *,
+    examples: int = 250,
+    steps: int = 40,
+    seconds: float = 20.0,
+    seed: int | None = 0,
+    machine: type[AllocatorMachine] = AllocatorMachine,
+    **options: Any,
+) -> Report:
+    """Attack an allocator with random programs; return a report, or raise with the shortest that breaks it.
+
+    Parameters
+    ----------
+    factory
+        Makes a fresh allocator: an object with ``malloc``/``free`` or ``allocate``/``deallocate``, or a
+        pair of callables. It is called once for each program.
+    examples, steps
+        The budget: how many programs, and the longest of them.
+    seconds
+        The budget in time. Whichever is spent first ends the search; a violation that was found is made
+        short for as long again.
+    seed
+        Of the search. None for another one each time.
+    machine
+        A subclass of `AllocatorMachine` with rules of your own.
+    **options
+        Every other field of `Contract`: what the allocator promises and what may be looked at. The report
+        says which invariants could not be checked, and what that would need.
+
+    Raises
+    ------
+    ViolationError
+        When an invariant is broken: its name, what was seen, and the shortest program as runnable Python.
+    ConfigurationError
+        When an option is wrong.
+
+    Examples
+    --------
+    >>> from smartpool.testing.toys import RoundsDown, ToyPool
+    >>> check_allocator(ToyPool, capacity=4096, examples=20).checked["no overlap"] > 100
+    True
+    >>> check_allocator(RoundsDown, capacity=4096)
+    Traceback (most recent call last):
+    smartpool.testing.invariants.NoOverlapError: no overlap: b [0x100010, +1) and a [0x100000, +17) ...
+    <BLANKLINE>
+        from smartpool.testing.toys import RoundsDown
+    <BLANKLINE>
+        pool = RoundsDown()
+        a = pool.malloc(17)
+        b = pool.malloc(1)
+        assert b + 1 <= a + 17 or a + 17 <= b
+    """
+    contract = Contract(factory=factory, **options)
+    hunt = Hunt(contract, examples=examples, steps=steps, seconds=seconds, seed=seed)
+
+    class Hunted(machine):  # type: ignore[misc, valid-type]
+        def make_session(self) -> Session:
+            return hunt.begin(super().make_session)
+
+    Hunted.contract = contract
+    Hunted.__name__ = Hunted.__qualname__ = machine.__name__
+
+    @given(traces(contract, streams=None))
+    def play_traces(trace: Any) -> None:
+        session = hunt.begin(lambda: Session(contract))
+        try:
+            play(trace, session)
+        except BaseException:
+            session.close()
+            raise
+        session.finish()
+
+    on_traces = examples // _TRACE_SHARE
+    hunt.run(
+        lambda settings: run_state_machine_as_test(Hunted, settings=settings),
+        Hunted,
+        examples - on_traces,
+        shrink=machine is not AllocatorMachine,
+    )
+    if on_traces:
+        hunt.run(lambda settings: settings(play_traces)(), play_traces, on_traces)
+    hunt.raise_if_found()
+    return Report(
+        name=getattr(factory, "__name__", repr(factory)),
+        examples=hunt.examples,
+        steps=hunt.steps_done,
+        seconds=hunt.seconds_spent,
+        seed=seed,
+        checked=dict(hunt.checked),
+    )

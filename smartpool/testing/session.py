@@ -1,0 +1,538 @@
+"""One allocator beside the naive model of it: everything that is done goes through here and is checked.
+
+The model is a table of live blocks with their addresses and sizes, nothing more. A session notes each step
+as a value, so that a violation can show the program that led to it, and run it again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from string import ascii_lowercase
+from typing import Any, Final
+
+from smartpool.driver import open_driver
+from smartpool.errors import DriverError
+from smartpool.testing.accounting import Accounts
+from smartpool.testing.contract import Contract, Hook
+from smartpool.testing.invariants import Invariant, ViolationError, violation
+from smartpool.testing.memory import Memory, address_of
+from smartpool.testing.program import (
+    BadFree,
+    BadSize,
+    Call,
+    Fault,
+    Free,
+    Malloc,
+    Program,
+    Step,
+    Upkeep,
+    Wording,
+)
+from smartpool.testing.subject import Subject
+
+__all__ = ["Block", "Session"]
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A block that was handed out: `handle` is what the allocator returned."""
+
+    name: str
+    number: int
+    handle: Any
+    address: int
+    nbytes: int
+    stream: int | None
+    stamped: bool
+
+
+class Session:
+    """A fresh allocator under a contract; every method does something to it and checks everything.
+
+    Parameters
+    ----------
+    contract
+        How to make the allocator, and what it promises.
+    stamp
+        Write into blocks, and look whether it stays there.
+
+    Attributes
+    ----------
+    live, dead
+        Blocks by name: those that are live, and those that were freed and whose address nobody has now.
+    steps
+        What was done so far.
+    checked
+        How often each invariant was checked.
+
+    Raises
+    ------
+    ViolationError
+        From every method, when an invariant is broken.
+
+    Examples
+    --------
+    >>> from smartpool.testing.toys import ToyPool
+    >>> session = Session(Contract(factory=ToyPool, capacity=4096))
+    >>> session.free(session.malloc(100))
+    >>> session.finish()
+    >>> session.checked["no overlap"], session.checked["no leak"]
+    (2, 1)
+    """
+
+    def __init__(self, contract: Contract, *, stamp: bool = True) -> None:
+        self.contract = contract
+        self.driver: Any = _open(contract.driver)
+        self.subject = Subject.make(contract, self.driver)
+        self.live: dict[str, Block] = {}
+        self.dead: dict[str, Block] = {}
+        self.steps: list[Step] = []
+        self.checked: Counter[Invariant] = Counter()
+        self.broken: ViolationError | None = None
+        self._names = _names()
+        self._numbers = itertools.count(1)
+        self._accounts = Accounts(contract)
+        self._errors = contract.errors if isinstance(contract.errors, tuple) else (contract.errors,)
+        self._faulty = False
+        self._largest: Malloc | None = None
+        self._stamp = stamp
+        self._memory = self._make_memory()
+        self._baseline = self._figures().get("reserved_bytes")
+
+    # ------------------------------------------------------------------ requests
+
+    def malloc(self, nbytes: int, *, stream: int | None = None, alignment: int | None = None) -> Block | None:
+        """Ask for a block, on the stream of that number; None when the request is refused."""
+        step = Malloc(name="_", number=0, nbytes=nbytes, stream=stream, alignment=alignment)
+        before = self._figures()
+        try:
+            handle = self._ask(nbytes, stream, alignment)
+        except self._allowed() as error:
+            self._refused(replace(step, refused=True), before, error)
+            return None
+        except Exception as error:
+            if nbytes == 0 and self.contract.zero_size == "refused":
+                self._refused(replace(step, refused=True), before, error)
+                return None
+            self.steps.append(replace(step, name="block"))
+            raise self._violation(
+                Invariant.ERRORS,
+                f"a request of {nbytes} bytes raised {error!r}; declared are {_class_names(self._errors)}",
+            ) from error
+        return self._served(replace(step, name=next(self._names), number=next(self._numbers)), handle)
+
+    def malloc_bad(self, size: object) -> None:
+        """Ask for a size that is negative or no number; it must be refused."""
+        step, before = BadSize(size), self._figures()
+        self.steps.append(step)
+        self.checked[Invariant.BAD_SIZE] += 1
+        try:
+            self.subject.malloc(size)
+        except Exception:  # noqa: BLE001 - any error is a refusal
+            self._agrees(Invariant.BAD_SIZE, before)
+        else:
+            raise self._violation(Invariant.BAD_SIZE, f"a request of {size!r} bytes was served")
+
+    # ------------------------------------------------------------------ frees
+
+    def free(self, block: Block | None, *, stream: int | None = None) -> None:
+        """Free a live block; with `stream`, as used there last."""
+        if block is None:
+            return
+        self._look_at(block, edges=False)
+        step = Free(name=block.name, nbytes=block.nbytes, stream=stream)
+        self.steps.append(step)
+        self.checked[Invariant.ERRORS] += 1
+        try:
+            self.subject.free(block.handle, block.nbytes, stream)
+        except Exception as error:
+            if self._faulty and isinstance(error, DriverError):
+                self._agrees()
+                return
+            raise self._violation(
+                Invariant.ERRORS, f"the free of the live block {block.name} raised {error!r}"
+            ) from error
+        del self.live[block.name]
+        self._accounts.remove(block.number)
+        if block.nbytes:
+            self.dead[block.name] = block
+        self._agrees()
+
+    def free_again(self, block: Block) -> None:
+        """Free a block that was freed already, and whose address nobody has now."""
+        self._free_badly(block, Invariant.DOUBLE_FREE, 0, f"{block.name} was freed a second time")
+
+    def is_foreign(self, address: int) -> bool:
+        """Return whether no live block begins at `address`."""
+        return all(block.address != address for block in self.live.values())
+
+    def free_foreign(self, block: Block, offset: int) -> None:
+        """Free an address that is `offset` bytes beside a block's."""
+        self._free_badly(
+            block, Invariant.FOREIGN_FREE, offset, f"{block.name} + {offset} is no block and was freed"
+        )
+
+    # ------------------------------------------------------------------ everything else
+
+    def upkeep(self, name: str) -> None:
+        """Do one of the contract's further operations, which must change no live block."""
+        step = Upkeep(name=name)
+        try:
+            self._hook(self.contract.upkeep[name])()
+        except Exception as error:
+            if not isinstance(error, self._allowed()):
+                self.steps.append(step)
+                raise self._violation(Invariant.ERRORS, f"{name} raised {error!r}") from error
+            step = replace(step, failed=True)
+        self.steps.append(step)
+        self._agrees()
+
+    def script_fault(self, call: str, nth: int) -> None:
+        """Let the `nth` driver call of that name from now fail."""
+        self._faulty = True
+        self.driver.faults.fail(call, nth=nth)
+        self.steps.append(Fault(call, nth))
+
+    def call(self, source: str, function: Callable[[], Any]) -> Any:
+        """Do something of the caller's own that must change no live block; `source` says it in Python."""
+        self.steps.append(Call(source, function))
+        result = function()
+        self._agrees()
+        return result
+
+    def finish(self) -> None:
+        """Free everything; then everything must be there again. The session is over."""
+        if self.driver is not None and self._faulty:
+            self.driver.faults.clear()
+            self._faulty = False
+        for block in list(self.live.values()):
+            self.free(block)
+        self.checked[Invariant.NO_LEAK] += 1
+        self._refill()
+        self._give_back()
+        self.close()
+
+    def close(self) -> None:
+        """Close the allocator, and the driver; after a violation whatever that raises is dropped."""
+        contract, driver = self.contract, self.driver
+        if self.broken is not None:
+            with suppress(Exception):
+                if contract.close is not None:
+                    self._hook(contract.close)()
+            return
+        if contract.close is not None:
+            self._close()
+            held = {name: count for name, count in driver.held().items() if count} if driver else {}
+            if held:
+                raise self._violation(
+                    Invariant.NO_LEAK,
+                    f"the closed allocator still holds of the driver: {held}",
+                    lambda words: [words.hook("close"), "assert not any(driver.held().values())"],
+                )
+        if driver is not None:
+            driver.close()
+
+    def _close(self) -> None:
+        assert self.contract.close is not None
+        try:
+            self._hook(self.contract.close)()
+        except Exception as error:
+            raise self._violation(
+                Invariant.ERRORS, f"close raised {error!r}", self._hook_proof("close")
+            ) from error
+
+    # ------------------------------------------------------------------ what is checked
+
+    def _ask(self, nbytes: int, stream: int | None, alignment: int | None) -> Any:
+        if alignment is None:
+            return self.subject.malloc(nbytes, stream)
+        assert self.contract.malloc_aligned is not None, "the contract says how"
+        named = {} if stream is None else {"stream": self.subject.streams[stream]}
+        return self._hook(self.contract.malloc_aligned)(nbytes, alignment, **named)
+
+    def _served(self, step: Malloc, handle: Any) -> Block:
+        contract, nbytes = self.contract, step.nbytes
+        self.steps.append(step)
+        self.checked[Invariant.ERRORS] += 1
+        if nbytes == 0:
+            self.checked[Invariant.ZERO_SIZE] += 1
+            if contract.zero_size == "refused":
+                raise self._violation(Invariant.ZERO_SIZE, "a request of no bytes was served")
+        address = self._address(handle, nbytes)
+        block = Block(step.name, step.number, handle, address, nbytes, step.stream, stamped=False)
+        self._well_placed(block, step)
+        self.live[block.name] = block
+        self._accounts.add(block.number, address, nbytes)
+        self._no_longer_dead(block)
+        if self._largest is None or nbytes > self._largest.nbytes:
+            self._largest = step
+        if self._stamp and nbytes and self._memory.reaches(handle):
+            self.steps[-1] = replace(step, stamped=True)
+            self._write(block)
+        self._agrees()
+        return block
+
+    def _well_placed(self, block: Block, step: Malloc) -> None:
+        contract = self.contract
+        needs_address = block.nbytes > 0 or contract.zero_size == "distinct"
+        self.checked[Invariant.VALID_ADDRESS] += 1
+        if needs_address and block.address <= 0:
+            raise self._violation(
+                Invariant.VALID_ADDRESS,
+                f"{block.nbytes} bytes were served at {block.address}",
+                lambda words: [f"assert {words.address(block.name, block.handle)} > 0"],
+            )
+        alignment = max(contract.alignment, step.alignment or 1)
+        if needs_address and alignment > 1:
+            self.checked[Invariant.ALIGNMENT] += 1
+            if block.address % alignment:
+                raise self._violation(
+                    Invariant.ALIGNMENT,
+                    f"{block.name} is at {block.address:#x}, expected a multiple of {alignment}",
+                    lambda words: [f"assert {words.address(block.name, block.handle)} % {alignment} == 0"],
+                )
+        if contract.capacity is not None:
+            self.checked[Invariant.CAPACITY] += 1
+            live = sum(each.nbytes for each in self.live.values()) + block.nbytes
+            if live > contract.capacity:
+                raise self._violation(
+                    Invariant.CAPACITY,
+                    f"{live} bytes are live in a capacity of {contract.capacity}",
+                    lambda _: ['raise AssertionError("the last request was to be refused")'],
+                )
+        self._overlaps_none(block)
+
+    def _overlaps_none(self, block: Block) -> None:
+        self.checked[Invariant.NO_OVERLAP] += 1
+        least = 1 if self.contract.zero_size == "distinct" else 0
+        size = max(block.nbytes, least)
+        for other in self.live.values():
+            taken = max(other.nbytes, least)
+            if (
+                size
+                and taken
+                and block.address < other.address + taken
+                and other.address < block.address + size
+            ):
+                raise self._violation(
+                    Invariant.NO_OVERLAP if block.nbytes and other.nbytes else Invariant.ZERO_SIZE,
+                    f"{block.name} [{block.address:#x}, +{size}) and {other.name} "
+                    f"[{other.address:#x}, +{taken}) share bytes",
+                    partial(_apart, block, size, other, taken),
+                )
+
+    def _write(self, block: Block) -> None:
+        self.checked[Invariant.USABLE] += 1
+        try:
+            self._memory.stamp(block.handle, block.nbytes, block.number)
+            good = self._memory.intact(block.handle, block.nbytes, block.number)
+        except Exception as error:
+            raise self._violation(
+                Invariant.USABLE, f"writing the {block.nbytes} bytes of {block.name} raised {error!r}"
+            ) from error
+        if not good:
+            raise self._violation(
+                Invariant.USABLE,
+                f"what was written to {block.name} is not what is read",
+                self._intact_proof(block),
+            )
+        block.stamped = True
+
+    def _refused(self, step: Malloc, before: Mapping[str, Any], error: BaseException) -> None:
+        self.steps.append(step)
+        sizes = [block.nbytes for block in self.live.values()]
+        must = self.contract.must_serve
+        if must is not None and not self._faulty:
+            self.checked[Invariant.SERVED] += 1
+            if must(sizes, step.nbytes):
+                self.steps[-1] = replace(step, name="block", refused=False)
+                raise self._violation(
+                    Invariant.SERVED,
+                    f"a request of {step.nbytes} bytes beside {sum(sizes)} live was refused: {error!r}",
+                )
+        self.checked[Invariant.FAILURE] += 1
+        self._agrees(Invariant.FAILURE, before)
+
+    def _free_badly(self, block: Block, invariant: Invariant, offset: int, detail: str) -> None:
+        step = BadFree(name=block.name, nbytes=block.nbytes, offset=offset)
+        before = self._figures()
+        self.checked[invariant] += 1
+        try:
+            self.subject.free(block.handle + offset if offset else block.handle, block.nbytes)
+        except Exception:  # noqa: BLE001 - any error is a refusal
+            self.steps.append(step)
+        else:
+            self.steps.append(replace(step, refused=self.contract.bad_frees == "refused"))
+            if self.contract.bad_frees == "refused":
+                raise self._violation(invariant, detail)
+        self._agrees(invariant, before)
+
+    def _agrees(self, blamed: Invariant | None = None, before: Mapping[str, Any] | None = None) -> None:
+        """Check what must hold after every step; `blamed` names what the step itself put to the test."""
+        self._figures_agree(blamed, before)
+        if self.contract.check is not None:
+            self.checked[Invariant.OWN_CHECK] += 1
+            try:
+                self._hook(self.contract.check)()
+            except Exception as error:
+                raise self._violation(
+                    Invariant.OWN_CHECK, f"it says {error!r}", self._hook_proof("check")
+                ) from error
+        for block in self._looked_at(everyone=blamed is not None):
+            self._look_at(block, edges=True, blamed=blamed)
+
+    def _looked_at(self, *, everyone: bool) -> Sequence[Block]:
+        """Return whose contents are compared after this step: all of a few blocks, some of many in turn."""
+        blocks = list(self.live.values())
+        if everyone or len(blocks) <= _LOOKED_AT:
+            return blocks
+        first = len(self.steps) * _LOOKED_AT % len(blocks)
+        return (blocks + blocks)[first : first + _LOOKED_AT]
+
+    def _figures_agree(self, blamed: Invariant | None, before: Mapping[str, Any] | None) -> None:
+        if self.contract.accounting is None:
+            return
+        figures = self._figures()
+        if before is not None and blamed is not None:
+            changed = [
+                name for name in before if name.startswith("live") and figures.get(name) != before.get(name)
+            ]
+            if changed:
+                name = changed[0]
+                raise self._violation(
+                    blamed,
+                    f"{name} was {before[name]} before and is {figures.get(name)} after",
+                    self._figure_proof(f"figures[{name!r}] == {before[name]}"),
+                )
+        self.checked[Invariant.ACCOUNTING] += 1
+        wrong = self._accounts.mismatch(figures)
+        if wrong is not None:
+            raise self._violation(Invariant.ACCOUNTING, wrong.detail, self._figure_proof(wrong.proof))
+
+    def _look_at(self, block: Block, *, edges: bool, blamed: Invariant | None = None) -> None:
+        if not block.stamped:
+            return
+        self.checked[Invariant.CONTENTS] += 1
+        damage = self._memory.find_damage(block.handle, block.nbytes, block.number, edges=edges)
+        if damage is not None:
+            at, found, wanted = damage
+            error = self._violation(
+                blamed or Invariant.CONTENTS,
+                f"from byte {at} on {block.name} holds {found.hex(' ')}, and {wanted.hex(' ')} was written",
+                self._intact_proof(block),
+            )
+            error.damage = True
+            raise error
+
+    def _refill(self) -> None:
+        largest = self._largest
+        if largest is None or not self.contract.refill:
+            return
+        try:
+            handle = self._ask(largest.nbytes, largest.stream, largest.alignment)
+        except Exception as error:
+            raise self._violation(
+                Invariant.NO_LEAK,
+                f"nothing is live, and {largest.nbytes} bytes, served before, are refused: {error!r}",
+                replace(largest, name="again", stamped=False).lines,
+            ) from error
+        self.free(self._served(replace(largest, name=next(self._names), number=next(self._numbers)), handle))
+
+    def _give_back(self) -> None:
+        if self.contract.trim is None:
+            return
+        try:
+            self._hook(self.contract.trim)()
+        except Exception as error:
+            raise self._violation(
+                Invariant.ERRORS, f"trim raised {error!r}", self._hook_proof("trim")
+            ) from error
+        self._agrees()
+        reserved = self._figures().get("reserved_bytes")
+        if self._baseline is not None and reserved != self._baseline:
+            figure = self._figure_proof(f"figures['reserved_bytes'] == {self._baseline}")
+            raise self._violation(
+                Invariant.NO_LEAK,
+                f"nothing is live, and trim leaves {reserved} bytes reserved, {self._baseline} at the start",
+                lambda words: [words.hook("trim"), *figure(words)],
+            )
+
+    # ------------------------------------------------------------------ inside
+
+    def _make_memory(self) -> Memory:
+        contract = self.contract
+        if contract.read is not None and contract.write is not None:
+            return Memory(self._hook(contract.read), self._hook(contract.write), address=contract.address)
+        if self.driver is not None and self.driver.dl_device[0] != _NOTHING_TO_READ:
+            return Memory(self.driver.read, self.driver.write, address=contract.address)
+        return Memory(address=contract.address)
+
+    def _address(self, handle: Any, nbytes: int) -> int:
+        if handle is None and not nbytes and self.contract.zero_size == "any":
+            return 0
+        return (self.contract.address or address_of)(handle)
+
+    def _no_longer_dead(self, block: Block) -> None:
+        end = block.address + max(block.nbytes, 1)
+        for name, other in list(self.dead.items()):
+            if block.address <= other.address < end:
+                del self.dead[name]
+
+    def _allowed(self) -> tuple[type[BaseException], ...]:
+        return (*self._errors, DriverError) if self._faulty else self._errors
+
+    def _figures(self) -> Mapping[str, Any]:
+        accounting = self.contract.accounting
+        return {} if accounting is None else self._hook(accounting)()
+
+    def _hook(self, hook: Hook) -> Callable[..., Any]:
+        return self.contract.bound(hook, self.subject.allocator)
+
+    def _violation(self, invariant: Invariant, detail: str, proof: _Lines | None = None) -> ViolationError:
+        """Return the error; `proof` writes what fails, where the last step does not fail by itself."""
+        words = Wording(self)
+        source = words.source(tuple(self.steps), proof)
+        self.broken = violation(invariant, detail, Program(tuple(self.steps), source, words.names))
+        return self.broken
+
+    def _intact_proof(self, block: Block) -> _Lines:
+        arguments = f"{block.name}, {block.nbytes}, number={block.number}"
+        return lambda words: [f"assert {words.memory()}.intact({arguments})"]
+
+    def _figure_proof(self, expression: str) -> _Lines:
+        return lambda words: [f"figures = {words.hook('accounting')}", f"assert {expression}"]
+
+    def _hook_proof(self, label: str) -> _Lines:
+        return lambda words: [words.hook(label)]
+
+
+_Lines = Callable[[Wording], list[str]]
+_NOTHING_TO_READ: Final = 12  # kDLExtDev: addresses without memory
+_LOOKED_AT: Final = 8
+
+
+def _open(driver: Any) -> Any:
+    if driver is None:
+        return None
+    return open_driver(driver) if isinstance(driver, str) else driver()
+
+
+def _names() -> Iterator[str]:
+    """Name blocks a, b, ..., z, a1, b1, ..."""
+    for turn in itertools.count():
+        for letter in ascii_lowercase:
+            yield letter + (str(turn) if turn else "")
+
+
+def _class_names(classes: tuple[type[BaseException], ...]) -> str:
+    return ", ".join(each.__name__ for each in classes)
+
+
+def _apart(block: Block, size: int, other: Block, taken: int, words: Wording) -> list[str]:
+    here, there = words.address(block.name, block.handle), words.address(other.name, other.handle)
+    return [f"assert {here} + {size} <= {there} or {there} + {taken} <= {here}"]

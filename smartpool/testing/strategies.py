@@ -1,0 +1,107 @@
+"""Hypothesis strategies for what allocators are asked: sizes, requests, intervals, faults."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from hypothesis import strategies as st
+
+from smartpool.planner import IntervalSet
+from smartpool.request import AllocationRequest
+from smartpool.testing.contract import Contract
+
+__all__ = ["interval_sets", "requests", "sizes"]
+
+_ABSURD: Final = 1 << 62
+
+
+def sizes(limits: Contract | int, *, zero: bool | None = None) -> st.SearchStrategy[int]:
+    """Return sizes in bytes around everything where allocators change their minds.
+
+    Small ones, any up to the largest, powers of two and what is one off, shares of the capacity (all of it,
+    and one byte more), and one that no machine holds.
+
+    Parameters
+    ----------
+    limits
+        A contract, or the largest ordinary size.
+    zero
+        Whether 0 is among them; by default what the contract says.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> find(sizes(4096), lambda nbytes: nbytes > 512)
+    513
+    """
+    contract = limits if isinstance(limits, Contract) else None
+    largest = contract.largest if contract else limits
+    assert isinstance(largest, int)
+    capacity = contract.capacity if contract else None
+    if zero is None:
+        zero = contract is not None and contract.zero_size != "undefined"
+    least = 0 if zero else 1
+    shifts = st.integers(0, max(0, largest.bit_length() - 1))
+    near_powers = st.builds(
+        lambda shift, off: min(largest, max(least, (1 << shift) + off)), shifts, st.integers(-1, 1)
+    )
+    choices = [
+        st.integers(least, min(4096, largest)),
+        st.integers(least, largest),
+        near_powers,
+    ]
+    if capacity is not None:
+        shares = {capacity // part for part in (1, 2, 3, 4, 8)} | {capacity - 1, capacity + 1}
+        choices.append(st.sampled_from(sorted(share for share in shares if share >= least)))
+    elif contract is not None:
+        choices.append(st.sampled_from((largest, _ABSURD)))
+    return st.one_of(choices)
+
+
+def requests(largest: int = 1 << 30, *, devices: int = 1) -> st.SearchStrategy[AllocationRequest]:
+    """Return `AllocationRequest` values with every field in its range.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> find(requests(), lambda request: request.size > 100).size
+    101
+    """
+    return st.builds(
+        AllocationRequest,
+        size=sizes(largest, zero=True),
+        device_id=st.none() | st.integers(0, devices - 1),
+        priority=st.integers(-5, 5),
+        hint_lifetime=st.none() | st.floats(0, 1e6, allow_nan=False),
+        hint_access_pattern=st.none() | st.sampled_from(("training", "serving", "temporary")),
+        alignment=st.none() | st.integers(0, 21).map(lambda shift: 1 << shift),
+    )
+
+
+@st.composite
+def interval_sets(
+    draw: Any,
+    *,
+    max_intervals: int = 40,
+    largest: int = 1 << 20,
+    alignments: bool = True,
+) -> IntervalSet:
+    """Return sets of lifetimes with sizes: empty ones, equal ones, nested ones, and any alignment.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> found = find(interval_sets(max_intervals=4), lambda intervals: len(intervals) == 2)
+    >>> found.size.tolist()
+    [0, 0]
+    """
+    starts = st.integers(0, 2 * max_intervals)
+    lengths = st.integers(0, 8) | st.integers(0, 2 * max_intervals)
+    rows = draw(st.lists(st.tuples(starts, lengths, sizes(largest, zero=True)), max_size=max_intervals))
+    alignment = [1 << draw(st.integers(0, 12)) for _ in rows] if alignments and draw(st.booleans()) else None
+    return IntervalSet.from_arrays(
+        [start for start, _, _ in rows],
+        [start + length for start, length, _ in rows],
+        [size for _, _, size in rows],
+        alignment=alignment,
+    )
