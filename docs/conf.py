@@ -37,10 +37,10 @@ def _once(app: object, what: str, name: str, found: object, skip: bool, options:
     """Leave out on the page of `smartpool` what has a page of its own: one name, one place."""
     here = app.env.docname  # type: ignore[attr-defined]
     home = getattr(found, "__module__", None) or ""
-    return True if here == "reference/smartpool" and home.startswith(_ELSEWHERE) else None
+    return True if here == "reference/smartpool" and home.startswith(ELSEWHERE) else None
 
 
-_ELSEWHERE = ("smartpool.errors", "smartpool.planner", "smartpool.trace", "smartpool.driver", "smartpool.dlpack")
+ELSEWHERE = ("smartpool.errors", "smartpool.planner", "smartpool.trace", "smartpool.driver", "smartpool.dlpack")
 
 
 def setup(app: object) -> None:

@@ -25,13 +25,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import smartpool
-from smartpool.cli import convert, demo, info, plan, replay, serve, watch
+from smartpool.cli import completion, convert, demo, info, plan, replay, serve, watch
 from smartpool.errors import OutOfMemoryError, SmartPoolError
 from smartpool.report.text import printable
 
 __all__ = ["main"]
 
-_SUBCOMMANDS: Final = (demo, replay, plan, convert, watch, serve, info)
+_SUBCOMMANDS: Final = (demo, replay, plan, convert, watch, serve, info, completion)
 
 OK: Final = 0
 UNUSABLE: Final = 2
