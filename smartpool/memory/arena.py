@@ -64,6 +64,12 @@ class Range(NamedTuple):
 class Arena:
     """Blocks and gaps in the address ranges that `extend` lent.
 
+    Attributes
+    ----------
+    roomy, trifle
+        While this share of the arena is free, or for a gap of less than that share of what is free,
+        `allocate` disregards its limit.
+
     Examples
     --------
     >>> arena = Arena()
@@ -83,12 +89,15 @@ class Arena:
         "_gap_before",
         "extent_bytes",
         "live_bytes",
+        "roomy",
+        "trifle",
         "uses",
     )
 
     def __init__(self) -> None:
         self.extent_bytes = 0
         self.live_bytes = 0
+        self.roomy, self.trifle = 1.0, 0.0
         self._blocks: dict[int, int] = {}  # start -> size
         self._gap_at: dict[int, int] = {}  # start -> size
         self._gap_before: dict[int, int] = {}  # end -> start
@@ -112,13 +121,13 @@ class Arena:
         """Place a block of `size` bytes (a positive multiple of 512) and return its start.
 
         Best fit, at the low end of the gap. None when no gap fits, or when the best has more than
-        `largest` bytes; nothing has changed then. O(log n). The gap's uses are forgotten: ask `find`
-        and `uses_of` first where they matter.
+        `largest` bytes and is `precious`; nothing has changed then. O(log n). The gap's uses are
+        forgotten: ask `find` and `uses_of` first where they matter.
         """
         sole = self._by_size.sole
         if sole is None or self.uses or alignment > ALIGNMENT:
             found = self.find(size, alignment)
-            if found is None or (largest is not None and found.size > largest):
+            if found is None or (largest is not None and found.size > largest and self.precious(found.size)):
                 return None
             return self.place(found, size, alignment)
         # The usual case written out: a third of the searching path's time is spent here.
@@ -127,7 +136,7 @@ class Arena:
             return None
         key = sole[index]
         gap = key >> _START_BITS
-        if largest is not None and gap > largest:
+        if largest is not None and gap > largest and self.precious(gap):
             return None
         del sole[index]
         start = key & _START_MASK
@@ -143,6 +152,14 @@ class Arena:
         self._blocks[start] = size
         self.live_bytes += size
         return start
+
+    def precious(self, size: int) -> bool:
+        """Return whether a gap of `size` bytes is worth some care. O(1).
+
+        It is not while the free share of the arena is `roomy`, nor when it is a `trifle` of what is free.
+        """
+        free = self.extent_bytes - self.live_bytes
+        return free < self.roomy * self.extent_bytes and size > self.trifle * free
 
     def find(self, size: int, alignment: int = ALIGNMENT) -> Range | None:
         """Return the smallest gap that fits, the lowest among equals, or None. O(log n)."""

@@ -66,6 +66,7 @@ class ElasticHeap:
         self.peak_live_bytes = 0
         self._place = Home(memory)
         self._home = self._place.arena
+        self._home.roomy, self._home.trifle = policy.roomy, policy.trifle
         self._small = Arena()
         self._slabs: set[int] = set()
         self._chunks = self._place.chunks
@@ -343,6 +344,11 @@ class ElasticHeap:
         """Bytes of the largest gap."""
         gaps = (self._home.largest_gap, self._small.largest_gap)
         return max((gap.size for gap in gaps if gap), default=0)
+
+    @property
+    def small_bytes(self) -> int:
+        """Bytes of the slabs."""
+        return self._small.extent_bytes
 
     def block_size(self, address: int) -> int | None:
         """Return the size of the block at `address`, or None."""

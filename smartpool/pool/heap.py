@@ -21,7 +21,8 @@ class Heap(Protocol):
     def allocate(self, size: int, alignment: int, stream: int, largest: int | None = None) -> int | None:
         """Place a block in a gap, for use on `stream`, and return its address.
 
-        None when no gap fits, or when the best one has more than `largest` bytes.
+        None when no gap fits, or when the best one has more than `largest` bytes and is worth
+        being kept (`Arena.precious`).
         """
 
     def arena_for(self, size: int) -> Arena | None:
@@ -69,6 +70,10 @@ class Heap(Protocol):
     @property
     def live_bytes(self) -> int:
         """Bytes in blocks."""
+
+    @property
+    def small_bytes(self) -> int:
+        """Bytes set apart for small requests, blocks and gaps."""
 
     @property
     def extent_bytes(self) -> int:

@@ -25,12 +25,12 @@ def place_for_stream(  # noqa: PLR0917 - on the searching path: keywords cost 50
     Parameters
     ----------
     largest
-        Refuse a gap of more bytes than this.
+        Refuse a gap of more bytes than this that is precious.
     """
     if not arena.uses:
         return arena.allocate(size, alignment, largest)
     gap = arena.find(size, alignment)
-    if gap is None or (largest is not None and gap.size > largest):
+    if gap is None or (largest is not None and gap.size > largest and arena.precious(gap.size)):
         return None
     uses = arena.uses_of(gap)
     if uses and not clock.ready(uses, stream):

@@ -59,6 +59,9 @@ class Policy:
     waste
         A gap that would leave more than this times the request is taken only after the bins were
         emptied: what was freed lately may fit better.
+    roomy, trifle
+        No such care while this share of what is reserved is free, nor for a gap of less than that
+        share of what is free: there will be others.
     tidy
         How many gaps are compared for the place that leaves least edge; 0 for plain best fit.
     edge_price
@@ -77,6 +80,8 @@ class Policy:
     slab_limit: int = 64 * KiB
     slab_bytes: int = 2 * MiB
     waste: float = 0.5
+    roomy: float = 0.5
+    trifle: float = 1 / 128
     tidy: int = 0
     edge_price: float = 4.0
     mib_price: float = math.inf
@@ -182,6 +187,8 @@ def policy_of(policy: str | float) -> Policy:
         slack=_between(low.slack, high.slack, share),
         ahead=_between(low.ahead, high.ahead, share),
         waste=_between(low.waste, high.waste, share),
+        roomy=_between(low.roomy, high.roomy, share),
+        trifle=_between(low.trifle, high.trifle, share),
         chunk_share=_by_factor(low.chunk_share, high.chunk_share, share),
         smallest_chunk=round(_by_factor(low.smallest_chunk, high.smallest_chunk, share)),
         edge_price=_by_factor(low.edge_price, high.edge_price, share),
@@ -207,6 +214,8 @@ POLICY_OF_NAME: Final = {
         chunk_share=_SMALLEST_SHARE,
         smallest_chunk=2 * MiB,
         waste=0.0,
+        roomy=1.0,
+        trifle=0.0,
         tidy=4,
         edge_price=20.0,
         mib_price=1e5,

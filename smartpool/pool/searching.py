@@ -58,6 +58,12 @@ class SearchingPool(PoolBooks):
         if nbytes.__class__ is not int or nbytes < 0:
             nbytes = checked_size(nbytes)
         handle = self._home if stream is None else self.driver.stream(stream)
+        if alignment > ALIGNMENT or handle != self._home or len(self._bins) > self._bins_limit:
+            return self._search_anyhow(nbytes, handle, alignment)
+        return self._refill(self._bin(nbytes, handle))
+
+    def _search_anyhow(self, nbytes: int, handle: int, alignment: int) -> int:
+        """Serve a request of whatever kind, in whatever state."""
         with self._writing():
             if self._closed:
                 raise self._closed_error()
@@ -76,9 +82,9 @@ class SearchingPool(PoolBooks):
             return pointer
 
     def _refill(self, bin_: Bin) -> int:
-        """Serve a request whose bin is empty. The quick path's own way here: all else was checked."""
+        """Serve a request whose bin is empty: the usual one, after all that could be checked was."""
         if self._closed or self._steps.active or not self._pooling:
-            return self._search(bin_.nbytes, bin_.stream)
+            return self._search_anyhow(bin_.nbytes, bin_.stream, ALIGNMENT)
         with self._lock:  # `_writing`, written out: a microsecond less
             if self._busy:
                 raise reentered()
@@ -136,7 +142,7 @@ class SearchingPool(PoolBooks):
                 f"({format_size(bin_.nbytes)}); ask for less, or raise max_bytes where it is the limit"
             )
         self._grows += 1
-        self._flush()
+        self._flush_for(bin_)
         pointer = None
         with suppress(DriverOutOfMemoryError):
             pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
@@ -184,6 +190,20 @@ class SearchingPool(PoolBooks):
             self.late_frees()
         self._empty_bins(self._touched)
         self._empty_bins(self._touched_small)
+
+    def _flush_for(self, bin_: Bin) -> None:
+        """Empty the bins whose blocks could make room for one of `bin_`.
+
+        For a large request those of small ones can only if slabs go back, so they stay as long as slabs
+        are a trifle of all that is reserved.
+        """
+        trifle = self._policy.trifle * self._memory.reserved_bytes
+        if bin_.touched is self._touched_small or self._heap.small_bytes > trifle:
+            self._flush()
+            return
+        if self.late_frees is not None:
+            self.late_frees()
+        self._empty_bins(self._touched)
 
     def _empty_bins(self, touched: set[Bin]) -> None:
         if len(self._bins_of) > 1 and not self._several_streams:

@@ -143,6 +143,11 @@ class SegmentHeap:
         """Bytes of the largest gap."""
         return max(self.free_ranges(), default=0)
 
+    @property
+    def small_bytes(self) -> int:
+        """Bytes of the segments for small requests."""
+        return self._small.extent_bytes
+
     def block_size(self, address: int) -> int | None:
         """Return the size of the block at `address`, or None."""
         return self._small.size_at(address) or self._rest.size_at(address)

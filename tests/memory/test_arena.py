@@ -156,3 +156,38 @@ def test_check_finds_wrong_totals(damage):
     setattr(arena, damage, 5)
     with pytest.raises(InvariantError):
         arena.check()
+
+
+def arena_with_gaps(*units):
+    """Return an arena with a block of one unit in front of each gap."""
+    arena = Arena()
+    arena.extend(0, (sum(units) + len(units)) * ALIGNMENT)
+    blocks = [arena.allocate(size * ALIGNMENT) for gap in units for size in (1, gap)]
+    for block in blocks[1::2]:
+        arena.free(block)
+    return arena
+
+
+def test_a_limit_refuses_the_best_gap_and_changes_nothing():
+    arena = arena_with_gaps(4, 8)
+    before = arena.gaps()
+    assert arena.allocate(3 * ALIGNMENT, largest=3 * ALIGNMENT) is None
+    assert arena.gaps() == before
+    assert arena.allocate(3 * ALIGNMENT, largest=4 * ALIGNMENT) == 1 * ALIGNMENT
+    arena.check()
+
+
+@pytest.mark.parametrize("uses", [None, {0: 1}])
+def test_the_limit_is_for_gaps_that_are_precious(uses):
+    def attempt(units, *, roomy=1.0, trifle=0.0):
+        arena = arena_with_gaps(*units)
+        arena.roomy, arena.trifle = roomy, trifle
+        if uses:
+            arena.mark(uses)  # the way through `find` and `place`
+        return arena.allocate(3 * ALIGNMENT, largest=3 * ALIGNMENT)
+
+    assert attempt((4, 8)) is None
+    assert attempt((4, 8), roomy=12 / 14) is not None  # 12 of 14 units are free
+    assert attempt((4, 8), roomy=13 / 14) is None
+    assert attempt((4, 8), trifle=4 / 12) is not None
+    assert attempt((4, 8), trifle=3 / 12) is None

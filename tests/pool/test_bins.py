@@ -452,3 +452,26 @@ def test_an_interrupt_while_bins_are_collected_loses_none(pool):
     pool._empty_bins(touched)
     assert not any(pool._bins[nbytes] for nbytes in (70_000, 80_000, 90_000))
     pool.check()
+
+
+@pytest.mark.parametrize(("reserved", "kept"), [(600 * MiB, True), (100 * MiB, False)])
+def test_small_blocks_stay_cached_while_slabs_are_a_trifle(reserved, kept):
+    pool = AdvancedMemoryPoolManager(ModelDriver(2048 * MiB))
+    pool.malloc(reserved)
+    small = pool.malloc(1000)
+    pool.free(small)
+    before = pool.snapshot().searches
+    pool.malloc(reserved)  # the heap grows
+    assert pool.malloc(1000) == small or not kept
+    assert pool.snapshot().searches - before == (1 if kept else 2)
+    pool.check()
+
+
+def test_a_small_request_that_grows_the_heap_empties_the_small_bins():
+    pool = AdvancedMemoryPoolManager(ModelDriver(2048 * MiB))
+    pool.malloc(600 * MiB)
+    blocks = [pool.malloc(32 * KiB) for _ in range(64)]  # a slab
+    for block in blocks:
+        pool.free(block)
+    assert pool.malloc(63 * KiB) == min(blocks)  # joined out of two of them, in the same slab
+    pool.check()
