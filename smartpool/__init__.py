@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from smartpool.config import SmartPoolConfig
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
+    from smartpool.pool.graphs import GraphMemory
     from smartpool.pool.manager import AdvancedMemoryPoolManager
     from smartpool.prices import Cost, Prices
     from smartpool.request import AllocationRequest
-    from smartpool.sharing.shared import SharedBuffer, open_shared
     from smartpool.sharing.shared import SharedBuffer, open_shared
     from smartpool.smart_pool import AllocationResult, SmartPool
 
@@ -35,12 +35,12 @@ __all__ = [
     "Cost",
     "GPUMemoryOptimizer",
     "GiB",
+    "GraphMemory",
     "IntervalSet",
     "KiB",
     "MiB",
     "Plan",
     "Prices",
-    "SharedBuffer",
     "SharedBuffer",
     "SmartPool",
     "SmartPoolConfig",
@@ -49,7 +49,6 @@ __all__ = [
     "__version__",
     "format_size",
     "integrate_smartpool_with_gpu_optimizer",
-    "open_shared",
     "open_shared",
     "parse_size",
     "plan",
@@ -67,16 +66,15 @@ __getattr__, __dir__ = lazy_names(
         "Buffer": "smartpool.buffer",
         "Cost": "smartpool.prices",
         "GPUMemoryOptimizer": "smartpool.optimizer",
+        "GraphMemory": "smartpool.pool.graphs",
         "IntervalSet": "smartpool.planner",
         "Plan": "smartpool.planner",
         "Prices": "smartpool.prices",
-        "SharedBuffer": "smartpool.sharing.shared",
         "SharedBuffer": "smartpool.sharing.shared",
         "SmartPool": "smartpool.smart_pool",
         "SmartPoolConfig": "smartpool.config",
         "WeightedIntervalGraphColoring": "smartpool.planner",
         "integrate_smartpool_with_gpu_optimizer": "smartpool.optimizer",
-        "open_shared": "smartpool.sharing.shared",
         "open_shared": "smartpool.sharing.shared",
         "plan": "smartpool.planner",
     },

@@ -54,8 +54,6 @@ class SmartPoolConfig:
         Record every request and free from the start, for traces and the measured reduction.
     shareable
         Make memory that other processes can open: `SmartPool.export`. Linux only.
-    shareable
-        Make memory that other processes can open: `SmartPool.export`. Linux only.
 
     Raises
     ------
@@ -81,7 +79,6 @@ class SmartPoolConfig:
     prices: Prices | None = None
     max_bytes: int | float | str | None = None
     record: bool = False
-    shareable: bool = False
     shareable: bool = False
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from smartpool.config import SmartPoolConfig
 from smartpool.dlpack import DType
 from smartpool.driver import open_driver
 from smartpool.errors import ConfigurationError, DeviceNotFoundError
+from smartpool.faces.graphs import GraphFace
 from smartpool.faces.requests import AllocationResult, RequestFace
 from smartpool.faces.sharing import SharingFace
 from smartpool.faces.watching import WatchingFace
@@ -30,7 +31,7 @@ __all__ = ["AllocationResult", "SmartPool"]
 _new = object.__new__
 
 
-class SmartPool(RequestFace, WatchingFace, SharingFace):
+class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
     """A memory pool on one or several devices. Thread-safe.
 
     Parameters

@@ -21,7 +21,6 @@ from smartpool.interop._frameworks import manager_for
 from smartpool.interop._torch_ring import FreeRing
 
 if TYPE_CHECKING:
-    from smartpool.interop._torch_graphs import Graphs
     from smartpool.interop._torch_rescue import Rescue
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
@@ -52,7 +51,6 @@ def address_of(prototype: Any, function: Callable[..., Any]) -> int:
 def allocate_and_free(
     managers: dict[int, AdvancedMemoryPoolManager],
     rescue: Rescue,
-    graphs: Graphs,
     lasting_streams: Callable[[int], Iterable[int]],
 ) -> tuple[Allocate, FreeRing]:
     """Return PyTorch's request function over `managers`, for the whole process, and the ring of its frees.
@@ -69,8 +67,6 @@ def allocate_and_free(
         for lasting in lasting_streams(device):
             seen.add(driver.keep_stream(lasting))  # type: ignore[attr-defined]  # a CUDA driver
 
-    captures, private = graphs.captures, graphs.private
-    keep, put_back = graphs.allocate, graphs.free
     failed, unknown = rescue.allocation_failed, rescue.free_failed
     first, *others = managers.items()
     ordinal, manager = first
@@ -78,12 +74,11 @@ def allocate_and_free(
 
     def give_back(pointer: int) -> None:
         try:
-            if others or private or captures:
-                device = next((number for number, other in others if other.owns(pointer)), ordinal)
-                if not put_back(pointer, device):
-                    managers[device].free(pointer)
-            else:
-                give(pointer)
+            for _, other in others:
+                if other.owns(pointer):
+                    other.free(pointer)
+                    return
+            give(pointer)
         except UnknownPointerError as error:
             unknown(error, pointer)
 
@@ -98,8 +93,6 @@ def allocate_and_free(
                 drain()
             if stream is not None and stream not in seen:
                 admit(stream, device)
-            if captures and device in captures:
-                return keep(size, device, stream)
             if device == ordinal:
                 return take(size, stream)
             return manager_for(managers, device).malloc(size, stream)
@@ -123,8 +116,15 @@ def segment_functions(
     memory_error = MemoryError
 
     def allocate(size: int, device: int, stream: int | None) -> int | None:
+        manager = managers[device]
         try:
-            return managers[device].malloc(size, stream)
+            if stream and manager.driver.is_capturing(stream):
+                # PyTorch keeps the segment for the graph. All work before it is done when that first runs.
+                with manager.driver.beside_capture():
+                    pointer = manager.malloc(size)
+                    manager.driver.synchronize()
+                return pointer
+            return manager.malloc(size, stream)
         except memory_error:
             return None
 

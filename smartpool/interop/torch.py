@@ -129,7 +129,7 @@ def install(pool: SmartPool) -> None:
     graphs = Graphs(pool)
     rescue = Rescue(managers, torch.OutOfMemoryError)
     try:
-        allocate, ring = allocate_and_free(managers, rescue, graphs, partial(_lasting_streams, torch))
+        allocate, ring = allocate_and_free(managers, rescue, partial(_lasting_streams, torch))
         allocator = make(address_of(AllocateFunction, allocate), ring.address)
         _set_hooks(allocator, pool, managers, graphs)
         torch._C._cuda_changeCurrentAllocator(allocator)  # noqa: SLF001 - there is no public way
@@ -187,9 +187,8 @@ def _set_hooks(
         # Memory of others (a view of a NumPy array's copy, DLPack) is theirs to order.
 
     def empty_cache() -> None:
-        if not graphs.captures:  # it would ask events, which ruins a capture
-            with suppress(PoolClosedError):
-                pool.trim()
+        with suppress(PoolClosedError):
+            pool.trim()
 
     def memory_fraction(fraction: float, device: int) -> None:  # noqa: ARG001 - PyTorch's signature
         warn(
@@ -302,7 +301,6 @@ def memory_snapshot(device: int = 0) -> list[dict[str, Any]]:
     installation = _require_installation()
     installation.ring.drain()
     manager = manager_for(installation.managers, device)
-    private = installation.graphs.private
     blocks = []
     for pointer, nbytes in sorted(manager.live_blocks().items()):
         with suppress(UnknownPointerError):  # freed meanwhile
@@ -313,7 +311,7 @@ def memory_snapshot(device: int = 0) -> list[dict[str, Any]]:
                     "size": align_up(nbytes, ALIGNMENT) or ALIGNMENT,
                     "requested_size": nbytes,
                     "stream": manager.stream_of(pointer),
-                    "state": "graph" if pointer in private else "active_allocated",
+                    "state": "graph" if installation.graphs.holds(pointer) else "active_allocated",
                 }
             )
     return blocks

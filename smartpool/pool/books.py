@@ -23,6 +23,7 @@ from typing import Final
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Driver
 from smartpool.errors import (
+    CaptureError,
     ConfigurationError,
     DoubleFreeError,
     DriverError,
@@ -42,6 +43,7 @@ from smartpool.pool.elastic import ElasticHeap
 from smartpool.pool.forks import disown_in_children
 from smartpool.pool.fragmentation import Fragmentation, interval_fragmentation, share_wasted
 from smartpool.pool.heap import Heap
+from smartpool.pool.held import HeldBin
 from smartpool.pool.policy import policy_of
 from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.statistics import MemorySnapshot, by_stream, by_tier
@@ -51,7 +53,7 @@ from smartpool.pool.streams import StreamClock
 from smartpool.pool.tiers import Tier
 from smartpool.units import format_size
 
-__all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady"]
+__all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady", "uncaptured"]
 
 BINS: Final = 1 << 16
 """Bins of one stream, about 20 MB, before those that nobody uses are forgotten."""
@@ -63,8 +65,6 @@ class PoolBooks:
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
         self.driver = driver
         self.config = config or SmartPoolConfig()
-        if self.config.shareable:
-            driver.share_chunks()
         if self.config.shareable:
             driver.share_chunks()
         info = driver.memory_info()
@@ -256,13 +256,17 @@ class PoolBooks:
         bins = {bin_ for bins in list(self._bins_of.values()) for bin_ in list(bins.values())}
         return list(bins | self._touched | self._touched_small)
 
+    def _regions(self) -> list[tuple[int, int]]:
+        """Return address and bytes of the blocks of the heap that have blocks of others inside."""
+        return self._steps.regions()
+
     def check(self) -> None:
         """Prove the invariants; `InvariantError` when one is broken. Other threads must be still."""
         with self._writing():
             self._heap.check()
-            apart = (DirectBin, SlotBin)  # blocks that are not the heap's
+            apart = (DirectBin, SlotBin, HeldBin)  # blocks that are not the heap's
             live = {p: bin_.size for p, bin_ in self._live.items() if not isinstance(bin_, apart)}
-            live |= dict(self._steps.regions())
+            live |= dict(self._regions())
             cached = [(pointer, bin_.size) for bin_ in self._every_bin() for pointer in bin_]
             blocks = sorted(tuple(block) for block in self._heap.blocks())
             if sorted([*live.items(), *cached]) != blocks:
@@ -337,6 +341,14 @@ def is_whole(error: BaseException) -> bool:
     while isinstance(behind, DriverError):
         behind = behind.__cause__ or behind.__context__
     return behind is None or (isinstance(behind, SmartPoolError) and not isinstance(behind, InvariantError))
+
+
+def uncaptured(stream: int) -> CaptureError:
+    """Return the error of a request on a stream that is captured without the pool knowing."""
+    return CaptureError(
+        f"expected a capture inside of pool.capture(stream), but stream {stream:#x} is captured without: "
+        "the graph would replay addresses that the pool hands to others; see docs/graphs.md"
+    )
 
 
 def steady(live: LiveTable) -> list[Bin]:

@@ -15,7 +15,7 @@ from smartpool.errors import (
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin
-from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady
+from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady, uncaptured
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
@@ -67,8 +67,11 @@ class SearchingPool(PoolBooks):
         with self._writing():
             if self._closed:
                 raise self._closed_error()
-            if handle != self._home and not self._several_streams:
-                self._begin_several_streams()
+            if handle != self._home:
+                if self.driver.is_capturing(handle):
+                    raise uncaptured(handle)
+                if not self._several_streams:
+                    self._begin_several_streams()
             bin_ = self._bin(nbytes, handle)
             if len(self._bins_of[handle]) > self._bins_limit:
                 self._forget_bins()

@@ -135,7 +135,7 @@ class WatchedPool(SearchingPool):
                 self.late_frees()
             live = self._live.copy()
             layout = self._heap.layout() if self._pooling else self._direct_layout()
-            regions = self._steps.regions()
+            regions = self._regions()
             reserved, cap = self._memory.reserved_bytes, self._memory.cap_bytes
         facts: dict[str, Any] = {
             "device": self.driver.name,
