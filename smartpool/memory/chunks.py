@@ -79,13 +79,11 @@ class ChunkMap:
         return chunk if address < chunk.end else None
 
     def covering(self, start: int, end: int) -> list[MappedChunk]:
-        """Return the chunks that touch [start, end), by address."""
-        first = self.at(start)
-        chunks = [] if first is None or first.start == start else [first]
-        for address in self._starts.from_(start):
-            if address >= end:
-                break
-            chunks.append(self._at[address])
+        """Return the chunks that touch [start, end), by address. O(log n) and O(1) for each."""
+        at = self._at
+        chunks = [at[address] for address in self._starts.spanning(start, end)]
+        if chunks and chunks[0].start + chunks[0].size <= start:
+            del chunks[0]
         return chunks
 
     def inside(self, start: int, end: int) -> Iterator[MappedChunk]:

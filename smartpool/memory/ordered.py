@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 
 from smartpool.errors import InvariantError
 
@@ -113,6 +113,16 @@ class OrderedIntegers:
         part = self._lists[place]
         yield from part[bisect_left(part, bound) :]
         yield from chain.from_iterable(self._lists[place + 1 :])
+
+    def spanning(self, low: int, high: int) -> list[int]:
+        """Return the last member at or below `low`, if any, and those from there up to below `high`.
+
+        O(log n) and O(1) for each.
+        """
+        if self.sole is not None:
+            return self.sole[max(0, bisect_right(self.sole, low) - 1) : bisect_left(self.sole, high)]
+        floor = self.floor(low)
+        return list(takewhile(high.__gt__, self.from_(low if floor is None else floor)))
 
     def last(self) -> int | None:
         """Return the largest member, or None."""

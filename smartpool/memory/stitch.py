@@ -7,15 +7,16 @@ few useless remains.
 Method: a window is ``[left edge] [whole chunks] [new chunks] [right edge]``. A left edge is the
 free end of a chunk whose beginning is live; a right edge is the free beginning of a chunk whose
 end is live; each window has room for one of each, and whole idle chunks fill the middle, the
-largest first, then the smallest that covers the rest. All pairs of the `EDGES` largest edges are
-tried, and the cheapest choice wins: bytes to be created beyond the budget first, then calls, with
-a bonus for bytes on edges, because nothing else than a window can use them. Using edges is what
-brings fragmentation down: it is the difference between "a chunk is idle or not" and bytes.
+largest first, then the smallest that covers the rest. With and without the largest edge on each
+side, the cheapest choice wins: bytes to be created beyond the budget first, then calls, with a bonus
+for bytes on edges, because nothing else than a window can use them. Using edges is what brings
+fragmentation down: it is the difference between "a chunk is idle or not" and bytes.
 Source: ours; windows of whole chunks are GMLake's stitching (Guo and others, ASPLOS 2024).
 Bound: O(g log g) for the g largest gaps looked at, g <= `GAPS`; not optimal (covering with fewest
 chunks is subset sum), but never more than one chunk above what the edges chosen need.
 Rejected: exact covers (the remains they avoid are reused anyway), looking at windows made earlier
-(saved one per cent of the driver's time), more than one partial chunk on a side (impossible: the
+(saved one per cent of the driver's time), the three largest edges a side (no fragmentation less, and
+four times the time), more than one partial chunk on a side (impossible: the
 live part of the second would lie inside the block).
 """
 
@@ -24,16 +25,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import Final
 
 from smartpool.memory.arena import Range
-from smartpool.memory.chunks import ChunkMap
+from smartpool.memory.chunks import ChunkMap, MappedChunk
 from smartpool.units import MiB, align_up
 
 __all__ = ["Stitching", "choose_pieces"]
 
 GAPS: Final = 1024
-EDGES: Final = 3
+_by_start = attrgetter("start")
+_by_size = attrgetter("size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +68,11 @@ class Stitching:
 
 @dataclass(slots=True)
 class _Parts:
-    """What the gaps offer: edges, largest first; whole chunks, largest first."""
+    """What the gaps offer: the largest edges, and whole chunks, largest first."""
 
-    lefts: list[Range]
-    rights: list[Range]
-    whole: list[Range]
+    left: Range | None
+    right: Range | None
+    whole: list[MappedChunk]
 
 
 def choose_pieces(
@@ -106,60 +109,69 @@ def choose_pieces(
         Whether the window may begin in the middle of a chunk: not for blocks of large alignment.
     """
     parts = _parts(islice(gaps, GAPS), chunks)
-    idle = sum(piece.size for piece in parts.whole)
+    idle = sum([chunk.size for chunk in parts.whole])
     best: tuple[float, float] | None = None
-    chosen = Stitching(size, (), align_up(size, granularity), ())
-    lefts: list[Range | None] = [*(parts.lefts[:EDGES] if edge_start else ()), None]
-    for left in lefts:
-        for right in [*parts.rights[:EDGES], None]:
+    chosen: tuple[Range | None, list[MappedChunk], int, Range | None] = (None, [], 0, None)
+    for left in (parts.left, None) if parts.left and edge_start else (None,):
+        for right in (parts.right, None) if parts.right else (None,):
             edges = (left.size if left else 0) + (right.size if right else 0)
             rest = size - edges
             if rest < 0:
-                continue
+                continue  # one of them will do
             create = align_up(max(0, rest - idle), granularity)
-            middle = _cover(parts.whole, rest - create)
-            surplus = sum(piece.size for piece in middle) + create - rest
+            middle, surplus = _cover(parts.whole, rest - create)
             calls = len(middle) + (left is not None) + (right is not None)
             price = show_price * calls + (create_price if create else 0)
             key = (max(0, create - budget_bytes), price - edge_price * max(0, edges - surplus) / MiB)
             if best is None or key < best:
-                best = key
-                before = (*((left,) if left else ()), *sorted(middle))
-                chosen = Stitching(size, before, create, (right,) if right else ())
-    return _trimmed(chosen)
+                best, chosen = key, (left, middle, create, right)
+    left, middle, create, right = chosen
+    pieces = sorted([Range(chunk.start, chunk.size) for chunk in middle])
+    before = (left, *pieces) if left else tuple(pieces)
+    return _trimmed(Stitching(size, before, create, (right,) if right else ()))
 
 
 def _parts(gaps: Iterable[Range], chunks: ChunkMap) -> _Parts:
-    parts = _Parts([], [], [])
-    for gap in gaps:
-        first, last = chunks.at(gap.start), chunks.at(gap.end - 1)
-        if first is None or last is None:
-            continue
-        if first.start < gap.start and first.end <= gap.end:
-            parts.lefts.append(Range(gap.start, first.end - gap.start))
-        if last.end > gap.end and last.start >= gap.start:
-            parts.rights.append(Range(last.start, gap.end - last.start))
-        parts.whole.extend(Range(chunk.start, chunk.size) for chunk in chunks.inside(gap.start, gap.end))
-    for pieces in (parts.lefts, parts.rights, parts.whole):
-        pieces.sort(key=lambda piece: (-piece.size, piece.start))
-    return parts
+    left = right = None
+    whole: list[MappedChunk] = []
+    for start, size in gaps:
+        end = start + size
+        under = chunks.covering(start, end)
+        first, last = under[0], under[-1]
+        low, high = 0, len(under)
+        if first.start < start:
+            low = 1
+            edge = first.start + first.size
+            if edge <= end and (left is None or edge - start > left.size):
+                left = Range(start, edge - start)
+        if last.start + last.size > end:
+            high -= 1
+            if last.start >= start and (right is None or end - last.start > right.size):
+                right = Range(last.start, end - last.start)
+        if low < high:
+            whole += under[low:high]
+    whole.sort(key=_by_start)
+    whole.sort(key=_by_size, reverse=True)  # stable: by address among equals
+    return _Parts(left, right, whole)
 
 
-def _cover(whole: list[Range], need: int) -> list[Range]:
-    """Return chunks out of `whole` (largest first) that hold `need` bytes."""
-    chosen: list[Range] = []
-    skipped: Range | None = None
-    for piece in whole:
+def _cover(whole: list[MappedChunk], need: int) -> tuple[list[MappedChunk], int]:
+    """Return chunks out of `whole` (largest first) that hold `need` bytes, and how many bytes more."""
+    chosen: list[MappedChunk] = []
+    skipped: MappedChunk | None = None
+    for chunk in whole:
         if need <= 0:
-            return chosen
-        if piece.size > need:
-            skipped = piece  # the smallest so far that covers the rest alone
+            break
+        size = chunk.size
+        if size > need:
+            skipped = chunk  # the smallest so far that covers the rest alone
             continue
-        chosen.append(piece)
-        need -= piece.size
+        chosen.append(chunk)
+        need -= size
     if need > 0 and skipped is not None:
         chosen.append(skipped)
-    return chosen
+        need -= skipped.size
+    return chosen, -need
 
 
 def _trimmed(stitching: Stitching) -> Stitching:

@@ -264,7 +264,7 @@ class ElasticHeap:
     def _wait_for(self, pieces: tuple[Range, ...], stream: int, uses: Uses) -> None:
         """Order `stream` behind whoever may still touch the pieces."""
         joined: Uses = None
-        for piece in pieces:
+        for piece in pieces if self._home.uses else ():
             joined = join_uses(joined, self._home.uses_of(self._place.gap_around(piece)))
         self._clock.wait(joined or uses, stream)
 
