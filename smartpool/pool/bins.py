@@ -83,6 +83,11 @@ class Bin(list[int]):
         self.snug: int | None = None
         self.arena: Arena | None = None
 
+    @property
+    def home(self) -> Bin:
+        """The bin itself, unless it stands for another (`smartpool.pool.steps`)."""
+        return self
+
     def __eq__(self, other: object) -> bool:
         return self is other
 

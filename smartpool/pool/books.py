@@ -48,7 +48,7 @@ from smartpool.pool.policy import policy_of
 from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.statistics import MemorySnapshot, by_stream, by_tier
 from smartpool.pool.stepping import Steps
-from smartpool.pool.steps import SlotBin
+from smartpool.pool.steps import StepBin
 from smartpool.pool.streams import StreamClock
 from smartpool.pool.tiers import Tier
 from smartpool.units import format_size
@@ -96,9 +96,10 @@ class PoolBooks:
         self._policy = policy_of(self.config.policy)
         self._pooling = self.config.enable_advanced_pooling
         self._heap = self._make_heap()
+        self._gauge = self._heap.gauge
+        self.high_water_bytes = 0
         disown_in_children(self)
-        self._steps = Steps(self._home, enabled=self.config.enable_predictive_allocation)
-        self._hidden_bins: dict[int, Bin] | None = None
+        self._steps = Steps(enabled=self.config.enable_predictive_allocation and self._pooling)
 
     def _make_heap(self) -> Heap:
         if self.driver.granularity:
@@ -253,7 +254,7 @@ class PoolBooks:
 
     def _every_bin(self) -> list[Bin]:
         """Return all bins, those of single blocks included (`record_stream`)."""
-        bins = {bin_ for bins in list(self._bins_of.values()) for bin_ in list(bins.values())}
+        bins = {bin_.home for bins in list(self._bins_of.values()) for bin_ in list(bins.values())}
         return list(bins | self._touched | self._touched_small)
 
     def _regions(self) -> list[tuple[int, int]]:
@@ -264,7 +265,7 @@ class PoolBooks:
         """Prove the invariants; `InvariantError` when one is broken. Other threads must be still."""
         with self._writing():
             self._heap.check()
-            apart = (DirectBin, SlotBin, HeldBin)  # blocks that are not the heap's
+            apart = (DirectBin, StepBin, HeldBin)  # blocks that are not the heap's
             live = {p: bin_.size for p, bin_ in self._live.items() if not isinstance(bin_, apart)}
             live |= dict(self._regions())
             cached = [(pointer, bin_.size) for bin_ in self._every_bin() for pointer in bin_]

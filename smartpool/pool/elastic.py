@@ -29,7 +29,7 @@ from contextlib import ExitStack
 
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
-from smartpool.memory.stitch import Stitching, choose_pieces
+from smartpool.memory.stitch import Stitching, choose_pieces, largest_window
 from smartpool.memory.tidy import place_tidily
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.home import Home
@@ -270,7 +270,7 @@ class ElasticHeap:
 
     # ------------------------------------------------------------------ giving memory back
 
-    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
+    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
         """Give idle chunks back to the device; see `Heap.release_idle`."""
         self._return_slabs()
         self._place.unmap_loose()
@@ -284,15 +284,17 @@ class ElasticHeap:
                 self._clock.synchronize(gap_uses)
             elif not self._clock.idle(gap_uses):
                 continue
-            released += self._release_gap(gap, limit_bytes - released)
+            released += self._release_gap(gap, limit_bytes - released, exact=exact)
 
-    def _release_gap(self, gap: Range, limit_bytes: int) -> int:
+    def _release_gap(self, gap: Range, limit_bytes: int, *, exact: bool = False) -> int:
         """Give back whole chunks of an idle gap that no window shows, and return their bytes."""
         released = 0
         rest = gap
         for chunk in list(self._chunks.inside(gap.start, gap.end)):
             if released >= limit_bytes:
                 break
+            if exact and chunk.size > limit_bytes - released:
+                continue
             if not self.windows.mappings[chunk.handle]:
                 self._place.release(rest, chunk)
                 released += chunk.size
@@ -335,9 +337,19 @@ class ElasticHeap:
         return self._home.live_bytes - self._small.free_bytes
 
     @property
+    def gauge(self) -> Arena:
+        """Home: slabs count as in use there."""
+        return self._home
+
+    @property
     def extent_bytes(self) -> int:
         """Bytes in blocks and gaps."""
         return self._home.extent_bytes
+
+    def room_bytes(self) -> int:
+        """Return the bytes of the largest block that needs no new memory."""
+        self._return_slabs()
+        return largest_window(self._home.gaps_by_size(), self._chunks)
 
     @property
     def largest_gap_bytes(self) -> int:

@@ -8,7 +8,14 @@ from typing import Protocol
 from smartpool.memory.arena import Arena, Range, Uses
 from smartpool.pool.memory_map import Layout
 
-__all__ = ["Heap"]
+__all__ = ["Gauge", "Heap"]
+
+
+class Gauge(Protocol):
+    """Who knows how much is in use of how much."""
+
+    live_bytes: int
+    extent_bytes: int
 
 
 class Heap(Protocol):
@@ -80,14 +87,21 @@ class Heap(Protocol):
         """Bytes in blocks and gaps."""
 
     @property
+    def gauge(self) -> Gauge:
+        """Where the bytes of memory that is in use, and of all of it, can be read in the least time."""
+
+    def room_bytes(self) -> int:
+        """Return the bytes of the largest block that needs no new memory."""
+
+    @property
     def largest_gap_bytes(self) -> int:
         """Bytes of the largest gap; 0 when there is none."""
 
     def mark(self, uses: Mapping[int, int]) -> None:
         """Add `uses` to every gap."""
 
-    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
-        """Give idle memory back to the device, up to about `limit_bytes`.
+    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
+        """Give idle memory back to the device, up to about `limit_bytes`; never more with `exact`.
 
         Without `wait`, memory that the device may still touch is left. `uses` as in `extend`.
         """

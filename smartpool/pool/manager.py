@@ -27,7 +27,8 @@ from typing import Final, Self
 
 from smartpool.errors import DriverError, InvalidRequestError
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
-from smartpool.pool.watched import WatchedPool
+from smartpool.pool.steps import StepBin
+from smartpool.pool.upkeep import UpkeepPool
 from smartpool.units import format_size
 
 __all__ = ["AdvancedMemoryPoolManager"]
@@ -35,7 +36,7 @@ __all__ = ["AdvancedMemoryPoolManager"]
 _PATIENCE_S: Final = 5.0  # with a request of another thread that was under way when the pool closed
 
 
-class AdvancedMemoryPoolManager(WatchedPool):
+class AdvancedMemoryPoolManager(UpkeepPool):
     """Memory of one device in four tiers. Thread-safe and stream-aware.
 
     Parameters
@@ -174,6 +175,10 @@ class AdvancedMemoryPoolManager(WatchedPool):
             if handle == bin_.stream or handle in bin_.others:
                 return
             self._bins_of.setdefault(handle, {})
+            if bin_.__class__ is StepBin:
+                bin_.step.use_elsewhere(pointer, handle)
+                return
+            bin_ = bin_.home
             if bin_.__class__ is not Bin:  # it is this block's own already
                 bin_.others = (*bin_.others, handle)
                 return
@@ -213,10 +218,16 @@ class AdvancedMemoryPoolManager(WatchedPool):
         handle = None if stream is None else self.driver.stream(stream)
         try:
             address = operator.index(pointer)  # what goes into a bin must be a plain integer
+            if handle is not None:
+                bin_ = self._live[address]
+                if bin_.__class__ is StepBin and bin_.stream != handle:
+                    self._bins_of.setdefault(handle, {})
+                    bin_.step.use_elsewhere(address, handle)  # before it is free
             bin_ = self._live.pop(address)
         except (KeyError, TypeError):
             raise self._bad_pointer(pointer) from None
-        if handle is not None and bin_.stream != handle:
+        if handle is not None and bin_.stream != handle and bin_.__class__ is not StepBin:
+            bin_ = bin_.home
             if bin_.others or bin_.__class__ is not Bin:
                 bin_.others = tuple({*bin_.others, handle} - {bin_.stream})
             else:
@@ -235,19 +246,11 @@ class AdvancedMemoryPoolManager(WatchedPool):
             if self._closed:
                 raise self._closed_error()
             self._steps.begin(name, self)
-            # Requests of a step come through `_search`: the quick path finds no bins until it ends.
-            self._hidden_bins = dict(self._bins)
-            self._bins_of[self._home] = self._hidden_bins
-            self._bins.clear()
 
     def end_step(self) -> None:
         """End the repetition that is under way on this thread."""
         with self._lock:
-            self._steps.end()
-            if self._hidden_bins is not None:
-                self._bins.update(self._hidden_bins)
-                self._bins_of[self._home] = self._bins
-                self._hidden_bins = None
+            self._steps.end(self)
 
     # ------------------------------------------------------------------ giving memory back
 
@@ -288,6 +291,7 @@ class AdvancedMemoryPoolManager(WatchedPool):
                 for bin_ in self._every_bin():
                     if bin_:
                         bin_.touched.add(bin_)  # a free that was interrupted may not have come to it
+                self._steps.close()
                 for bins in list(self._bins_of.values()):
                     bins.clear()
                 self._closed = True  # last: a close that was interrupted begins again

@@ -6,24 +6,30 @@ See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from smartpool.errors import (
     DriverError,
     DriverOutOfMemoryError,
+    OutOfMemoryError,
     RequestTooLargeError,
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
-from smartpool.pool.bins import Bin
+from smartpool.pool.bins import Bin, LiveTable
 from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady, uncaptured
 from smartpool.pool.direct import DirectBin
+from smartpool.pool.step_plans import Room
 from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
 from smartpool.units import align_up, format_size
 
+if TYPE_CHECKING:
+    from smartpool.pool.bins import RequestObserver
+
 __all__ = ["SearchingPool"]
 
 _EVERYTHING: Final = 1 << 62
+_PIECES: Final = 8  # what is free beside a region is expected to lie in at least half as many pieces
 
 
 class SearchingPool(PoolBooks):
@@ -43,7 +49,7 @@ class SearchingPool(PoolBooks):
         bin_ = bins.get(nbytes)
         if bin_ is None:
             bin_ = bins.setdefault(nbytes, self._new_bin(nbytes, stream))
-        return bin_
+        return bin_.home
 
     def _new_bin(self, nbytes: int, stream: int) -> Bin:
         size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
@@ -75,8 +81,10 @@ class SearchingPool(PoolBooks):
             bin_ = self._bin(nbytes, handle)
             if len(self._bins_of[handle]) > self._bins_limit:
                 self._forget_bins()
-            if self._steps.active and handle == self._home and alignment <= ALIGNMENT:
-                return self._serve_in_step(bin_)
+            if self._steps.attentive and alignment <= ALIGNMENT:
+                pointer = self._steps.serve(bin_, self) or 0
+                if pointer:
+                    return pointer
             if self._pooling:
                 pointer = self._find_place(bin_, max(alignment, ALIGNMENT))
             else:
@@ -86,7 +94,7 @@ class SearchingPool(PoolBooks):
 
     def _refill(self, bin_: Bin) -> int:
         """Serve a request whose bin is empty: the usual one, after all that could be checked was."""
-        if self._closed or self._steps.active or not self._pooling:
+        if self._closed or self._steps.attentive or not self._pooling:
             return self._search_anyhow(bin_.nbytes, bin_.stream, ALIGNMENT)
         with self._lock:  # `_writing`, written out: a microsecond less
             if self._busy:
@@ -99,6 +107,7 @@ class SearchingPool(PoolBooks):
                     raise self._closed_error()  # noqa: TRY301 - and not a function more on this path
                 arena = bin_.arena
                 if arena is None or bin_ or arena.uses or self.late_frees is not None:
+                    bin_ = bin_.home  # where it stood for another until a moment ago
                     pointer = self._find_place(bin_, ALIGNMENT)
                 else:  # `_find_place` written out
                     self._searches += 1
@@ -182,8 +191,8 @@ class SearchingPool(PoolBooks):
         finally:
             self._busy = True
 
-    def _release_idle(self, limit_bytes: int, *, wait: bool) -> None:
-        self._heap.release_idle(limit_bytes, self._home_uses(), wait=wait)
+    def _release_idle(self, limit_bytes: int, *, wait: bool, exact: bool = False) -> None:
+        self._heap.release_idle(limit_bytes, self._home_uses(), wait=wait, exact=exact)
         self._memory.release_unwanted()
 
     # ------------------------------------------------------------------ bins and streams
@@ -212,6 +221,10 @@ class SearchingPool(PoolBooks):
         if len(self._bins_of) > 1 and not self._several_streams:
             self._begin_several_streams()
         self._flushes += 1
+        if self._flushes >= self._steps.look_at:
+            self._steps.look(self)
+        if self._gauge.live_bytes > self.high_water_bytes:
+            self.high_water_bytes = self._gauge.live_bytes  # between two flushes it only rises
         groups: list[Bin] = []
         try:
             while touched:
@@ -269,27 +282,70 @@ class SearchingPool(PoolBooks):
 
     # ------------------------------------------------------------------ planned steps
 
-    def _serve_in_step(self, bin_: Bin) -> int:
-        slot = self._steps.slot_for(bin_.nbytes)
-        if slot is None:
-            pointer = self._find_place(bin_, ALIGNMENT)
-            self._live[pointer] = self._steps.noted(bin_)
-            return pointer
-        if slot.others:
-            self._clock.wait(self._clock.stamps(slot.others), slot.stream)
-            slot.others = ()
-        pointer = slot.pop()
-        self._live[pointer] = slot
-        return pointer
+    if TYPE_CHECKING:  # `smartpool.pool.watched` has them
 
-    def acquire_region(self, size: int) -> int:
+        def add_observer(self, observer: RequestObserver) -> None:
+            """Tell an observer of every request and free."""
+
+        def remove_observer(self, observer: RequestObserver) -> None:
+            """Tell it no more."""
+
+    @property
+    def live_table(self) -> LiveTable:
+        """The table of live blocks."""
+        return self._live
+
+    @property
+    def searches(self) -> int:
+        """Requests that missed their bin, so far."""
+        return self._searches
+
+    @property
+    def flushes(self) -> int:
+        """How often bins were emptied, so far."""
+        return self._flushes
+
+    def bins_of(self, stream: int) -> dict[int, Bin]:
+        """Return the table of bins of a stream."""
+        return self._bins_of.setdefault(stream, {})
+
+    def bin_of(self, nbytes: int, stream: int) -> Bin:
+        """Return the bin of a request size on a stream, whatever stands for it in the table."""
+        return self._bin(nbytes, stream)
+
+    def acquire_region(self, size: int, stream: int) -> int:
         """Return the address of a block that is the region of a planned step."""
-        return self._find_place(self._new_bin(size, self._home), ALIGNMENT)
+        if stream != self._home and not self._several_streams:
+            self._begin_several_streams()
+        return self._find_place(self._new_bin(size, stream), ALIGNMENT)
 
-    def release_region(self, address: int, size: int) -> None:
-        """Take back what `acquire_region` gave."""
-        uses = self._clock.stamp(self._home) if self._several_streams else None
+    def acquire_spare_region(self, size: int, stream: int) -> int | None:
+        """Return the address of such a block, made of what is free already; None where it is not enough."""
+        self._flush()
+        if size > self._heap.room_bytes():
+            return None
+        try:
+            return self.acquire_region(size, stream)
+        except OutOfMemoryError:
+            return None
+
+    def room(self) -> Room:
+        """Return what is free for the region of a planned step, and beside it."""
+        self._flush()
+        region = self._heap.room_bytes()
+        free = self._heap.extent_bytes - self._heap.live_bytes
+        return Room(region, (free - region) // _PIECES)
+
+    def release_region(self, address: int, size: int, streams: tuple[int, ...]) -> None:
+        """Take back what `acquire_region` gave; `streams` may still touch it."""
+        if len(self._bins_of) > 1 and not self._several_streams:
+            self._begin_several_streams()
+        uses = self._clock.stamps(streams) if self._several_streams else None
         self._heap.free_all([[address]], size, uses)
+
+    def order_behind(self, streams: tuple[int, ...], stream: int) -> None:
+        """Order later work on `stream` behind all work queued so far on `streams`."""
+        self._clock.wait(self._clock.stamps(streams), stream)
 
     # ------------------------------------------------------------------ pooling switched off
 

@@ -89,12 +89,14 @@ class SegmentHeap:
             arena, other = other, arena
         arena.free_all(groups, uses, other.free)
 
-    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool) -> None:
+    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
         """Give whole free segments back; see `Heap.release_idle`."""
         released = 0
         for start, (arena, size) in list(self._segments.items()):
             gap = arena.gap_at(start)
             if released >= limit_bytes or gap is None or gap.size != size:
+                continue
+            if exact and released + size > limit_bytes:
                 continue
             gap_uses = arena.uses_of(gap) or uses
             if wait:
@@ -134,9 +136,18 @@ class SegmentHeap:
         return self._small.live_bytes + self._rest.live_bytes
 
     @property
+    def gauge(self) -> SegmentHeap:
+        """The heap itself."""
+        return self
+
+    @property
     def extent_bytes(self) -> int:
         """Bytes in blocks and gaps."""
         return self._small.extent_bytes + self._rest.extent_bytes
+
+    def room_bytes(self) -> int:
+        """Return the bytes of the largest gap."""
+        return self.largest_gap_bytes
 
     @property
     def largest_gap_bytes(self) -> int:

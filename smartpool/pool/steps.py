@@ -2,150 +2,169 @@
 
 Problem: a training step asks for the same blocks in the same order each time. Best fit finds places
 for them again and again; a plan knows them.
-Method: the first repetition under ``step()`` is recorded: the order of requests, and between which
-requests each was freed. Requests that were also freed within the step are intervals, which the
-planner colours on a thread of its own. From then on a step has one *region*, a block of the heap
-as high as the plan, and each planned request a *slot* in it: a bin of its own that holds its
-address while it is free. The i-th request takes the i-th slot if the size is the same; a free
-puts the address back, by the pool's ordinary quick path.
+Method: the requests of one repetition, and between which requests each was freed, are intervals,
+which the planner colours on a thread of its own. From then on a step has one *region*, a block of
+the heap as high as the plan, and each planned request a *slot* in it, an address. While a step is
+served, the bins of the planned sizes are replaced by *faces*: bins whose `pop` takes the next slot
+of the plan, if it is of their size. So a planned request goes the pool's ordinary quick path, takes
+no lock, and costs one Python call more than a bin; a free is exactly that of a bin, because a face
+throws away what is put into it: that a slot is live, or free, is written in one place, the table
+of live blocks.
 
-Lifetimes may turn out otherwise. A slot that should have been freed before request i, by the plan,
-and is still live then, is *late*; a request whose slot overlaps a late one is a miss and is served
-by the heap. Slots that are not late are, by the plan, disjoint from slot i. So planned memory that
-is still live is never handed out again, whatever the program does, and a step without surprises
-pays one comparison a request for it.
+*Nothing live is handed out.* With every request comes the list of slots that are *due* before it: by
+the plan they were freed. One that is live still is *late*, and a request whose slot overlaps a late
+one is a miss, which the heap serves. Slots that are neither late nor due are disjoint from the next
+one by the plan. So lifetimes may turn out as they like; a step without surprises pays one look-up
+in the live table for each free, and that is all.
 
-Finding back. A request that does not match is served by the heap and counted. If the next one
+*Finding back.* A request that does not match is served by the heap and counted. If the next one
 matches the expected index, it was an extra one. If the last `CONTEXT` requests match the plan
-further on, requests are missing, and the step goes on from there. STAlloc (EuroSys 2026) matches by
-position alone and never does. When more than `REPLAN_SHARE` of a step missed, the next is recorded
-and planned anew.
+elsewhere, the step goes on from there. STAlloc (EuroSys 2026) matches by position alone and never
+does. When more than `REPLAN_SHARE` of a step missed, it is to be planned anew.
+
+*The seat.* Who may take slots without the lock sits in the step's seat: one thread at a time. A
+slow path takes the seat away before it changes anything, and whoever sat there sees that as the
+last thing before it takes a slot. Each side first writes and then looks (Dekker's idea), and under
+the interpreter's lock that is enough. A step that was recorded on several threads (PyTorch's
+backward runs on its own) passes the seat on where the sequence does.
+
 Bound: O(1) for each request, plus O(late slots); the planner runs on its own thread.
+Rejected: handing memory on from slot to slot when it is freed, so that a request is one `list.pop`
+and a free does the work (a marked graph over the overlaps in space): it costs the same, needs no
+index, and cannot skip a request that is missing. One list a slot, checked under the lock: 3.2 us.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from threading import get_ident
 from typing import Final
 
 from smartpool.memory.arena import ALIGNMENT
-from smartpool.pool.bins import Bin
-from smartpool.pool.tiers import tier_of
+from smartpool.pool.bins import Bin, LiveTable
+from smartpool.pool.step_plans import StepPlan
+from smartpool.units import align_up
 
-__all__ = ["CONTEXT", "PlannedStep", "RecordedStep", "SlotBin", "StepPlan", "StepRecordBin", "make_plan"]
+__all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "DoorBin", "ExtraBin", "FaceBin", "PlannedStep", "StepBin"]
 
 CONTEXT: Final = 3
+"""Requests in a row that must match the plan elsewhere before the step goes on from there."""
+LOST: Final = 64
+"""Requests in a row, or more misses than hits, after which a step is given up."""
 REPLAN_SHARE: Final = 0.02
 _CANDIDATES: Final = 64
-_PLANNING_SECONDS: Final = 5.0
+
+_claim = dict.__setitem__  # not a request: observers are told once, by the one who asked
+_throw_away = deque[int](maxlen=0).append  # takes one argument and does nothing, in C
 
 
-class SlotBin(Bin):
-    """The place of one planned request: holds its address while it is free. Never flushed."""
-
-    __slots__ = ("end", "start")
-
-    def __init__(self, nbytes: int, start: int, size: int, stream: int) -> None:
-        super().__init__(nbytes, size, stream, tier_of(nbytes), set())
-        self.quiet = False
-        self.start = start
-        self.end = start + size
-        self.append(start)
-
-
-class StepRecordBin(Bin):
-    """The bin of one request of a recorded step: learns when it is freed, then passes it on."""
-
-    __slots__ = ("_home", "_index", "_step")
-
-    def __init__(self, home: Bin, step: RecordedStep, index: int) -> None:
-        super().__init__(home.nbytes, home.size, home.stream, home.tier, home.touched)
-        self.quiet = False
-        self._home = home
-        self._step = step
-        self._index = index
-
-    def append(self, pointer: int) -> None:
-        """Note the free and put the block where it belongs."""
-        self._step.freed(self._index)
-        home = self._home
-        if self.others:
-            home = Bin(self.nbytes, self.size, self.stream, self.tier, self.touched)
-            home.others = self.others
-        home.append(pointer)  # first: see `Bin`
-        home.quiet = False
-        home.touched.add(home)
-
-
-class RecordedStep:
-    """The requests of one step, and before which request each was freed."""
-
-    def __init__(self) -> None:
-        self.nbytes: list[int] = []
-        self.freed_before: list[int] = []
-        self._open = True
-
-    def requested(self, home: Bin) -> StepRecordBin:
-        """Note a request and return the bin to enter for it in the live table."""
-        bin_ = StepRecordBin(home, self, len(self.nbytes))
-        self.nbytes.append(home.nbytes)
-        self.freed_before.append(-1)
-        return bin_
-
-    def freed(self, index: int) -> None:
-        """Note that the request of that index was freed now."""
-        if self._open:
-            self.freed_before[index] = len(self.nbytes)
-
-    def close(self) -> None:
-        """End the step; what is freed later outlived it."""
-        self._open = False
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """Where the requests of a step go, relative to the region.
+class FaceBin(Bin):
+    """Stands in a table of bins for another while a step is served. Holds no block, and is never emptied.
 
     Attributes
     ----------
-    nbytes
-        Bytes of each request, in order.
-    offsets
-        Offset of each in the region; -1 for requests that outlived their step.
-    due
-        For each request, the requests that are freed before it, by the plan.
-    height
-        Bytes of the region.
+    home
+        The bin that it stands for.
     """
 
-    nbytes: tuple[int, ...]
-    offsets: tuple[int, ...]
-    due: tuple[tuple[int, ...], ...]
-    height: int
+    __slots__ = ("home",)
+    home: Bin  # where another bin says that it is its own
+
+    def __init__(self, home: Bin) -> None:
+        super().__init__(home.nbytes, home.size, home.stream, home.tier, set())
+        self.quiet = False
+        self.home = home
 
 
-def make_plan(step: RecordedStep) -> StepPlan:
-    """Colour the intervals of a recorded step. Seconds for large ones: call it off the pool's lock."""
-    from smartpool.planner import plan  # noqa: PLC0415 - and with it NumPy, only where steps are planned
+class DoorBin(FaceBin):
+    """Sends requests of one size, which may be the first of a repetition, to the slow path."""
 
-    count = len(step.nbytes)
-    planned = [index for index in range(count) if step.freed_before[index] >= 0]
-    offsets = [-1] * count
-    due: list[list[int]] = [[] for _ in range(count + 1)]
-    height = 0
-    if planned:
-        sizes = [_block_bytes(step.nbytes[index]) for index in planned]
-        ends = [max(step.freed_before[index], index + 1) for index in planned]
-        coloured = plan(planned, ends, sizes, alignment=ALIGNMENT, time_limit=_PLANNING_SECONDS)
-        height = int(coloured.height)
-        for index, end, offset in zip(planned, ends, coloured.offsets.tolist(), strict=True):
-            offsets[index] = offset
-            due[end].append(index)
-    return StepPlan(tuple(step.nbytes), tuple(offsets), tuple(map(tuple, due)), height)
+    __slots__ = ()
+
+
+class StepBin(FaceBin):
+    """All planned requests of one size: its `pop` is the next slot of the plan."""
+
+    __slots__ = ("step",)
+
+    append = staticmethod(_throw_away)  # what is not live is free
+
+    def __init__(self, home: Bin, step: PlannedStep) -> None:
+        super().__init__(home)
+        self.step = step
+        list.append(self, -1)  # a bin that is true is asked (see `Bin`); `__bool__` would be a call more
+
+    def pop(self, index: object = -1) -> int:  # noqa: ARG002 - a bin's method
+        """Return the next slot if it is of this size, free, and ours to take; else `IndexError`."""
+        step = self.step
+        seat = step.seat
+        if seat.owner != get_ident() or seat.busy:
+            raise IndexError
+        seat.busy = True
+        try:
+            position = step.position
+            face, address, due = step.entries[position]  # an IndexError at the end of the repetition
+            live = step.live
+            if face is self and address not in live:
+                for other in due:
+                    if other in live:
+                        break
+                else:
+                    if step.seat is seat:  # last: see the module
+                        step.position = position + 1
+                        _claim(live, address, self)  # before we return: a destructor may ask meanwhile
+                        return address
+        finally:
+            seat.busy = False
+        raise IndexError
+
+
+class ExtraBin(FaceBin):
+    """A size that the plan of a marked step does not know: counts, and passes on to the bin."""
+
+    __slots__ = ("step",)
+
+    def __init__(self, home: Bin, step: PlannedStep) -> None:
+        super().__init__(home)
+        self.step = step
+
+    def __bool__(self) -> bool:
+        return bool(self.home)
+
+    def pop(self, index: object = -1) -> int:  # noqa: ARG002 - a bin's method
+        """Return a block of the bin, and count it as a miss of the step."""
+        pointer = self.home.pop()
+        if self.step.seat.owner == get_ident():
+            self.step.misses += 1
+        return pointer
+
+    def append(self, pointer: int) -> None:
+        """Put the block into the bin."""
+        home = self.home
+        home.append(pointer)  # first: see `Bin`
+        if home.quiet:
+            home.quiet = False
+            home.touched.add(home)
+
+
+class _Seat:
+    """Who takes slots without the lock: a thread, and whether it is about to."""
+
+    __slots__ = ("busy", "owner")
+
+    def __init__(self, owner: int) -> None:
+        self.owner = owner
+        self.busy = False
+
+
+_NOBODY: Final = _Seat(-1)
 
 
 class PlannedStep:
     """A plan with its region: serves one repetition after the other.
+
+    Only `StepBin.pop` and `use_elsewhere` run without the pool's lock.
 
     Parameters
     ----------
@@ -155,94 +174,273 @@ class PlannedStep:
         Address of the region.
     stream
         The stream of the requests.
+    live
+        The table of live blocks.
+    bin_of
+        Returns the bin of a request size on a stream.
+    cyclic
+        Whether one repetition follows the other without a mark.
+
+    Attributes
+    ----------
+    faces
+        What stands in the table of bins while the step is served, by request size.
+    position
+        The request of the plan that comes next.
+    misses
+        Requests of this repetition that were not served as planned.
+    repetitions, past_hits, past_misses
+        Repetitions that have ended, and what they counted.
+    changed
+        How many of the last repetitions in a row differed by more than `REPLAN_SHARE`.
+    elsewhere
+        Slots, live or freed lately, and the other streams that used them.
     """
 
-    def __init__(self, plan: StepPlan, base: int, stream: int) -> None:
+    def __init__(
+        self,
+        plan: StepPlan,
+        base: int,
+        stream: int,
+        live: LiveTable,
+        bin_of: Callable[[int, int], Bin],
+        *,
+        cyclic: bool = False,
+    ) -> None:
         self.plan = plan
         self.base = base
-        self.hits = 0
-        self.misses = 0
+        self.stream = stream
+        self.live = live
+        self.faces = {nbytes: StepBin(bin_of(nbytes, stream), self) for nbytes in set(plan.nbytes)}
+        self._cyclic = cyclic
         self._slots = [
-            SlotBin(nbytes, base + offset, _block_bytes(nbytes), stream) if offset >= 0 else None
+            range(base + offset, base + offset + align_up(max(nbytes, 1), ALIGNMENT)) if offset >= 0 else None
             for nbytes, offset in zip(plan.nbytes, plan.offsets, strict=True)
         ]
-        # One look-up a request: what it should ask for, its slot, and the slots that are due before it.
-        self._entries = [
-            (nbytes, slot, tuple(other for index in due if (other := self._slots[index]) is not None))
+        # One look-up a request: the face that it comes through, its slot, and the slots due before it.
+        self.entries: list[tuple[StepBin | None, int, tuple[int, ...]]] = [
+            (
+                self.faces[nbytes] if slot is not None else None,
+                slot.start if slot is not None else -1,
+                tuple(other.start for index in due if (other := self._slots[index]) is not None),
+            )
             for nbytes, slot, due in zip(plan.nbytes, self._slots, plan.due, strict=False)
         ]
-        self._positions: dict[int, list[int]] = {}
+        self._places: dict[int, list[int]] = {}  # request size -> positions
         for position, nbytes in enumerate(plan.nbytes):
-            self._positions.setdefault(nbytes, []).append(position)
-        self._next = 0
-        self._late: list[SlotBin] = []
-        self._tail: list[int] = []
+            self._places.setdefault(nbytes, []).append(position)
+        self.position = 0
+        self.seat = _NOBODY  # whose turn it is to take slots without the lock, or nobody's
+        self._owner = _NOBODY  # who gets the seat back after a slow path
+        self._closed = True
+        self._late: list[range] = []
+        self._tail: list[int] = []  # sizes of the last requests that were not found, in a row
+        self._tail_at = 0  # the position at which they were not
+        self._astray = 0  # how many in a row
+        self._passed = 0  # positions that went by without being served as planned
+        self.misses = 0
+        self.repetitions = self.past_hits = self.past_misses = self.changed = 0
+        self.elsewhere: dict[int, tuple[int, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"<PlannedStep: request {self.position} of {len(self.entries)}, {self.hits} hits>"
+
+    @property
+    def hits(self) -> int:
+        """Requests of this repetition that came as planned; those that the plan leaves to the heap too."""
+        return self.position - self._passed
 
     @property
     def idle(self) -> bool:
-        """Whether no slot is live: the region may be given back."""
-        return all(slot is None or slot for slot in self._slots)
+        """Whether no slot is live and none is about to be: the region may be given back."""
+        live = self.live
+        return not self._owner.busy and not any(slot.start in live for slot in self._slots if slot)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the program does something else by now."""
+        changed = self._cyclic and self.changed > 1
+        return changed or self._astray > LOST or self.misses > self.hits + LOST
+
+    # ------------------------------------------------------------------ repetitions
 
     def begin(self) -> None:
-        """Start a repetition. Slots that are live still are late from the start."""
-        self._next = 0
+        """Let this thread take slots, from the first one on. What is live still is late."""
+        if self._owner.busy:
+            return  # another thread is in the middle of a request: no harm, the heap serves
+        self._late = [slot for slot in self._late if slot.start in self.live]
+        self._owner = _Seat(get_ident())
+        self._astray = 0
         self._tail.clear()
-        self._late = [slot for slot in self._slots if slot is not None and not slot]
-        self.hits = self.misses = 0
+        self._closed = False
+        self._open_seat()
 
-    def serve(self, nbytes: int) -> SlotBin | None:
-        """Return the slot of the next request, with its address in it, or None for a miss."""
-        position, late = self._next, self._late
-        if position < len(self._entries) and self._entries[position][0] == nbytes:
-            _, slot, due = self._entries[position]
+    def end(self) -> None:
+        """Serve no more until the next `begin`; the repetition is over. Under the pool's lock."""
+        self.close()
+        if self.position or self.misses:
+            self._finish()
+
+    def close(self) -> None:
+        """Serve no more in this repetition. Under the pool's lock."""
+        self._closed = True
+        self.seat = _NOBODY
+
+    @property
+    def used_by(self) -> set[int]:
+        """Other streams whose use of slots ours was not ordered behind yet."""
+        return {stream for streams in list(self.elsewhere.values()) for stream in streams}
+
+    def use_elsewhere(self, address: int, stream: int) -> None:
+        """Learn that another stream uses a live slot; call it before that slot is freed. Needs no lock."""
+        self.elsewhere[address] = (*self.elsewhere.get(address, ()), stream)
+        self.seat = _NOBODY
+
+    def _finish(self) -> None:
+        """End a repetition: count it, and look who is late for the next."""
+        count = len(self.entries)
+        self._pass_to(count)
+        surprises = max(self.misses, count - self.hits)
+        differs = surprises > REPLAN_SHARE * max(self.hits + self.misses, count)
+        self.changed = self.changed + 1 if differs else 0
+        self.repetitions += 1
+        self.past_hits += self.hits
+        self.past_misses += self.misses
+        self.position = self._passed = self.misses = 0
+
+    # ------------------------------------------------------------------ the slow path
+
+    def serve(self, nbytes: int, wait: Callable[[tuple[int, ...], int], None]) -> int | None:
+        """Return the slot of the next request, taken, or None for the heap. Under the pool's lock.
+
+        Parameters
+        ----------
+        nbytes
+            What is asked for.
+        wait
+            Orders a stream, its second argument, behind all work queued so far on others.
+        """
+        self.seat = _NOBODY
+        try:
+            if self._owner.busy or self._closed:
+                return None  # in the middle of a quick one: a destructor of ours, or another thread
+            if self._owner.owner != get_ident() and not self._passes_on(nbytes):
+                return None
+            self._settle(wait)
+            return self._serve(nbytes)
+        finally:
+            self._open_seat()
+
+    def _open_seat(self) -> None:
+        if self._closed or self._late or self.elsewhere:
+            return
+        self.seat = self._owner
+        if self.elsewhere:  # entered meanwhile, by a free on another thread: see `use_elsewhere`
+            self.seat = _NOBODY
+
+    def _passes_on(self, nbytes: int) -> bool:
+        """Let another thread go on where the sequence says that it may."""
+        if not self.plan.shared or self._expected() != nbytes:
+            return False
+        self._owner = _Seat(get_ident())
+        return True
+
+    def _expected(self) -> int:
+        """Return the size that the next request should have; -1 at the end of a marked step."""
+        nbytes = self.plan.nbytes
+        if self.position < len(nbytes):
+            return nbytes[self.position]
+        return nbytes[0] if self._cyclic else -1
+
+    def _settle(self, wait: Callable[[tuple[int, ...], int], None]) -> None:
+        """Forget late slots that are free by now, and order us behind the use of those freed elsewhere."""
+        live = self.live
+        if self._late:
+            self._late = [slot for slot in self._late if slot.start in live]
+        for address, streams in list(self.elsewhere.items()):
+            if address not in live:
+                wait(streams, self.stream)
+                self.elsewhere.pop(address, None)
+
+    def _serve(self, nbytes: int) -> int | None:
+        if self._expected() == nbytes:
+            if self.position == len(self.entries):
+                self._finish()
         else:
             found = self._find_back(nbytes)
             if found is None:
-                self.misses += 1
+                self._miss()
                 return None
-            for _, _, due in self._entries[position:found]:
-                late.extend(other for other in due if not other)
-            position = found
-            _, slot, due = self._entries[position]
-        for other in due:
-            if not other:
-                late.append(other)
-        self._next = position + 1
-        if self._tail:
-            self._tail.clear()
-        self.hits += 1
-        if slot is None:  # outlived its step when it was recorded: the heap's
+            self._go_to(found)
+        position = self.position
+        self._look_at_due(position)
+        self.position = position + 1
+        face, address, _ = self.entries[position]
+        if face is None:  # outlived its step when it was recorded: the heap's
+            self._astray = 0
             return None
-        if late:
-            self._late = late = [other for other in late if not other]
-        if not slot or (late and any(other.start < slot.end and slot.start < other.end for other in late)):
-            self.hits -= 1
-            self.misses += 1
+        slot = self._slots[position]
+        if address in self.live or any(_overlap(slot, other) for other in self._late):
+            self._passed += 1
+            self._miss()
             return None
-        return slot
+        self._astray = 0
+        self.live[address] = face
+        return address
 
-    @property
-    def must_be_replanned(self) -> bool:
-        """Whether the repetition that ended differed too much."""
-        asked = self.hits + self.misses
-        skipped = len(self.plan.nbytes) - self.hits
-        return max(self.misses, skipped) > REPLAN_SHARE * max(asked, len(self.plan.nbytes))
+    def _miss(self) -> None:
+        self.misses += 1
+        self._astray += 1
+
+    def _look_at_due(self, position: int) -> None:
+        """Enter what should be free before the request at `position`, and is not, as late."""
+        for index in self.plan.due[position]:
+            slot = self._slots[index]
+            if slot is not None and slot.start in self.live and slot not in self._late:
+                self._late.append(slot)
+
+    def _pass_to(self, position: int) -> None:
+        """Let the requests before `position` go by, of which there may be none."""
+        for passed in range(self.position, position):
+            self._look_at_due(passed)
+        self._passed += position - self.position
+        self.position = position
+        if position == len(self.entries):
+            self._look_at_due(position)
+
+    def _go_to(self, position: int) -> None:
+        """Go on from another position: forward, over missing requests, or from an earlier one again."""
+        if position >= self.position:
+            self._pass_to(position)
+        elif self._cyclic:  # what is missing are the last ones of a repetition
+            self._finish()
+            self._pass_to(position)
+        else:
+            self._passed -= self.position - position
+            self.position = position
+            self._late = [slot for slot in self._slots if slot is not None and slot.start in self.live]
 
     def _find_back(self, nbytes: int) -> int | None:
-        """Return where the plan goes on after missing requests, once the context is clear."""
+        """Return where the plan goes on, once the context is clear: the nearest place ahead, cyclically."""
         tail = self._tail
+        if self._tail_at != self.position:  # some were served since
+            tail.clear()
+            self._astray = 0
+            self._tail_at = self.position
         tail.append(nbytes)
         if len(tail) < CONTEXT:
             return None
         del tail[:-CONTEXT]
-        sizes = self.plan.nbytes
-        candidates = (position for position in self._positions.get(nbytes, ()) if position > self._next)
-        for position, _ in zip(candidates, range(_CANDIDATES), strict=False):
-            first = position - CONTEXT + 1
+        sizes, here = self.plan.nbytes, self.position
+        places = self._places.get(nbytes, [])
+        ahead = [place for place in places if place > here]
+        behind = [place for place in places if place < here]
+        for place, _ in zip((*ahead, *behind), range(_CANDIDATES), strict=False):
+            first = place - CONTEXT + 1
             if first >= 0 and all(sizes[first + step] == tail[step] for step in range(CONTEXT)):
-                return position
+                return place
         return None
 
 
-def _block_bytes(nbytes: int) -> int:
-    return (nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT or ALIGNMENT
+def _overlap(slot: range | None, other: range) -> bool:
+    return slot is not None and slot.start < other.stop and other.start < slot.stop

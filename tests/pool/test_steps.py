@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import PoolClosedError, StepError
-from smartpool.pool.bins import Bin
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.steps import PlannedStep, RecordedStep, make_plan
-from smartpool.pool.tiers import Tier
+from smartpool.pool.step_plans import OUTLIVED, Sequence, make_plan
 from smartpool.units import GiB, KiB, MiB
 
 
@@ -283,17 +281,7 @@ def test_no_surprise_makes_two_live_blocks_overlap(seed, surprises):
 
 
 def test_a_plan_knows_when_slots_are_due():
-    recorded = RecordedStep()
-    home = Bin(1000, 1024, 0, Tier.SMALL, set())
-    first = recorded.requested(home)
-    first.append(512)
-    recorded.requested(home)  # outlives the step
-    recorded.close()
-    plan = make_plan(recorded)
+    plan = make_plan(Sequence((1000, 1000), (1, OUTLIVED)))
     assert plan.due[1] == (0,)
     assert plan.offsets == (0, -1)
-    served = PlannedStep(plan, 1 << 20, 0)
-    served.begin()
-    assert served.serve(1000).start == 1 << 20
-    assert served.serve(1000) is None
-    assert (served.hits, served.misses) == (2, 0)
+    assert plan.planned == 1

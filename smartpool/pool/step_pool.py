@@ -1,0 +1,53 @@
+"""What steps and their recognition need of the pool."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from smartpool.pool.bins import Bin, LiveTable, RequestObserver
+from smartpool.pool.step_plans import Room
+
+__all__ = ["StepPool"]
+
+
+class StepPool(Protocol):
+    """A pool, as its steps see it. All under its lock."""
+
+    @property
+    def live_table(self) -> LiveTable:
+        """The table of live blocks."""
+
+    @property
+    def searches(self) -> int:
+        """Requests that missed their bin, so far."""
+
+    @property
+    def flushes(self) -> int:
+        """How often bins were emptied, so far."""
+
+    def bins_of(self, stream: int) -> dict[int, Bin]:
+        """Return the table of bins of a stream."""
+
+    def bin_of(self, nbytes: int, stream: int) -> Bin:
+        """Return the bin of a request size on a stream, whatever stands for it in the table."""
+
+    def acquire_region(self, size: int, stream: int) -> int:
+        """Return the address of a block of `size` bytes; raises `OutOfMemoryError`."""
+
+    def acquire_spare_region(self, size: int, stream: int) -> int | None:
+        """Return the address of a block of `size` bytes of what is free already, or None."""
+
+    def room(self) -> Room:
+        """Return what is free for a region, and beside it."""
+
+    def release_region(self, address: int, size: int, streams: tuple[int, ...]) -> None:
+        """Take the block back; `streams` may still touch it."""
+
+    def order_behind(self, streams: tuple[int, ...], stream: int) -> None:
+        """Order later work on `stream` behind all work queued so far on `streams`."""
+
+    def add_observer(self, observer: RequestObserver) -> None:
+        """Tell an observer of every request and free."""
+
+    def remove_observer(self, observer: RequestObserver) -> None:
+        """Tell it no more."""
