@@ -9,6 +9,10 @@ SmartPool still catches the right thing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smartpool.pool.story import OutOfMemoryStory
 
 __all__ = [
     "AllocatorError",
@@ -107,7 +111,18 @@ class OutOfMemoryError(SmartPoolError, MemoryError):
 
     Raised only after idle memory was reused, given back and asked for again. The pool is as it
     was; live blocks are intact. See `RequestTooLargeError` for requests that can never succeed.
+
+    Attributes
+    ----------
+    story
+        An `OutOfMemoryStory`: what was asked, what is live and idle, who holds it, what would help.
+        None for requests that are larger than the device or the limit.
+    dump_path
+        The file that tells it all, where one was asked for: `docs/out-of-memory.md`.
     """
+
+    story: OutOfMemoryStory | None = None
+    dump_path: str | None = None
 
 
 class RequestTooLargeError(OutOfMemoryError):

@@ -35,26 +35,22 @@ class DeviceRecording:
 
     def __init__(self, manager: AdvancedMemoryPoolManager, *, limit: int = MOST_EVENTS) -> None:
         self._manager = manager
-        self._limit = limit * FIELDS
-        self._kept: list[Any] = []
-        self.overflowed = False
-        manager.add_reader(self.read)
+        self._kept = _Kept(limit * FIELDS)
+        manager.add_reader(self._kept.read)
 
     def __len__(self) -> int:
         """Return the number of events that are kept."""
         self._manager.settle()
-        return len(self._kept) // FIELDS
+        return len(self._kept.events) // FIELDS
 
-    def read(self, batch: list[Any]) -> None:
-        """Keep a batch; see `Journal.readers`."""
-        if len(self._kept) < self._limit:
-            self._kept += batch
-        else:
-            self.overflowed = True
+    @property
+    def overflowed(self) -> bool:
+        """Whether events were ignored because the limit was reached."""
+        return self._kept.overflowed
 
     def stop(self) -> None:
         """Keep nothing more."""
-        self._manager.remove_reader(self.read)
+        self._manager.remove_reader(self._kept.read)
 
     def trace(self) -> Trace:
         """Return everything recorded so far as a trace; the recording goes on. O(n), 1 us an event.
@@ -67,7 +63,7 @@ class DeviceRecording:
         self._manager.settle()
         name = f"recording of {self._manager.driver.name}"
         builder = TraceBuilder(name, ticks_per_us=1000)
-        columns = iter(self._kept.copy())
+        columns = iter(self._kept.events.copy())
         for pointer, bin_, label, time in zip(columns, columns, columns, columns, strict=True):
             if pointer < 0:
                 continue  # a scope begins or ends
@@ -76,6 +72,24 @@ class DeviceRecording:
             else:
                 builder.allocate(pointer, bin_.nbytes, stream=bin_.stream, time=time, site=label.described)
         return builder.build(name, {"recorder": "smartpool", "complete": not self.overflowed})
+
+
+class _Kept:
+    """What the journal hands over. Knows no manager: a pool that nobody holds is to go at once."""
+
+    __slots__ = ("_limit", "events", "overflowed")
+
+    def __init__(self, limit: int) -> None:
+        self.events: list[Any] = []
+        self.overflowed = False
+        self._limit = limit
+
+    def read(self, batch: list[Any]) -> None:
+        """Keep a batch; see `Journal.readers`."""
+        if len(self.events) < self._limit:
+            self.events += batch
+        else:
+            self.overflowed = True
 
 
 class PoolRecording:

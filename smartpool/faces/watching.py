@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from smartpool.config import SmartPoolConfig
 from smartpool.errors import InvalidRequestError
 from smartpool.faces.devices import DevicePool
+from smartpool.pool.hooks import Hooks
 from smartpool.pool.labels import tagged
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.memory_map import MemoryMap
@@ -49,6 +50,9 @@ class WatchingFace(DevicePool):
     def __init__(self, managers: tuple[AdvancedMemoryPoolManager, ...], config: SmartPoolConfig) -> None:
         super().__init__(managers, config)
         self._recording = PoolRecording(managers)
+        self.hooks = Hooks(managers)
+        for manager in managers:
+            manager.use_hooks(self.hooks)
 
     @property
     def statistics(self) -> PoolStatistics:

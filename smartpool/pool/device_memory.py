@@ -9,6 +9,8 @@ Invariants::
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverError, DriverOutOfMemoryError
 from smartpool.pool.returning import Returning
@@ -36,6 +38,7 @@ class DeviceMemory:
         self._segments: dict[int, int] = {}  # address of a raw segment -> bytes
         self._unwanted: set[int] = set()  # chunks and segments to be released when that is possible
         self._return = Returning()
+        self.on_change: Callable[[str, int, int, int], None] | None = None  # told what was mapped where
         self._pinned: set[int] = set()  # chunks with a mapping that could not be undone yet
 
     def __repr__(self) -> str:
@@ -93,17 +96,25 @@ class DeviceMemory:
         address = self.driver.allocate(size)
         self._segments[address] = size
         self._hold(size)
+        self.tell("map", address, size)
         return address
 
     def free_segment(self, address: int) -> None:
         """Give a raw segment back to the device."""
         self._return(self.driver.free, address)
-        self.reserved_bytes -= self._segments.pop(address)
+        size = self._segments.pop(address)
+        self.reserved_bytes -= size
+        self.tell("unmap", address, size)
 
     def release_segment(self, address: int) -> None:
         """Give a raw segment back; when the driver refuses, `release_unwanted` tries again."""
         self._unwanted.add(address)
         self.release_unwanted()
+
+    def tell(self, what: str, address: int, size: int) -> None:
+        """Tell whoever watches that memory came (``"map"``) or went (``"unmap"``). It does not raise."""
+        if self.on_change is not None:
+            self.on_change(what, address, size, self.reserved_bytes)
 
     def segments(self) -> dict[int, int]:
         """Return address to bytes of the raw segments."""

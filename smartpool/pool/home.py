@@ -112,6 +112,8 @@ class Home:
             undo.callback(self.chunks.remove, chunk.start)
         self.arena.extend(*part)
         undo.callback(self._retract, part)
+        self._memory.tell("map", *part)
+        undo.callback(self._memory.tell, "unmap", *part)
         return part
 
     def _retract(self, part: Range) -> None:
@@ -160,6 +162,7 @@ class Home:
         self._addresses.free(chunk.start)
         del self._loose[chunk.start]
         self._memory.release_chunk(chunk.handle)
+        self._memory.tell("unmap", chunk.start, chunk.size)
 
     def unmap_loose(self) -> None:
         """Try again to take back the mappings whose undo failed."""

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from smartpool.log import LOGGER
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
+from smartpool.pool.hooks import RequestHooks
 from smartpool.pool.labels import Label, current_label
 
 __all__ = ["BATCH", "FIELDS", "FREED", "Journal", "JournalTable", "ObservedTable", "Reader"]
@@ -53,19 +54,20 @@ class Journal:
         Called for the label of each request.
     readers
         Handed each batch, in order.
-    observers
-        Told of each event at once.
+    observers, hooks
+        Told of each event at once; hooks learn the block's bin.
     full_at
         Entries of `events` beyond which a request has it read.
     """
 
-    __slots__ = ("_lock", "_reading", "events", "full_at", "label", "observers", "readers")
+    __slots__ = ("_lock", "_reading", "events", "full_at", "hooks", "label", "observers", "readers")
 
     def __init__(self) -> None:
         self.events: list[Any] = []
         self.label: Callable[[], Label] = current_label
         self.readers: tuple[Reader, ...] = ()
         self.observers: tuple[RequestObserver, ...] = ()
+        self.hooks: tuple[RequestHooks, ...] = ()
         self.full_at = BATCH * FIELDS
         self._lock = threading.RLock()
         self._reading = False
@@ -149,6 +151,8 @@ class ObservedTable(LiveTable):
                     journal.settle()
             for observer in journal.observers:
                 observer.allocated(pointer, bin_.nbytes, bin_.stream)
+            for hooks in journal.hooks:
+                hooks.allocated(pointer, bin_)
         except BaseException:  # the caller will never learn of the block
             _take_back(self, pointer)
             raise
@@ -162,6 +166,8 @@ class ObservedTable(LiveTable):
                 journal.events.extend((pointer, bin_, FREED, perf_counter_ns()))
             for observer in journal.observers:
                 observer.freed(pointer, bin_.stream)
+            for hooks in journal.hooks:
+                hooks.freed(pointer, bin_)
         except BaseException:  # it is free for all that
             _put_away(bin_, pointer)
             raise

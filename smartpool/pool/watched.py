@@ -1,4 +1,4 @@
-"""A pool that can be watched: tracked, recorded, observed, and shown by address.
+"""A pool that can be watched: tracked, recorded, hooked, shown by address, and asked why it failed.
 
 Who watches decides the class of the table of live blocks (`smartpool.pool.journal`); while nobody
 does, it is the plain one, and requests pay nothing.
@@ -6,23 +6,31 @@ does, it is the plain one, and requests pay nothing.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
-from smartpool.config import SmartPoolConfig
+from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.protocol import Driver
-from smartpool.pool.bins import LiveTable, RequestObserver
+from smartpool.errors import DriverOutOfMemoryError, OutOfMemoryError
+from smartpool.log import LOGGER
+from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.direct import DirectBin
+from smartpool.pool.hooks import Hooks, RequestHooks, tell_of_map
 from smartpool.pool.journal import Journal, JournalTable, ObservedTable, Reader
 from smartpool.pool.labels import Label, StackLabels, current_label
 from smartpool.pool.memory_map import Layout, MemoryMap, make_map
 from smartpool.pool.searching import SearchingPool
 from smartpool.pool.statistics import MemorySnapshot
+from smartpool.pool.story import DUMP_VARIABLE, holders, tell, write_dump
 from smartpool.pool.tracking import ENTERED, LEFT, Scope, Tracker
 
 __all__ = ["WatchedPool"]
 
 _NO_LABELS: Final[dict[int, Label]] = {}
+_STORY_FRAMES: Final = 64
 
 
 class WatchedPool(SearchingPool):
@@ -32,7 +40,12 @@ class WatchedPool(SearchingPool):
         super().__init__(driver, config)
         self._journal = self._live.journal = Journal()
         self._observer: RequestObserver | None = None
+        self._hooks: list[Hooks] = []
+        self._unseen = False  # whether a request is the pool's own, which may fail without a word
         self.tracker: Tracker | None = None
+        self._memory.on_change = partial(tell_of_map, driver.name, self._hooks)
+        if self.config.track or self.config.stack_depth:
+            self.start_tracking(stack_depth=self.config.stack_depth)
 
     # ------------------------------------------------------------------ who watches
 
@@ -73,6 +86,17 @@ class WatchedPool(SearchingPool):
     def settle(self) -> None:
         """Hand the readers everything that was written until now."""
         self._journal.settle()
+
+    def use_hooks(self, hooks: Hooks) -> None:
+        """Tell `hooks` when memory is mapped, given back or short; of requests once they ask for that."""
+        self._hooks.append(hooks)
+
+    def hook_requests(self, hooks: Hooks, *, on: bool) -> None:
+        """Tell `hooks` of requests and frees, or no more."""
+        with self._lock:
+            others = tuple(one for one in self._journal.hooks if not one.tells(hooks))
+            self._journal.hooks = (*others, RequestHooks(self.driver.name, hooks)) if on else others
+            self._choose_table()
 
     def start_tracking(self, *, stack_depth: int = 0) -> None:
         """Keep statistics of every request by tier, stream, tag and scope from now on.
@@ -118,7 +142,7 @@ class WatchedPool(SearchingPool):
     def _choose_table(self) -> None:
         if self._closed:
             return
-        if self._journal.observers:
+        if self._journal.observers or self._journal.hooks:
             self._live.__class__ = ObservedTable
         else:
             self._live.__class__ = JournalTable if self._journal.readers else LiveTable
@@ -133,17 +157,21 @@ class WatchedPool(SearchingPool):
         with self._writing():
             if self.late_frees is not None:
                 self.late_frees()
-            live = self._live.copy()
-            layout = self._heap.layout() if self._pooling else self._direct_layout()
-            regions = self._regions()
-            reserved, cap = self._memory.reserved_bytes, self._memory.cap_bytes
-        facts: dict[str, Any] = {
-            "device": self.driver.name,
-            "granularity_bytes": self.driver.granularity,
-            "reserved_bytes": reserved,
-            "cap_bytes": cap,
-        }
-        return make_map(layout, live, regions=regions, labels=self.labels(), **facts)
+            make = self._map_maker()
+        return make(labels=self.labels())
+
+    def _map_maker(self) -> Callable[..., MemoryMap]:
+        """Copy what a map is made of, under the lock, and return the function that makes it."""
+        return partial(
+            make_map,
+            self._heap.layout() if self._pooling else self._direct_layout(),
+            self._live.copy(),
+            regions=self._regions(),
+            device=self.driver.name,
+            granularity_bytes=self.driver.granularity,
+            reserved_bytes=self._memory.reserved_bytes,
+            cap_bytes=self._memory.cap_bytes,
+        )
 
     def labels(self) -> dict[int, Label]:
         """Return the labels of the live blocks that have one, by address; none while nobody tracks."""
@@ -158,3 +186,41 @@ class WatchedPool(SearchingPool):
             if isinstance(bin_, DirectBin)
         }
         return Layout(blocks=segments, gaps={}, chunks=segments, shown=shown)
+
+    # ------------------------------------------------------------------ out of memory
+
+    def acquire_region(self, *request: int) -> int:
+        """Return a region for a planned step, or raise `OutOfMemoryError` without telling anybody."""
+        self._unseen = True
+        try:
+            return super().acquire_region(*request)
+        finally:
+            self._unseen = False
+
+    def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
+        """Return the error of a request that failed, and tell hooks, log and dump file of it."""
+        now, live, labels = self._snapshot(), self._live.copy(), self.labels()
+        story = tell(
+            bin_,
+            error.code,
+            now,
+            holders(live, labels),
+            tightest=self.config.policy in ("tight", POLICIES["tight"]),
+            tracked=self.tracker is not None,
+        )
+        failed = OutOfMemoryError(story.message())
+        failed.story = story
+        if self._unseen:
+            return failed
+        LOGGER.warning("%s", failed)
+        folder = self.config.out_of_memory_dump or os.environ.get(DUMP_VARIABLE)
+        if folder:
+            try:
+                shown = self._map_maker()(labels=labels)
+                stack = StackLabels(_STORY_FRAMES).here().site
+                failed.dump_path = str(write_dump(folder, story, now, shown, stack=stack))
+            except OSError as reason:
+                failed.add_note(f"the dump that was asked for could not be written: {reason}")
+        for hooks in self._hooks:
+            hooks.out_of_memory(story)
+        return failed
