@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -50,7 +50,6 @@ from smartpool.pool.statistics import MemorySnapshot, by_stream, by_tier
 from smartpool.pool.stepping import Steps
 from smartpool.pool.steps import StepBin
 from smartpool.pool.streams import StreamClock
-from smartpool.pool.tiers import Tier
 from smartpool.units import format_size
 
 __all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady", "uncaptured"]
@@ -298,20 +297,8 @@ class PoolBooks:
             )
 
     def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
-        now = self._snapshot()
-        parts = ", ".join(f"{name} {value:.1%}" for name, value in now.fragmentation.as_dict().items())
-        held: Counter[int] = Counter()
-        for live, count in Counter(steady(self._live)).items():
-            held[live.nbytes] += live.nbytes * count
-        holders = ", ".join(f"{total // max(n, 1)} x {format_size(n)}" for n, total in held.most_common(3))
-        return OutOfMemoryError(
-            f"cannot allocate {bin_.nbytes} bytes ({format_size(bin_.nbytes)}) on {now.device}: "
-            f"{format_size(now.live_bytes)} live in {now.live_blocks} blocks (most: {holders or 'none'}), "
-            f"{format_size(now.reserved_bytes)} reserved of {format_size(now.cap_bytes)}, "
-            f"largest free range {format_size(now.largest_free_bytes)}, "
-            f"{format_size(now.device_free_bytes)} free on the device; fragmentation: {parts}; "
-            f"free what is not needed, or raise max_bytes where it is the limit ({error.code})"
-        )
+        """Return the error of a request that failed; `WatchedPool` tells the whole story."""
+        return OutOfMemoryError(f"cannot allocate {bin_.nbytes} bytes on {self.driver.name} ({error.code})")
 
     def _closed_error(self) -> PoolClosedError:
         if self._disowned:
