@@ -22,6 +22,7 @@ SHARES = ["fragmentation_threshold", "target_fragmentation_reduction"]
     ("field", "bad"),
     [(name, bad) for name in BOOLEANS for bad in (1, "yes", None)]
     + [(name, bad) for name in SHARES for bad in (-0.1, 1.1, math.nan, math.inf, "0.3", None, True)]
+    + [("idle_age", bad) for bad in (0, -1, math.inf, math.nan, "30", True)]
     + [("optimization_interval", bad) for bad in (0, -1, math.inf, math.nan, "30", None, True)]
     + [("memory_pressure_threshold", bad) for bad in (0, -0.5, 1.01, math.nan, "0.8", None, True)]
     + [("policy", bad) for bad in ("fastest", "", None, 3, -0.1, 1.01, math.nan, True, ["tight"])]

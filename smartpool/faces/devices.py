@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Self
@@ -138,17 +139,18 @@ class DevicePool:
     def background_pass(self) -> None:
         """Do what is due: called by the background thread.
 
-        Memory is given back on devices under pressure or fragmented beyond the threshold.
+        Under pressure a device gives back all that is idle; fragmented beyond the threshold, what
+        nobody needed since the last pass; else what has aged.
         """
-        due = [manager for manager in self.managers if self._is_due(manager.snapshot())]
+        due = [manager for manager in self.managers if self._under_pressure(manager.snapshot())]
         if due and not self._closed:
             self._optimize(due)
+        for manager in self.managers:
+            self._memory_freed_bytes += manager.keep_up(time.monotonic())
 
-    def _is_due(self, now: MemorySnapshot) -> bool:
-        config = self.config
-        if now.reserved_bytes > now.live_bytes and now.pressure >= config.memory_pressure_threshold:
-            return True
-        return now.fragmentation.overall > config.fragmentation_threshold
+    def _under_pressure(self, now: MemorySnapshot) -> bool:
+        idle = now.reserved_bytes > now.live_bytes
+        return idle and now.pressure >= self.config.memory_pressure_threshold
 
     def _optimize(
         self, managers: tuple[AdvancedMemoryPoolManager, ...] | list[AdvancedMemoryPoolManager]

@@ -1,0 +1,67 @@
+"""What a pool does for itself between requests: it gives memory back that has aged.
+
+It runs under the pool's lock, on a thread that is not in a hurry.
+"""
+
+from __future__ import annotations
+
+from smartpool.config import SmartPoolConfig
+from smartpool.driver.protocol import Driver
+from smartpool.pool.aging import IdleAge
+from smartpool.pool.stepping import StepStatistics
+from smartpool.pool.watched import WatchedPool
+
+__all__ = ["UpkeepPool"]
+
+
+class UpkeepPool(WatchedPool):
+    """A pool that looks after itself. `AdvancedMemoryPoolManager` is the whole."""
+
+    def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
+        super().__init__(driver, config)
+        interval, age = self.config.optimization_interval, self.config.idle_age
+        self._idle_age = IdleAge(interval if age is None else age)
+        self._hurry = 1.0 if age is None else min(1.0, interval / age)
+        self._steps_then: StepStatistics | None = None
+        self._steps_changed = 0.0
+
+    def keep_up(self, now: float) -> int:
+        """Give back what nobody needed for `idle_age`; return the bytes.
+
+        Where fragmentation exceeds the threshold, the time between two passes is long enough. The
+        bins are emptied, so that memory that nobody asks for again is seen to idle. Memory that the
+        device may still touch is left for the next time.
+
+        Parameters
+        ----------
+        now
+            Seconds on a clock that never goes back.
+        """
+        with self._writing():
+            if self._released:
+                return 0
+            overall = self._fragmentation(self.live_bytes).overall
+            fragmented = overall > self.config.fragmentation_threshold
+            hurry = self._hurry if fragmented else 1.0
+            used = max(self.high_water_bytes, self._gauge.live_bytes)
+            idle = max(0, self._gauge.extent_bytes - used)
+            if self._steps_rest(now, hurry * self._idle_age.seconds):
+                self._steps.release_idle(self)
+            self._flush()
+            self.high_water_bytes = self._gauge.live_bytes
+            held = self._memory.reserved_bytes
+            aged = self._idle_age.observe(now, idle_bytes=idle, reserved_bytes=held, hurry=hurry)
+            if not aged or not (fragmented or self.config.idle_age):
+                return 0
+            self._free_doomed(wait=False)
+            self._release_idle(aged, wait=False, exact=True)
+            left = self._memory.reserved_bytes
+            self._idle_age.gave_back(now, held - left, left)
+            return held - left
+
+    def _steps_rest(self, now: float, seconds: float) -> bool:
+        """Return whether no step was under way for so long."""
+        steps = self._steps.statistics
+        if steps != self._steps_then:
+            self._steps_then, self._steps_changed = steps, now
+        return not self._steps.active and now - self._steps_changed >= seconds
