@@ -25,13 +25,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import smartpool
-from smartpool.cli import completion, convert, demo, info, plan, replay, serve, watch
+from smartpool.cli import completion, convert, demo, info, plan, replay, report, serve, watch
 from smartpool.errors import OutOfMemoryError, SmartPoolError
 from smartpool.report.text import printable
 
 __all__ = ["main"]
 
-_SUBCOMMANDS: Final = (demo, replay, plan, convert, watch, serve, info, completion)
+_SUBCOMMANDS: Final = (demo, replay, report, plan, convert, watch, serve, info, completion)
 
 OK: Final = 0
 UNUSABLE: Final = 2
@@ -44,6 +44,7 @@ examples:
   smartpool demo                          see it work, on a machine without a GPU
   smartpool replay trace.npz              what would each allocator have reserved?
   smartpool replay trace.npz --json       the same for programs
+  smartpool report trace.npz              a page to open in a browser: who held the memory, and when
   smartpool plan graph.csv                where to put buffers whose lifetimes are known
   smartpool serve                         a page in the browser that shows memory as it changes
   smartpool watch http://127.0.0.1:8765   the same in the terminal

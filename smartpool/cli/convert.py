@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from smartpool.report.text import counted, format_bytes, printable
+from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.exporters import FORMATS, format_of, write_any
 from smartpool.trace.importers import read_any
 from smartpool.trace.trace import Trace
@@ -40,7 +41,9 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="IN", help="a trace, a PyTorch snapshot, an RMM log, or CSV")
+    parser.add_argument(
+        "source", metavar="IN", help="a trace, bundled or a file, a PyTorch snapshot, an RMM log, or CSV"
+    )
     parser.add_argument("target", metavar="OUT", help="the file to write")
     parser.add_argument("--to", choices=list(FORMATS), help="the format (default: by the ending of OUT)")
     parser.add_argument("--gpu", type=int, metavar="N", help="which device of a snapshot of several")
@@ -57,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     target = Path(args.target)
     written = format_of(target, args.to)  # before the time of reading is spent
-    trace = read_any(args.source, device=args.gpu, drop_unknown_frees=args.drop_unknown_frees)
+    source = bundled(args.source) if _is_bundled(args.source) else args.source
+    trace = read_any(source, device=args.gpu, drop_unknown_frees=args.drop_unknown_frees)
     write_any(trace, target, to=written)
     if args.json:
         print(json.dumps({"path": str(target), "format": written, **_facts(trace)}, indent=1))
@@ -68,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
             f"peak live {format_bytes(trace.peak_live_bytes)}"
         )
     return 0
+
+
+def _is_bundled(name: str) -> bool:
+    return name in bundled_names() and not Path(name).exists()
 
 
 def _facts(trace: Trace) -> dict[str, object]:

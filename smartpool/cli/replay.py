@@ -29,7 +29,17 @@ from smartpool.trace.targets import SMARTPOOL, open_target
 from smartpool.trace.trace import Trace
 from smartpool.units import parse_size
 
-__all__ = ["add_parser", "find_trace", "machine", "play", "run", "runs_as_json"]
+__all__ = [
+    "add_parser",
+    "baselines_of",
+    "find_trace",
+    "machine",
+    "play",
+    "policy_of",
+    "run",
+    "runs_as_json",
+    "size_of",
+]
 
 DEFAULT_DEVICE: Final = "model:141GiB"
 DEFAULT_BASELINES: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm")
@@ -60,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--against",
-        type=_baselines,
+        type=baselines_of,
         default=DEFAULT_BASELINES,
         metavar="NAMES",
         help=f"baselines, separated by commas, or all, or none: {', '.join(BASELINES)}, or {OPTIMUM}, "
@@ -69,7 +79,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--capacity",
-        type=_size,
+        type=size_of,
         metavar="SIZE",
         help="make the device smaller, as 24GiB or a number of bytes; requests may then fail",
     )
@@ -81,7 +91,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--policy",
-        type=_policy,
+        type=policy_of,
         default=SmartPoolConfig().policy,
         metavar="POLICY",
         help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 (least memory) to 1 "
@@ -178,7 +188,7 @@ def machine() -> dict[str, object]:
     }
 
 
-def _baselines(text: str) -> tuple[str, ...]:
+def baselines_of(text: str) -> tuple[str, ...]:
     """Return the baselines that ``--against`` names, each once, in order."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     if names == ["none"]:
@@ -192,7 +202,7 @@ def _baselines(text: str) -> tuple[str, ...]:
     return chosen
 
 
-def _policy(text: str) -> str | float:
+def policy_of(text: str) -> str | float:
     """Return the policy that ``--policy`` names, or its place on the axis."""
     try:
         policy: str | float = text if text in POLICIES else float(text)
@@ -204,7 +214,7 @@ def _policy(text: str) -> str | float:
         ) from None
 
 
-def _size(text: str) -> int:
+def size_of(text: str) -> int:
     """Return the bytes that ``--capacity`` names."""
     try:
         size = parse_size(text)

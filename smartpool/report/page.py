@@ -9,16 +9,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
 from smartpool.report.svg import escaped
 
-__all__ = ["data_block", "html_page"]
+__all__ = ["data_block", "html_page", "text_block"]
 
 
-def html_page(title: str, body: str) -> str:
-    """Return a page with our style and script.
+def html_page(
+    title: str,
+    body: str,
+    *,
+    styles: Sequence[str] = ("tokens.css", "page.css"),
+    scripts: Sequence[str] = ("page.js",),
+) -> str:
+    """Return a page with styles and scripts of ours.
 
     Parameters
     ----------
@@ -26,8 +33,10 @@ def html_page(title: str, body: str) -> str:
         Plain text; escaped here.
     body
         HTML, put in as it is: whoever builds it escapes what is in it.
+    styles, scripts
+        Files of this package, put together in this order.
     """
-    script = _asset("page.js")
+    script = "".join(map(_asset, scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     return (
@@ -35,19 +44,27 @@ def html_page(title: str, body: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escaped(title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n"
+        f"<title>{escaped(title)}</title>\n<style>\n{''.join(map(_asset, styles))}</style>\n</head>\n"
         f"<body>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
-def data_block(data: object) -> str:
+def data_block(data: object, *, name: str | None = None) -> str:
     r"""Return `data` as a block of JSON that the page's script can read and no parser can leave early.
 
     >>> data_block({"name": "</script>"})
     '<script type="application/json">{"name":"\\u003c/script>"}</script>'
     """
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json">{text}</script>'
+    return text_block(text, kind="application/json", name=name)
+
+
+def text_block(text: str, *, kind: str, name: str | None = None) -> str:
+    """Return text that the page's script can read by the id `name`. It must hold no ``<``."""
+    if "<" in text:
+        raise ValueError("expected text without '<', which could end the block early")
+    identity = "" if name is None else f' id="{name}"'
+    return f'<script type="{kind}"{identity}>{text}</script>'
 
 
 @cache

@@ -28,7 +28,15 @@ from smartpool.trace.optimum import OPTIMUM
 from smartpool.trace.replay import Progress, ReplayTarget, Run, replay
 from smartpool.trace.trace import ALLOCATE, Trace
 
-__all__ = ["Layout", "LayoutTarget", "covered_runs", "layout_of_plan", "recorded_layout", "watched_replay"]
+__all__ = [
+    "RECORDED",
+    "Layout",
+    "LayoutTarget",
+    "covered_runs",
+    "layout_of_plan",
+    "recorded_layout",
+    "watched_replay",
+]
 
 RECORDED: Final = "recorded"
 

@@ -1,0 +1,104 @@
+"""``smartpool report`` makes one HTML page that opens offline, of a trace or of an out-of-memory dump.
+
+Of a trace it shows memory over time, what SmartPool and its peers would have reserved, where every block
+lay beside the plan of the whole trace, fragmentation, and who held the bytes at the peak. Of a dump it
+shows what was asked, what was in the way, and what would help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from smartpool.cli.console import replay_progress
+from smartpool.cli.replay import DEFAULT_DEVICE, baselines_of, find_trace, policy_of, size_of
+from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.report.analysis import PEERS, analysis
+from smartpool.report.dump import is_dump, read_dump
+from smartpool.report.dump_report import write_dump_report
+from smartpool.report.text import format_bytes, printable
+from smartpool.report.trace_report import write_trace_report
+from smartpool.trace.bundled import bundled_names
+from smartpool.trace.optimum import OPTIMUM
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG: Final = """\
+examples:
+  smartpool report run.npz -o run.html              a recording of any tool that convert reads
+  smartpool report snapshot.pickle --against pytorch
+  smartpool report smartpool-oom-4242-1.json        what an out-of-memory error left
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "report",
+        help="one page about a trace, or about an out-of-memory dump",
+        description=(__doc__ or "").replace("``", ""),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source",
+        metavar="FILE",
+        help=f"a trace, a dump, or a bundled trace: {', '.join(bundled_names())}",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="the page (default: the source's name, .html)"
+    )
+    parser.add_argument("--title", help="the heading (default: the trace's name)")
+    parser.add_argument(
+        "--against",
+        type=baselines_of,
+        default=PEERS,
+        metavar="NAMES",
+        help=f"peers, separated by commas, or all, or none (default: {','.join(PEERS)})",
+    )
+    parser.add_argument(
+        "--device", default=DEFAULT_DEVICE, help="where to replay: model:SIZE or cpu (default: %(default)s)"
+    )
+    parser.add_argument("--capacity", type=size_of, metavar="SIZE", help="make the device smaller, as 24GiB")
+    parser.add_argument(
+        "--policy",
+        type=policy_of,
+        default=SmartPoolConfig().policy,
+        metavar="POLICY",
+        help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand and return the exit status."""
+    source = Path(args.source)
+    if source.is_file() and is_dump(source):
+        dump = read_dump(source)
+        path = write_dump_report(dump, args.output or Path(f"{dump.name}.html"), title=args.title)
+        facts: dict[str, object] = {"kind": "out-of-memory", "requested_bytes": dump.story["requested_bytes"]}
+        line = f"{format_bytes(dump.story['requested_bytes'])} asked for"
+    else:
+        trace = find_trace(args.source)
+        peers = [name for name in args.against if name != OPTIMUM]  # the plan is always there
+        with replay_progress(len(peers) + 2) as begin:
+            found = analysis(
+                trace,
+                against=peers,
+                device=args.device,
+                capacity_bytes=args.capacity,
+                policy=args.policy,
+                begin=begin,
+            )
+        path = write_trace_report(found, args.output or Path(f"{source.stem}.html"), title=args.title)
+        facts = {"kind": "trace", "trace": trace.name, "runs": [one.as_json() for one in found.runs]}
+        line = f"{format_bytes(trace.peak_live_bytes)} live at the peak"
+    nbytes = path.stat().st_size
+    if args.json:
+        print(json.dumps({"schema": 1, "path": str(path), "bytes": nbytes, **facts}, indent=1))
+    else:
+        print(f"{printable(str(path))}: {format_bytes(nbytes)}, {line}")
+    return 0

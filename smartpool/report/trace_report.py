@@ -1,0 +1,421 @@
+"""The report of one trace: a page that answers who held the memory, and what each allocator made of it.
+
+The page is drawn by its script from the columns that it carries (`packing`), at whatever resolution the
+screen has; what a reader needs in words and figures is there as text and tables, without the script too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+import smartpool
+from smartpool.pool.tiers import Tier, tier_of
+from smartpool.report.analysis import Analysis, title_of
+from smartpool.report.chart import swatch
+from smartpool.report.comparison import COLUMNS, FRAGMENTATION, PEAK_LIVE, best_of
+from smartpool.report.packing import packed
+from smartpool.report.page import data_block, html_page, text_block
+from smartpool.report.svg import escaped
+from smartpool.report.text import counted, format_bytes, format_count, format_duration, format_share
+from smartpool.trace.layouts import RECORDED, Layout
+from smartpool.trace.optimum import OPTIMUM
+from smartpool.trace.trace import Trace
+from smartpool.units import MiB
+
+__all__ = ["trace_report", "write_trace_report"]
+
+STYLES: Final = ("tokens.css", "report.css")
+SCRIPTS: Final = (
+    "format.js", "columns.js", "series.js", "raster.js", "data.js", "canvas.js", "view.js", "curves.js",
+    "overview.js", "timeline.js", "maps.js", "moment.js", "report.js",
+)  # fmt: skip
+_COLOURS: Final = 8
+_TIERS: Final = (
+    (Tier.SMALL, MiB - 1),
+    (Tier.MEDIUM, 16 * MiB - 1),
+    (Tier.LARGE, 256 * MiB),
+    (Tier.HUGE, None),
+)
+_SAMPLES: Final = 24
+_NO_SCRIPT: Final = (
+    "<noscript><p>The pictures need JavaScript; what is in words and tables does not.</p></noscript>"
+)
+
+
+def write_trace_report(found: Analysis, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+    """Write the report of a trace to `path` and return the path.
+
+    Parameters
+    ----------
+    found
+        The trace, and what allocators did with it.
+    path
+        The HTML file to write.
+    title
+        The heading; None for the trace's name.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written.
+    """
+    target = Path(path)
+    target.write_text(trace_report(found, title=title), encoding="utf-8")
+    return target
+
+
+def trace_report(found: Analysis, *, title: str | None = None) -> str:
+    """Return the report as the text of an HTML page. See `write_trace_report`."""
+    trace = found.trace
+    heading = trace.name if title is None else title
+    directory, columns = packed(_columns(found))
+    about = {**_about(found), "columns": directory}
+    body = "\n".join(
+        [
+            _header(found, heading),
+            _bar(),
+            '<main><section class="problem" id="problem" hidden></section>',
+            _NO_SCRIPT,
+            _time_section(found),
+            _map_section(found),
+            _fragmentation_section(),
+            _moment_section(found),
+            _table_section(found),
+            "</main>",
+            _footer(),
+            data_block(about, name="about"),
+            text_block(columns, kind="application/octet-stream", name="columns"),
+        ]
+    )
+    return html_page(heading, body, styles=STYLES, scripts=SCRIPTS)
+
+
+# ---------------------------------------------------------------------- data
+
+
+def _columns(found: Analysis) -> dict[str, NDArray[Any]]:
+    """Return every column that the script wants, by name."""
+    trace = found.trace
+    lifetimes = trace.lifetimes()
+    columns: dict[str, NDArray[Any]] = {
+        "time": trace.t_us,
+        "start": lifetimes.start,
+        "life": lifetimes.end - lifetimes.start,
+        "size": lifetimes.size,
+        "stream": trace.stream[lifetimes.start],
+    }
+    if trace.site is not None:
+        columns["site"] = trace.site[lifetimes.start]
+    for index, layout in enumerate(found.layouts):
+        columns |= {f"{index}.{name}": values for name, values in _layout_columns(layout, trace).items()}
+    return columns
+
+
+def _layout_columns(layout: Layout, trace: Trace) -> dict[str, NDArray[Any]]:
+    columns = {
+        "offset": layout.offset,
+        "held_start": layout.held_start,
+        "held_end": layout.held_end,
+        "held_offset": layout.held_offset,
+        "held_size": layout.held_size,
+        "change": layout.change,
+        "reserved": layout.reserved,
+    }
+    if not np.array_equal(layout.number, np.arange(trace.allocations)):
+        columns |= {"number": layout.number, "size": layout.size}  # otherwise one rectangle an allocation
+    return columns
+
+
+def _about(found: Analysis) -> dict[str, Any]:
+    """Return what the script needs to know beside the columns."""
+    trace = found.trace
+    return {
+        "name": trace.name,
+        "events": trace.events,
+        "streams": trace.streams,
+        "tiers": [{"name": _tier_name(tier, most), "most": most} for tier, most in _TIERS],
+        "sites": list(trace.sites),
+        "layouts": [
+            {
+                "name": layout.allocator,
+                "title": title_of(layout),
+                "slot": _slot(found, layout),
+                "span": layout.span_bytes,
+            }
+            for layout in found.layouts
+        ],
+    }
+
+
+def _slot(found: Analysis, layout: Layout) -> int | None:
+    """Return the colour of an allocator that was replayed; None for plans and recordings."""
+    names = [run.allocator for run in found.runs]
+    if layout.allocator not in names:
+        return None
+    index = names.index(layout.allocator)
+    return index and 1 + (index - 1) % (_COLOURS - 1)
+
+
+def _tier_name(tier: Tier, most: int | None) -> str:
+    below = {Tier.SMALL: "below 1 MiB", Tier.MEDIUM: "1 to 16 MiB", Tier.LARGE: "16 to 256 MiB"}
+    return f"{tier.value}: {below.get(tier, 'above 256 MiB')}" if most or tier is Tier.HUGE else tier.value
+
+
+# ---------------------------------------------------------------------- the parts of the page
+
+
+def _header(found: Analysis, heading: str) -> str:
+    trace = found.trace
+    seconds = int(trace.t_us[-1]) / 1e6 if trace.events else 0.0
+    recorder = trace.meta.get("recorder")
+    by = f", recorded by {escaped(recorder)}" if isinstance(recorder, str) else ""
+    cards = [("peak live", format_bytes(trace.peak_live_bytes), "", "")]
+    for run, layout in zip(found.runs, found.layouts, strict=False):
+        note = f"{format_share(run.fragmentation)} fragmentation"
+        kind = ' class="ours"' if _slot(found, layout) == 0 else ""
+        cards.append(
+            (f"{escaped(title_of(layout))} reserved", format_bytes(run.peak_reserved_bytes), note, kind)
+        )
+    items = "".join(
+        f"<li{kind}><span>{name}</span><b>{value}</b><span>{note or '&nbsp;'}</span></li>"
+        for name, value, note, kind in cards[:4]
+    )
+    return (
+        f'<header><div><p class="brand">SmartPool report</p><h1>{escaped(heading)}</h1>'
+        f'<p class="lead">{counted(trace.events, "event")}, {counted(trace.allocations, "allocation")} on '
+        f"{counted(trace.streams, 'stream')} in {format_duration(seconds)}{by}; replayed on "
+        f'{escaped(found.device)}.</p></div><ul class="cards">{items}</ul></header>'
+    )
+
+
+def _bar() -> str:
+    return (
+        '<div class="bar"><div><figure id="overview"></figure><div class="tools">'
+        '<span class="group" id="axis" role="group" aria-label="axis">'
+        '<button value="event" aria-pressed="true">events</button>'
+        '<button value="clock" aria-pressed="false">time</button></span>'
+        '<span class="group" role="group" aria-label="zoom">'
+        '<button id="zoom-out" aria-label="zoom out">&minus;</button>'
+        '<button id="zoom-in" aria-label="zoom in">+</button>'
+        '<button id="zoom-all">all</button></span>'
+        '<span id="span" class="hint" role="status">whole trace</span>'
+        '<button id="theme" aria-label="switch between light and dark">◐</button></div></div></div>'
+    )
+
+
+def _keys(found: Analysis) -> str:
+    """Return a button for each allocator that was replayed, which shows and hides its lines."""
+    return "".join(
+        f'<button type="button" class="key" aria-pressed="true" data-name="{index}">'
+        f"{_pen(found, layout)}{escaped(title_of(layout))}</button>"
+        for index, layout in enumerate(found.layouts)
+        if _slot(found, layout) is not None
+    )
+
+
+def _pen(found: Analysis, layout: Layout) -> str:
+    slot = _slot(found, layout)
+    return "" if slot is None else swatch(slot)
+
+
+def _options(values: Sequence[tuple[str, str]]) -> str:
+    return "".join(f'<option value="{value}">{escaped(text)}</option>' for value, text in values)
+
+
+def _groups(found: Analysis, *more: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return the ways to tell allocations apart that this trace knows."""
+    groups = [("tier", "tier"), ("size", "size")]
+    if found.trace.streams > 1:
+        groups.append(("stream", "stream"))
+    if found.trace.sites:
+        groups.append(("site", "place in the program"))
+    return [*groups, *more]
+
+
+def _time_section(found: Analysis) -> str:
+    return (
+        '<section aria-labelledby="time-title"><h2 id="time-title">Memory over time</h2>'
+        '<p class="lead">The areas are what the program held, as it asked for it; the lines are what each '
+        "allocator reserved for it.</p>"
+        f'<div class="tools"><span class="legend">{_keys(found)}</span></div><figure id="timeline"></figure>'
+        '<div class="tools"><label>areas by <select id="time-group">'
+        f'{_options(_groups(found))}</select></label><span class="legend" id="time-legend"></span></div>'
+        '<p class="hint">Drag moves, double click and Ctrl + wheel zoom, a click chooses the moment of the '
+        "strips below. On the keyboard: arrows, + and &minus;, Home; comma and full stop read values, Enter "
+        f"chooses the moment.</p>{_samples(found)}</section>"
+    )
+
+
+def _map_section(found: Analysis) -> str:
+    names = [layout.allocator for layout in found.layouts]
+    first = names.index(RECORDED) if RECORDED in names else 0
+    figures = []
+    for index, chosen in enumerate((first, names.index(OPTIMUM))):
+        options = "".join(
+            f'<option value="{number}"{" selected" if number == chosen else ""}>{escaped(title_of(layout))}'
+            "</option>"
+            for number, layout in enumerate(found.layouts)
+        )
+        figures.append(
+            f'<figure><figcaption><label>layout <select aria-label="layout of map {index + 1}">{options}'
+            '</select></label><span>highest address <b class="height"></b></span></figcaption></figure>'
+        )
+    return (
+        '<section aria-labelledby="map-title"><h2 id="map-title">Where it lay</h2>'
+        '<p class="lead">Time runs across and memory upward; each block is a rectangle, and grey is memory '
+        "held with nothing live in it. Beside an allocator stands the plan that knows every lifetime: the "
+        "least that would do. Both have one scale.</p>"
+        f'<div class="tools"><label>colours by <select id="map-color">{_options(_map_groups(found))}</select>'
+        '</label><span class="legend" id="map-legend"></span></div>'
+        f'<div class="maps">{"".join(figures)}</div>'
+        '<p class="hint">Alt + wheel zooms the addresses; arrows up and down, Page Up and Page Down do it on '
+        "the keyboard.</p>"
+        '<div class="pinned" id="pinned" role="status">Click a block to keep it here.</div></section>'
+    )
+
+
+def _map_groups(found: Analysis) -> list[tuple[str, str]]:
+    groups = _groups(found)
+    return [groups[1], groups[0], *groups[2:]]
+
+
+def _fragmentation_section() -> str:
+    return (
+        '<section aria-labelledby="fragmentation-title"><h2 id="fragmentation-title">Fragmentation</h2>'
+        '<p class="lead">The share of the reserved memory that is not live: now, or of the run so far '
+        "(1 &minus; peak live / peak reserved), which ends at the figure of the table.</p>"
+        '<div class="tools"><label>show <select id="fragmentation-kind">'
+        '<option value="run">of the run so far</option><option value="now">at each moment</option></select>'
+        '</label></div><figure id="fragmentation"></figure></section>'
+    )
+
+
+def _moment_section(found: Analysis) -> str:
+    more = ("age", "age")
+    groups = _map_groups(found)
+    if found.trace.sites:
+        groups = [groups[-1], *groups[:-1]]
+    return (
+        '<section aria-labelledby="moment-title">'
+        '<h2 id="moment-title">Where the bytes were at the peak</h2>'
+        f'<p class="lead" id="moment-lead">{_peak_text(found.trace)}</p>'
+        '<div class="tools"><button id="moment-peak" disabled>back to the peak</button></div>'
+        '<figure id="strips"></figure>'
+        f'<div class="tools"><label>held by <select id="moment-group">{_options([*groups, more])}</select>'
+        '</label></div><div class="scroll"><table><thead><tr><th scope="col">group</th>'
+        '<th scope="col">blocks</th><th scope="col">bytes</th><th scope="col">share</th>'
+        '<th scope="col"></th></tr></thead>'
+        f'<tbody id="moment-rows">{_peak_rows(found.trace)}</tbody></table></div></section>'
+    )
+
+
+def _peak_numbers(trace: Trace) -> NDArray[np.int64]:
+    """Return the numbers of the allocations that are live at the peak."""
+    if not trace.events:
+        return np.zeros(0, np.int64)
+    peak = int(np.argmax(trace.live_bytes()))
+    lifetimes = trace.lifetimes()
+    return np.flatnonzero((lifetimes.start <= peak) & (lifetimes.end > peak))
+
+
+def _peak_text(trace: Trace) -> str:
+    blocks = counted(len(_peak_numbers(trace)), "block")
+    return f"{format_bytes(trace.peak_live_bytes)} live in {blocks}, the most of the run."
+
+
+def _peak_rows(trace: Trace) -> str:
+    """Return the tiers at the peak: what the table shows until its script fills it."""
+    sizes = trace.lifetimes().size[_peak_numbers(trace)]
+    tiers = np.array([tier_of(size).value for size in sizes.tolist()])
+    rows = []
+    for tier, most in _TIERS:
+        chosen = sizes[tiers == tier.value] if len(sizes) else sizes
+        share = format_share(int(chosen.sum()) / max(1, trace.peak_live_bytes))
+        rows.append(
+            f'<tr><th scope="row">{_tier_name(tier, most)}</th><td>{format_count(len(chosen))}</td>'
+            f"<td>{format_bytes(int(chosen.sum()))}</td><td>{share}</td><td></td></tr>"
+        )
+    return "".join(rows)
+
+
+def _table_section(found: Analysis) -> str:
+    runs = found.runs
+    most = max((run.peak_reserved_bytes for run in runs), default=1) or 1
+    columns = [column for column in COLUMNS if column is not PEAK_LIVE and column.title != "us/op"]
+    best = {column.title: best_of(runs, column) for column in columns}
+    heads = "".join(
+        f'<th scope="col" title="{escaped(column.meaning)}">{escaped(column.title)}</th>'
+        for column in columns
+    )
+    rows = []
+    for run, layout in zip(runs, found.layouts, strict=False):
+        cells = []
+        for column in columns:
+            text = column.text(column.value(run))
+            marked = "failed" if run.failed_requests else "best" if text == best[column.title] else ""
+            cells.append(f'<td class="{marked}">{text}</td>')
+        calls = format_count(sum(run.driver_calls.values()))
+        live, reserved = run.peak_live_bytes / most, run.peak_reserved_bytes / most
+        slot = _slot(found, layout)
+        meter = (
+            f'<td class="meter" style="--color:var(--c{slot})"><div>'
+            f'<i style="width:{live:.2%}"></i><i style="width:{reserved - live:.2%}"></i></div></td>'
+        )
+        ours = ' class="ours"' if slot == 0 else ""
+        name = f"{_pen(found, layout)}{escaped(title_of(layout))}"
+        rows.append(f'<tr{ours}><th scope="row">{name}</th>{meter}{"".join(cells)}<td>{calls}</td></tr>')
+    body = f"<tbody>{''.join(rows)}</tbody>"
+    plan = next(layout for layout in found.layouts if layout.allocator == OPTIMUM)
+    gap = 1 - found.trace.peak_live_bytes / plan.span_bytes if plan.span_bytes else 0.0
+    return (
+        '<section aria-labelledby="table-title"><h2 id="table-title">Allocators side by side</h2>'
+        f'<p class="lead">The plan of the whole trace needs {format_bytes(plan.span_bytes)} '
+        f"({format_share(max(0.0, gap))} above what is live at the peak). Driver time is by a table of costs "
+        'measured on an H200.</p><div class="scroll"><table><thead><tr><th scope="col">allocator</th>'
+        f'<th scope="col" style="text-align:left">live and not live at the peak</th>{heads}'
+        f'<th scope="col">driver calls</th></tr></thead>{body}</table></div></section>'
+    )
+
+
+def _samples(found: Analysis) -> str:
+    """Return memory over time as a table: what the picture shows, for those who cannot see it."""
+    trace = found.trace
+    if not trace.events:
+        return ""
+    live = trace.live_bytes()
+    starts = np.unique(np.linspace(0, trace.events, _SAMPLES + 1, dtype=np.int64)[:-1])
+    ends = np.append(starts[1:], trace.events)
+    peaks = [int(start + np.argmax(live[start:end])) for start, end in zip(starts, ends, strict=True)]
+    replayed = found.layouts[: len(found.runs)]
+    heads = "".join(f'<th scope="col">{escaped(title_of(layout))}</th>' for layout in replayed)
+    rows = "".join(
+        f'<tr><th scope="row">{format_count(int(start))} to {format_count(int(end))}</th>'
+        f"<td>{format_bytes(int(live[peak]))}</td>"
+        f"{''.join(f'<td>{format_bytes(_reserved_at(layout, peak))}</td>' for layout in replayed)}</tr>"
+        for start, end, peak in zip(starts, ends, peaks, strict=True)
+    )
+    return (
+        '<details><summary>The same as a table</summary><p class="hint">The highest moment of each stretch '
+        'of events.</p><div class="scroll"><table><thead><tr><th scope="col">events</th>'
+        f'<th scope="col">live</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>'
+    )
+
+
+def _reserved_at(layout: Layout, event: int) -> int:
+    index = int(np.searchsorted(layout.change, event, side="right")) - 1
+    return int(layout.reserved[index]) if index >= 0 else 0
+
+
+def _footer() -> str:
+    return (
+        f"<footer><p>{escaped(FRAGMENTATION.title)}: {escaped(FRAGMENTATION.meaning)}. Allocators other than "
+        "SmartPool are models of their policies, checked against peaks that the real ones showed. What lay "
+        "between the blocks of a recorded layout is not known to have been held. Made by SmartPool "
+        f"{escaped(smartpool.__version__)}.</p></footer>"
+    )

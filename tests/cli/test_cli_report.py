@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from smartpool import MiB
+from smartpool.cli import main
+from smartpool.trace import Trace
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "run.npz"
+    Trace.from_columns("t", op=[0, 1], id=[0, 0], size=[3 * MiB, 3 * MiB]).save(path)
+    return path
+
+
+def test_of_a_trace(source, tmp_path, capsys):
+    target = tmp_path / "page.html"
+    assert main(["report", str(source), "-o", str(target), "--against", "cupy,rmm", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["path"], told["bytes"]) == ("trace", str(target), target.stat().st_size)
+    assert [run["allocator"] for run in told["runs"]] == ["smartpool", "cupy", "rmm"]
+    page = target.read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "CuPy" in page
+
+
+def test_a_line_for_people_and_a_name_of_its_own(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(source), "--against", "none", "--title", "Mine"]) == 0
+    assert capsys.readouterr().out.endswith("KiB, 3.00 MiB live at the peak\n")
+    assert "<h1>Mine</h1>" in (tmp_path / "run.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere.npz"], "expected a trace file"),
+        (["{source}", "--against", "malloc"], "expected names out of"),
+        (["{source}", "-o", "{folder}/missing/x.html", "--against", "none"], "missing"),
+        (["{folder}/bad.json"], "no JSON"),
+    ],
+)
+def test_unusable_arguments(source, tmp_path, capsys, arguments, expected):
+    (tmp_path / "bad.json").write_text('{"format": "smartpool-out-of-memory"')
+    filled = [part.format(source=source, folder=tmp_path) for part in arguments]
+    assert main(["report", *filled]) == 2
+    assert expected in capsys.readouterr().err
