@@ -98,7 +98,8 @@ class PoolBooks:
         self._gauge = self._heap.gauge
         self.high_water_bytes = 0
         disown_in_children(self)
-        self._steps = Steps(enabled=self.config.enable_predictive_allocation and self._pooling)
+        predicts = self.config.enable_predictive_allocation and self._pooling
+        self._steps = Steps(enabled=predicts, recognise_after=self.config.recognise_after)
 
     def _make_heap(self) -> Heap:
         if self.driver.granularity:

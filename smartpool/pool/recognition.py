@@ -26,14 +26,17 @@ time twice as much is watched, so that long periods are found too.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
+from smartpool.errors import StepError
+from smartpool.log import LOGGER
 from smartpool.pool.aside import Aside
-from smartpool.pool.repetition import EVIDENCE, repetition_in
-from smartpool.pool.step_plans import Room, Sequence, StepPlan, make_plan
+from smartpool.pool.repetition import EVIDENCE, agreeing_periods, repetition_in
+from smartpool.pool.step_plans import Sequence, StepPlan, make_plan
 from smartpool.pool.steps import DoorBin
 from smartpool.pool.watching import LogEntry, Watch, busiest_thread, sequences
 
@@ -63,6 +66,7 @@ _PERIODS: Final = 3  # to wait at the door
 _PLANNED: Final = 0.9  # of the requests of a repetition are in the plan, or it is not worth serving
 _OWN: Final = 0.8  # of all requests are those of a thread that is served alone
 _ATTEMPTS: Final = 3  # to make a plan that fits
+_PIECES: Final = 8  # what is free beside a region lies in at least half as many pieces, one expects
 _KNOWN: Final = 4  # plans that are kept for when the program comes back to them
 
 
@@ -78,16 +82,23 @@ class Found:
         Where they were made; no thread where several take turns.
     watched
         Requests that were watched until it was found.
-    attempts
-        How often it was planned anew because there was no room for its region.
+    spare_bytes, piece_bytes, attempts
+        By how much its region is lower than the load, how large the requests are that are left to the
+        heap for that, and how often it was made lower yet.
     """
 
     sequence: Sequence
-    plan: StepPlan
     stream: int
     thread: int | None
     watched: int
+    spare_bytes: int
+    piece_bytes: int
     attempts: int = 0
+    plan: StepPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        spare, piece = self.spare_bytes, self.piece_bytes
+        object.__setattr__(self, "plan", make_plan(self.sequence, spare_bytes=spare, piece_bytes=piece))
 
     def begins_with(self, bin_: Bin) -> bool:
         """Whether a request of this thread that finds no block in `bin_` may be the first."""
@@ -103,6 +114,11 @@ class Found:
 class Recognition:
     """What one pool knows of repetitions that nobody marked. The pool's lock guards it.
 
+    Parameters
+    ----------
+    after
+        Searches of the pool before the first watch.
+
     Attributes
     ----------
     first_look
@@ -115,7 +131,7 @@ class Recognition:
         Requests and frees that were watched.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: int = 0) -> None:
         self.first_look = _FIRST
         self.synchronous = False
         self.entered = self.given_up = 0
@@ -127,7 +143,7 @@ class Recognition:
         self._analysis: Aside[Found | None] | None = None
         self._known: list[Found] = []
         self._serving: Found | None = None
-        self._rest_until = 0  # searches of the pool
+        self._rest_until = after
         self._progress = -1
 
     @property
@@ -153,11 +169,11 @@ class Recognition:
             self._show_doors(pool, steps)
         elif self._analysis is not None:
             if self._analysis.done:
-                self._found(self._analysis.result(), pool, steps)
+                self._take_result(self._analysis, pool, steps)
+        elif len(self._watch.log) >= self._check_at:
+            self._analyse(self._watch.log.copy(), pool)
         elif self._watch.full:
             self._give_up_watching(pool, steps)
-        elif len(self._watch.log) >= self._check_at:
-            self._analyse(self._watch.log.copy())
         return pool.flushes + _OFTEN
 
     def at_door(self, bin_: Bin, pool: StepPool, steps: Steps) -> PlannedStep | None:
@@ -202,7 +218,7 @@ class Recognition:
     def _begin_watch(self, limit: int, pool: StepPool) -> None:
         self._watch = Watch(limit, _ending(pool))
         self._searched = pool.searches
-        self._check_at = 2 * EVIDENCE
+        self._check_at = max(limit // 2, 2 * EVIDENCE)
         pool.add_observer(self._watch)
 
     def _end_watch(self, pool: StepPool) -> None:
@@ -229,24 +245,36 @@ class Recognition:
 
     # ------------------------------------------------------------------ finding
 
-    def _analyse(self, log: list[LogEntry]) -> None:
-        self._check_at = len(log) + len(log) // 4
-        self._aside(lambda: _find(log))
+    def _analyse(self, log: list[LogEntry], pool: StepPool) -> None:
+        """Look for a period: when the watch has seen half of what it will, and when it is over."""
+        self._check_at = self._limit if len(log) < self._limit else NEVER
+        _, rest = pool.room_bytes()  # what a region cannot have, as far as one can say by now
+        self._aside(lambda: _find(log, rest))
 
     def _aside(self, work: Callable[[], Found | None]) -> None:
         self._analysis = Aside(work)
         if self.synchronous:
             self._analysis.wait()
 
+    def _take_result(self, analysis: Aside[Found | None], pool: StepPool, steps: Steps) -> None:
+        try:
+            found = analysis.result()
+        except StepError:
+            LOGGER.exception("looking for repetition failed; requests are served as always")
+            self._give_up_watching(pool, steps)
+            self._rest_until = NEVER
+        else:
+            self._found(found, pool, steps)
+
     def _replan(self, found: Found, pool: StepPool) -> None:
         """Plan a smaller region, as there is no room for this one, and leave more to the heap."""
         self._known.remove(found)
         if found.attempts == _ATTEMPTS:
             return
-        room, sequence = pool.room(), found.sequence
-        # What is free lies a little differently the next time.
-        less = Room(room.region_bytes - room.piece_bytes * found.attempts, room.piece_bytes >> found.attempts)
-        self._aside(lambda: replace(found, plan=make_plan(sequence, room=less), attempts=found.attempts + 1))
+        room, rest = pool.room_bytes()
+        spare, piece = found.spare_bytes + found.plan.height - room, rest // _PIECES
+        attempts = found.attempts + 1
+        self._aside(lambda: replace(found, spare_bytes=spare, piece_bytes=piece, attempts=attempts))
 
     def _found(self, found: Found | None, pool: StepPool, steps: Steps) -> None:
         """Wait at the door for what was found, if it pays."""
@@ -267,20 +295,20 @@ class Recognition:
         self._show_doors(pool, steps)
 
 
-def _find(log: list[LogEntry]) -> Found | None:
+def _find(log: list[LogEntry], rest_bytes: int) -> Found | None:
     """Look for a repetition in a log and plan it. On a thread of its own."""
-    by_stream = sequences(log)
-    stream = max(by_stream, key=lambda one: len(by_stream[one]))
-    everyone = by_stream[stream]
-    thread = busiest_thread(log)
-    repetition = repetition_in(everyone)
-    if repetition is None and everyone.shared:  # perhaps others are in between that do not belong to it
-        own = sequences(log, thread=thread).get(stream)
-        repetition = repetition_in(own) if own and len(own) > _OWN * len(everyone) else None
-    if repetition is None:
-        return None
-    taking_turns = None if repetition.shared else thread
-    return Found(repetition, make_plan(repetition), stream, taking_turns, len(everyone))
+    requests = [entry for entry in log if not isinstance(entry, int)]
+    (stream, count), *_ = Counter(entry[2] for entry in requests).most_common(1)
+    thread = busiest_thread(requests)
+    for alone in (None, thread):
+        sizes = [nbytes for _, nbytes, on, by in requests if on == stream and alone in {None, by}]
+        if (alone is not None and not _OWN * count < len(sizes) < count) or not agreeing_periods(sizes):
+            continue  # before the log is read in full: most often that is all
+        repetition = repetition_in(sequences(log, thread=alone)[stream])
+        if repetition is not None:
+            taking_turns = None if repetition.shared else thread
+            return Found(repetition, stream, taking_turns, count, rest_bytes, rest_bytes // _PIECES)
+    return None
 
 
 def _ending(pool: StepPool) -> Callable[[Watch], None]:

@@ -18,16 +18,18 @@ onto layers).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from smartpool.pool.step_plans import OUTLIVED, Sequence
+from smartpool.pool.step_plans import OUTLIVED
+from smartpool.pool.step_plans import Sequence as Requests
 
 if TYPE_CHECKING:
     import numpy as np
 
     Int64s = np.ndarray[Any, np.dtype[np.int64]]
 
-__all__ = ["AGREEMENT", "EVIDENCE", "SHORTEST", "WORDS", "find_period", "repetition_in"]
+__all__ = ["AGREEMENT", "EVIDENCE", "SHORTEST", "WORDS", "agreeing_periods", "find_period", "repetition_in"]
 
 WORDS: Final = (8, 64, 512)
 """Sizes in a row that are looked for earlier: short ones stand noise, long ones tell layers from steps."""
@@ -40,47 +42,52 @@ _CANDIDATES: Final = 16
 _FACTOR: Final = 0x9E3779B97F4A7C15
 
 
-def find_period(sequence: Sequence) -> int | None:
-    """Return how many requests after which the sequence repeats itself, at its end; None if it does not.
+def agreeing_periods(sizes: Sequence[int]) -> list[int]:
+    """Return the periods that explain the end of a sequence of request sizes, ascending.
 
     Examples
     --------
-    >>> step = [100 * number for number in range(1, 21)]
-    >>> freed_at_once = tuple(range(1, 201))
-    >>> find_period(Sequence(tuple(step * 10), freed_at_once))
-    20
+    >>> agreeing_periods([100 * number for number in range(1, 21)] * 110)[:1]
+    [20]
     """
     import numpy as np  # noqa: PLC0415 - not before something is to be recognised
 
-    sizes = np.asarray(sequence.nbytes, dtype=np.int64)
-    count = len(sizes)
-    if count < 2 * SHORTEST:
-        return None
-    lives = _lifetimes(sequence)
-    for period in _distances(sizes):
-        evidence = max(period, min(EVIDENCE, count // 2))
-        if period < SHORTEST or period + evidence > count:
-            continue
-        late, early = sizes[count - evidence :], sizes[count - evidence - period : count - period]
-        if np.mean(late == early) < AGREEMENT:
-            continue
+    numbers = np.asarray(sizes, dtype=np.int64)
+    count = len(numbers)
+    found = []
+    for period in _distances(numbers):
+        evidence = max(period, EVIDENCE)
+        if period + evidence <= count:
+            late = numbers[count - evidence :]
+            early = numbers[count - evidence - period : count - period]
+            if np.mean(late == early) >= AGREEMENT:
+                found.append(period)
+    return found
+
+
+def find_period(requests: Requests) -> int | None:
+    """Return after how many requests a sequence repeats itself, at its end; None if it does not."""
+    import numpy as np  # noqa: PLC0415
+
+    lives = _lifetimes(requests)
+    for period in agreeing_periods(requests.nbytes):
         if np.mean(_of_repetition(lives, period) <= period) >= CLOSED:
             return period
     return None
 
 
-def repetition_in(sequence: Sequence) -> Sequence | None:
+def repetition_in(requests: Requests) -> Requests | None:
     """Return one repetition of a sequence that repeats itself at its end, well cut, or None.
 
     It is cut before the request at which fewest bytes are live that are freed in the next period.
     """
     import numpy as np  # noqa: PLC0415
 
-    period = find_period(sequence)
+    period = find_period(requests)
     if period is None:
         return None
-    sizes = np.asarray(sequence.nbytes[-2 * period : len(sequence) - period], dtype=np.int64)
-    lives = _of_repetition(_lifetimes(sequence), period)
+    sizes = np.asarray(requests.nbytes[-2 * period : len(requests) - period], dtype=np.int64)
+    lives = _of_repetition(_lifetimes(requests), period)
     closed = lives <= period
     live = np.zeros(2 * period + 2, dtype=np.int64)  # by request: bytes of closed lives across it
     first = np.flatnonzero(closed)
@@ -89,10 +96,10 @@ def repetition_in(sequence: Sequence) -> Sequence | None:
     across = np.cumsum(live)
     cut = int(np.argmin(across[:period] + across[period : 2 * period]))
     turned = np.where(closed, (np.arange(period) - cut) % period + lives, OUTLIVED)
-    return Sequence(
+    return Requests(
         (*sizes[cut:].tolist(), *sizes[:cut].tolist()),
         (*turned[cut:].tolist(), *turned[:cut].tolist()),
-        sequence.shared,
+        requests.shared,
     )
 
 
@@ -119,11 +126,11 @@ def _distances(sizes: Int64s) -> list[int]:
     return sorted(found)
 
 
-def _lifetimes(sequence: Sequence) -> Int64s:
+def _lifetimes(requests: Requests) -> Int64s:
     """Return after how many requests each was freed; very many for those that were not."""
     import numpy as np  # noqa: PLC0415
 
-    freed = np.asarray(sequence.freed_before, dtype=np.int64)
+    freed = np.asarray(requests.freed_before, dtype=np.int64)
     return np.where(freed == OUTLIVED, np.int64(1) << 60, freed - np.arange(len(freed)))
 
 

@@ -18,7 +18,6 @@ from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin, LiveTable
 from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady, uncaptured
 from smartpool.pool.direct import DirectBin
-from smartpool.pool.step_plans import Room
 from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
 from smartpool.units import align_up, format_size
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["SearchingPool"]
 
 _EVERYTHING: Final = 1 << 62
-_PIECES: Final = 8  # what is free beside a region is expected to lie in at least half as many pieces
 
 
 class SearchingPool(PoolBooks):
@@ -329,12 +327,10 @@ class SearchingPool(PoolBooks):
         except OutOfMemoryError:
             return None
 
-    def room(self) -> Room:
-        """Return what is free for the region of a planned step, and beside it."""
-        self._flush()
+    def room_bytes(self) -> tuple[int, int]:
+        """Return the bytes of the largest region that can be made of what is free now, and of the rest."""
         region = self._heap.room_bytes()
-        free = self._heap.extent_bytes - self._heap.live_bytes
-        return Room(region, (free - region) // _PIECES)
+        return region, self._heap.extent_bytes - self._heap.live_bytes - region
 
     def release_region(self, address: int, size: int, streams: tuple[int, ...]) -> None:
         """Take back what `acquire_region` gave; `streams` may still touch it."""

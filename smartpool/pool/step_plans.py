@@ -12,7 +12,7 @@ from typing import Final
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.units import align_up
 
-__all__ = ["OUTLIVED", "Room", "Sequence", "StepPlan", "make_plan"]
+__all__ = ["OUTLIVED", "Sequence", "StepPlan", "make_plan"]
 
 OUTLIVED: Final = -1
 _PLANNING_SECONDS: Final = 5.0
@@ -71,23 +71,7 @@ class StepPlan:
         return len(self.offsets) - self.offsets.count(-1)
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What is free in the heap.
-
-    Attributes
-    ----------
-    region_bytes
-        The largest block that can be made of it.
-    piece_bytes
-        The largest block that finds its place beside that.
-    """
-
-    region_bytes: int
-    piece_bytes: int
-
-
-def make_plan(sequence: Sequence, *, room: Room | None = None) -> StepPlan:
+def make_plan(sequence: Sequence, *, spare_bytes: int = 0, piece_bytes: int = 0) -> StepPlan:
     """Colour the intervals of a repetition. Seconds for large ones: call it off the pool's lock.
 
     A request that is freed in the next repetition, before its own turn comes again, has its place
@@ -98,8 +82,9 @@ def make_plan(sequence: Sequence, *, room: Room | None = None) -> StepPlan:
     ----------
     sequence
         The repetition.
-    room
-        What the region may take, and which requests can be left to the heap so that it does.
+    spare_bytes, piece_bytes
+        By how much the region is to be lower than the load, and how large the requests may be that are
+        left to the heap for that.
     """
     from smartpool.planner import plan  # noqa: PLC0415 - and with it NumPy, only where steps are planned
 
@@ -111,8 +96,8 @@ def make_plan(sequence: Sequence, *, room: Room | None = None) -> StepPlan:
         for number, (nbytes, freed) in enumerate(zip(sequence.nbytes, sequence.freed_before, strict=True))
         if OUTLIVED != freed <= count + number
     }
-    if room is not None:
-        _leave_out(lives, count, room)
+    if spare_bytes > 0:
+        _leave_out(lives, count, spare_bytes, piece_bytes)
     offsets = [-1] * count
     due: list[list[int]] = [[] for _ in range(count + 1)]
     height = 0
@@ -140,8 +125,8 @@ class _Life:
         self.wraps = wraps
 
 
-def _leave_out(lives: dict[int, _Life], count: int, room: Room) -> None:
-    """Take requests out until the load fits: few, so the longest of those live where it is highest."""
+def _leave_out(lives: dict[int, _Life], count: int, spare_bytes: int, piece_bytes: int) -> None:
+    """Take requests out until the load is lower: few, so the longest of those live where it is highest."""
     import numpy as np  # noqa: PLC0415
 
     change = np.zeros(count + 1, dtype=np.int64)
@@ -149,16 +134,17 @@ def _leave_out(lives: dict[int, _Life], count: int, room: Room) -> None:
         change[life.start] += life.size
         change[life.end] -= life.size
     load = np.cumsum(change)
-    while load.max() > room.region_bytes:
+    limit = int(load.max()) - spare_bytes
+    while load.max() > max(limit, 0):
         peak = int(load.argmax())
-        excess = int(load[peak]) - room.region_bytes
+        excess = int(load[peak]) - limit
         there = [
             number
             for number, life in lives.items()
-            if life.start <= peak < life.end and life.size <= room.piece_bytes
+            if life.start <= peak < life.end and life.size <= piece_bytes
         ]
         if not there:
-            return  # the region is too high, and is refused
+            return  # the region stays too high, and is refused
         number = max(
             there, key=lambda one: (lives[one].end - lives[one].start) * min(lives[one].size, excess)
         )

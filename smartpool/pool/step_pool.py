@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
-from smartpool.pool.step_plans import Room
 
 __all__ = ["StepPool"]
 
@@ -37,8 +36,8 @@ class StepPool(Protocol):
     def acquire_spare_region(self, size: int, stream: int) -> int | None:
         """Return the address of a block of `size` bytes of what is free already, or None."""
 
-    def room(self) -> Room:
-        """Return what is free for a region, and beside it."""
+    def room_bytes(self) -> tuple[int, int]:
+        """Return the bytes of the largest region that can be made of what is free now, and of the rest."""
 
     def release_region(self, address: int, size: int, streams: tuple[int, ...]) -> None:
         """Take the block back; `streams` may still touch it."""

@@ -79,8 +79,8 @@ class Steps:
     ----------
     enabled
         Whether steps are recorded and planned at all.
-    automatic
-        Whether repetitions are recognised that nobody marks.
+    recognise_after
+        Searches after which repetition is looked for that nobody marks; None for never.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Steps:
         How often the bins are emptied before the pool next calls `look`.
     """
 
-    def __init__(self, *, enabled: bool = True, automatic: bool = True) -> None:
+    def __init__(self, *, enabled: bool = True, recognise_after: int | None = None) -> None:
         self._enabled = enabled
         self._plans: dict[str, dict[int, StepPlan]] = {}
         self._planning: dict[str, Aside[dict[int, StepPlan]]] = {}
@@ -105,8 +105,8 @@ class Steps:
         self._left: list[PlannedStep] = []
         self._recorded = self._watched = 0
         self._past = [0, 0, 0]  # repetitions, hits and misses of regions that are gone
-        self._recognition = Recognition()
-        self._automatic = enabled and automatic
+        self._recognition = Recognition(recognise_after or 0)
+        self._automatic = enabled and recognise_after is not None
         self.attentive = False
         self.look_at = self._recognition.first_look if self._automatic else NEVER
 
