@@ -165,6 +165,16 @@ class ElasticHeap:
         self._small.extend(gap.start, size, barrier=True, uses=uses)
         return True
 
+    def spare_slab(self) -> bool:
+        """Make a gap of home into a slab while slabs are few; see `Heap.spare_slab`.
+
+        Emptying the bins of small requests instead costs a search for each block in them later on.
+        """
+        size = self._policy.slab_bytes
+        if self._small.extent_bytes + size > self._policy.trifle / 4 * self._home.extent_bytes:
+            return False
+        return self._home.find(size) is not None and self._add_slab()
+
     def _return_slabs(self) -> None:
         """Turn slabs in which nothing is live back into gaps of the home arena."""
         for gap in list(self._small.fitting(self._policy.slab_bytes)):

@@ -53,6 +53,9 @@ class Heap(Protocol):
         any instant, also when an exception comes in between.
         """
 
+    def spare_slab(self) -> bool:
+        """Set memory that is free apart for small requests, if that is next to nothing; whether it was."""
+
     def block_size(self, address: int) -> int | None:
         """Return the size of the block at `address`, or None."""
 

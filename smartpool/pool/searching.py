@@ -112,7 +112,7 @@ class SearchingPool(PoolBooks):
                     size, touched = bin_.size, bin_.touched
                     found = arena.allocate(size, ALIGNMENT, bin_.snug if touched else None)
                     if found is None and touched:
-                        self._empty_bins(touched)  # which may give the gaps uses
+                        self._make_room(touched)  # which may give the gaps uses
                         found = self._heap.allocate(size, ALIGNMENT, bin_.stream)
                     pointer = self._grow(bin_, ALIGNMENT) if found is None else found
                 self._live[pointer] = bin_
@@ -138,9 +138,14 @@ class SearchingPool(PoolBooks):
             pointer = self._heap.allocate(bin_.size, alignment, bin_.stream, bin_.snug)
             if pointer is not None:
                 return pointer
-            self._empty_bins(touched)
+            self._make_room(touched)
         pointer = self._heap.allocate(bin_.size, alignment, bin_.stream)
         return self._grow(bin_, alignment) if pointer is None else pointer
+
+    def _make_room(self, touched: set[Bin]) -> None:
+        """Do what may spare the heap from growing. For small requests one slab more is cheaper still."""
+        if touched is not self._touched_small or not self._heap.spare_slab():
+            self._empty_bins(touched)
 
     # ------------------------------------------------------------------ growth
 

@@ -159,6 +159,10 @@ class SegmentHeap:
         """Bytes of the segments for small requests."""
         return self._small.extent_bytes
 
+    def spare_slab(self) -> bool:
+        """Set nothing apart; see `Heap.spare_slab`."""
+        return False
+
     def block_size(self, address: int) -> int | None:
         """Return the size of the block at `address`, or None."""
         return self._small.size_at(address) or self._rest.size_at(address)

@@ -475,3 +475,20 @@ def test_a_small_request_that_grows_the_heap_empties_the_small_bins():
         pool.free(block)
     assert pool.malloc(63 * KiB) == min(blocks)  # joined out of two of them, in the same slab
     pool.check()
+
+
+@pytest.mark.parametrize(("gap", "kept"), [(3000 * MiB, True), (300 * MiB, False)])
+def test_one_slab_more_is_cheaper_than_emptying_the_small_bins(gap, kept):
+    pool = AdvancedMemoryPoolManager(ModelDriver(4096 * MiB))
+    large = pool.malloc(gap)
+    pool.free(large)
+    blocks = [pool.malloc(32 * KiB) for _ in range(64)]  # a slab
+    for block in blocks:
+        pool.free(block)
+    before = pool.snapshot()
+    pool.malloc(16 * KiB)
+    now = pool.snapshot()
+    assert now.cached_bytes == before.cached_bytes if kept else now.cached_bytes == 0
+    assert now.flushes == before.flushes + (0 if kept else 1)
+    assert now.reserved_bytes == before.reserved_bytes
+    pool.check()
