@@ -29,6 +29,9 @@ from smartpool.testing.program import Program
 from smartpool.testing.session import Block, Session
 from smartpool.testing.shapes import Shape, play, traces
 from smartpool.testing.strategies import interval_sets, requests, sizes
+from smartpool.testing.stream_machine import StreamMachine, check_stream_order
+from smartpool.testing.stream_session import StreamSession
+from smartpool.testing.watching import WatchedDriver
 
 __all__ = [
     "AllocatorMachine",
@@ -40,9 +43,13 @@ __all__ = [
     "Report",
     "Session",
     "Shape",
+    "StreamMachine",
+    "StreamSession",
     "ViolationError",
+    "WatchedDriver",
     "address_of",
     "check_allocator",
+    "check_stream_order",
     "host_read",
     "host_write",
     "interval_sets",

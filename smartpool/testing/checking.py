@@ -149,7 +149,7 @@ def check_allocator(
         try:
             play(trace, session)
         except BaseException:
-            session.close()
+            session.abandon()
             raise
         session.finish()
 
@@ -163,11 +163,16 @@ def check_allocator(
     if on_traces:
         hunt.run(lambda settings: settings(play_traces)(), play_traces, on_traces)
     hunt.raise_if_found()
+    return report_of(hunt, factory)
+
+
+def report_of(hunt: Hunt, factory: Callable[..., Any]) -> Report:
+    """Return the report of a search that found nothing."""
     return Report(
         name=getattr(factory, "__name__", repr(factory)),
         examples=hunt.examples,
         steps=hunt.steps_done,
         seconds=hunt.seconds_spent,
-        seed=seed,
+        seed=hunt.seed,
         checked=dict(hunt.checked),
     )

@@ -76,6 +76,11 @@ class Contract:
     streams
         Handles that requests and frees are given as ``stream=``, a function of the allocator that makes
         them, or how many to make on the driver beside its default stream. None: no stream is ever named.
+    wrap_stream
+        What the allocator takes for a stream, made of the driver's handle; the handle itself by default.
+    record_stream
+        ``record_stream(allocator, block, stream)``: the stream uses the live block too. `check_stream_order`
+        then uses blocks on further streams.
     malloc_aligned
         ``malloc_aligned(allocator, nbytes, alignment)``, with ``stream=`` where there are streams.
     accounting
@@ -123,6 +128,8 @@ class Contract:
     read: Hook | None = None
     write: Hook | None = None
     streams: int | Sequence[object] | Callable[[Any], Sequence[object]] | None = None
+    wrap_stream: Callable[[int], Any] | None = None
+    record_stream: Hook | None = None
     malloc_aligned: Hook | None = None
     accounting: Hook | None = None
     check: Hook | None = None

@@ -42,7 +42,7 @@ class Hunt:
         for name, value in (("examples", examples), ("steps", steps), ("seconds", seconds)):
             if not (isinstance(value, int | float) and value > 0):
                 raise ConfigurationError(name, f"expected a budget above 0, got {value!r}")
-        self.contract = contract
+        self.make_session: Callable[[], Session] = lambda: Session(contract)
         self.examples = 0
         self.steps_done = 0
         self.checked: Counter[Invariant] = Counter()
@@ -51,7 +51,7 @@ class Hunt:
         self.found_at = 0.0
         self._budget = self._limit = examples
         self._steps = steps
-        self._seed = seed
+        self.seed = seed
         self._begin = time.monotonic()
         self._deadline = self._begin + seconds
         self._seconds = seconds
@@ -80,8 +80,8 @@ class Hunt:
         if self.found is not None or self.seconds_spent > self._seconds:
             return
         self._limit = self.examples + examples  # Hypothesis does not count programs that it gave up half-way
-        if self._seed is not None:
-            seeded(self._seed)(target)
+        if self.seed is not None:
+            seeded(self.seed)(target)
         configured = settings(
             max_examples=examples,
             stateful_step_count=self._steps,
@@ -105,10 +105,10 @@ class Hunt:
             return
         told = (
             f"found in program {self.found_after} of {self._budget} after {self.found_at:.2f} s, "
-            f"seed {self._seed}"
+            f"seed {self.seed}"
         )
         if not any(isinstance(step, Call) for step in best.program.steps):
-            shorter = reduced(self.contract, best, seconds=max(self._seconds, _SHORTENING_S))
+            shorter = reduced(self.make_session, best, seconds=max(self._seconds, _SHORTENING_S))
             if shorter is None:
                 told += "; not found when run once more: the allocator does not do the same twice"
             best = shorter or best

@@ -157,4 +157,4 @@ class AllocatorMachine(RuleBasedStateMachine):
         if sys.exc_info()[0] is None:
             self.session.finish()
         else:
-            self.session.close()
+            self.session.abandon()

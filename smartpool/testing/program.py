@@ -97,6 +97,7 @@ class Free:
     name: str
     nbytes: int
     stream: int | None = None
+    behind: tuple[int, ...] = ()
 
     def run(self, session: Session, blocks: dict[str, Block]) -> None:
         """Free the block again."""
@@ -106,7 +107,7 @@ class Free:
 
     def lines(self, words: Wording) -> list[str]:
         """Write the free."""
-        return [words.release(self.name, self.nbytes, self.stream)]
+        return [*words.orders(self.stream, self.behind), words.release(self.name, self.nbytes, self.stream)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,8 +204,10 @@ class Wording:
     """How a program names what the caller gave: by an import where there is one, else as the option."""
 
     def __init__(self, session: Session) -> None:
+        self._session = session
         self._contract = session.contract
         self._subject = session.subject
+        self._watched = session.watched
         self.malloc, self.free = session.subject.names
         self.names: dict[str, object] = {}
         self._imports: dict[str, set[str]] = {}
@@ -249,6 +252,25 @@ class Wording:
         """Return the argument that names a stream."""
         return [] if number is None else [f"stream={self._streams()}[{number}]"]
 
+    def handle(self, number: int) -> str:
+        """Return a stream as the driver knows it."""
+        return f"{self._streams('handles' if self._contract.wrap_stream else 'streams')}[{number}]"
+
+    def stream_itself(self, number: int) -> list[str]:
+        """Return a stream as the allocator takes it."""
+        return [f"{self._streams()}[{number}]"]
+
+    def address_of_block(self, name: str) -> str:
+        """Return the address of the block of that name."""
+        block = self._session.live.get(name) or self._session.gone[name]
+        return self.address(name, block.handle)
+
+    def orders(self, stream: int | None, behind: tuple[int, ...]) -> list[str]:
+        """Return the calls that let a stream wait for others."""
+        if stream is None:
+            return []
+        return [f"driver.order({self.handle(stream)}, behind={self.handle(each)})" for each in behind]
+
     def address(self, name: str, handle: object) -> str:
         """Return the address of a block."""
         if isinstance(handle, int):
@@ -286,17 +308,24 @@ class Wording:
 
     def _making(self) -> list[str]:
         factory, driver = self.expression("factory", self._contract.factory), self._contract.driver
-        lines = []
+        lines: list[str] = []
         if isinstance(driver, str):
-            lines.append(f"driver = {self.imported('smartpool.driver', 'open_driver')}({driver!r})")
-        elif driver is not None:
-            lines.append(f"driver = {self.expression('open_driver', driver)}()")
+            opened = f"{self.imported('smartpool.driver', 'open_driver')}({driver!r})"
+        else:
+            opened = f"{self.expression('open_driver', driver)}()" if driver is not None else ""
+        if opened and self._watched:
+            opened = f"{self.imported('smartpool.testing', 'WatchedDriver')}({opened})"
+        if opened:
+            lines.append(f"driver = {opened}")
         made = f"{factory}({'driver' if driver is not None else ''})"
         lines.append(f"{'malloc, free' if self.malloc == 'malloc' else 'pool'} = {made}")
         if "malloc, free" in lines[-1] and self._uses_pool():
             lines.append("pool = malloc, free")
-        if "streams" in self._helpers:
-            lines.append(f"streams = {self._streams_source()}")
+        wrap = self._contract.wrap_stream
+        if {"streams", "handles"} & self._helpers:
+            lines.append(f"{'handles' if wrap else 'streams'} = {self._streams_source()}")
+        if wrap is not None and "streams" in self._helpers:
+            lines.append(f"streams = [{self.expression('wrap_stream', wrap)}(handle) for handle in handles]")
         if "memory" in self._helpers:
             lines.append(f"memory = {self._memory_source()}")
         return lines
@@ -306,9 +335,9 @@ class Wording:
         hooks = (contract.read, contract.check, contract.accounting, contract.trim, contract.malloc_aligned)
         return any(hooks) or bool(contract.upkeep) or callable(contract.streams)
 
-    def _streams(self) -> str:
-        self._helpers.add("streams")
-        return "streams"
+    def _streams(self, name: str = "streams") -> str:
+        self._helpers.add(name)
+        return name
 
     def _streams_source(self) -> str:
         given = self._contract.streams

@@ -15,10 +15,9 @@ Bound: O(n log n) runs to the first round's end for n steps in practice, O(n^2) 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from smartpool.testing.contract import Contract
 from smartpool.testing.invariants import ViolationError
 from smartpool.testing.program import Malloc, Step
 from smartpool.testing.session import Block, Session
@@ -27,32 +26,34 @@ from smartpool.units import align_up
 __all__ = ["reduced", "run_again"]
 
 
-def run_again(contract: Contract, steps: Sequence[Step], *, stamp: bool = True) -> ViolationError | None:
-    """Run steps in a fresh session to its end; return the violation that they lead to, or None.
+def run_again(session: Session, steps: Sequence[Step]) -> ViolationError | None:
+    """Run steps in a fresh session and finish it; return the violation that they lead to, or None.
 
     Examples
     --------
+    >>> from smartpool.testing import Contract
     >>> from smartpool.testing.toys import RoundsDown, ToyPool
     >>> steps = [Malloc(name=name, number=0, nbytes=17) for name in "ab"]
-    >>> run_again(Contract(factory=RoundsDown), steps).invariant.value
+    >>> run_again(Session(Contract(factory=RoundsDown)), steps).invariant.value
     'no overlap'
-    >>> run_again(Contract(factory=ToyPool), steps)
+    >>> run_again(Session(Contract(factory=ToyPool)), steps)
     """
-    session = Session(contract, stamp=stamp)
     blocks: dict[str, Block] = {}
     try:
         for step in steps:
             step.run(session, blocks)
         session.finish()
     except ViolationError as error:
-        session.close()
+        session.abandon()
         return error
     return None
 
 
-def reduced(contract: Contract, error: ViolationError, *, seconds: float) -> ViolationError | None:
+def reduced(
+    make_session: Callable[[], Session], error: ViolationError, *, seconds: float
+) -> ViolationError | None:
     """Return a violation of the same invariant by a short program; None when it does not happen again."""
-    search = _Search(contract, error, time.monotonic() + seconds)
+    search = _Search(make_session, error, time.monotonic() + seconds)
     if not search.adopts(list(error.program.steps)):
         return None
     before = None
@@ -68,11 +69,11 @@ def reduced(contract: Contract, error: ViolationError, *, seconds: float) -> Vio
 class _Search:
     """The best program so far, and the only way to a better one."""
 
-    def __init__(self, contract: Contract, wanted: ViolationError, deadline: float) -> None:
-        self.unit = contract.alignment  # what a block most likely takes
+    def __init__(self, make_session: Callable[[], Session], wanted: ViolationError, deadline: float) -> None:
+        self.unit = 1  # what a block most likely takes
         self.best: ViolationError | None = None
         self.stamp = True
-        self._contract, self._wanted, self._deadline = contract, wanted, deadline
+        self._make_session, self._wanted, self._deadline = make_session, wanted, deadline
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -86,7 +87,10 @@ class _Search:
         """Run the steps; keep them, as they were run, if they break the invariant too."""
         if self.best is not None and self.over:
             return False
-        again = run_again(self._contract, steps, stamp=self.stamp)
+        session = self._make_session()
+        session.stamps = session.stamps and self.stamp
+        self.unit = session.contract.alignment
+        again = run_again(session, steps)
         if again is None or not self._is_the_same(again):
             return False
         if self.best is not None and _size(again) >= _size(self.best) and self.stamp:

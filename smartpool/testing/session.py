@@ -63,10 +63,13 @@ class Session:
 
     Attributes
     ----------
-    live, dead
-        Blocks by name: those that are live, and those that were freed and whose address nobody has now.
+    live, gone, dead
+        Blocks by name: those that are live, those that were freed, and of these the ones whose address nobody
+        has now.
     steps
         What was done so far.
+    stamps
+        Whether blocks that are served from now on are stamped.
     checked
         How often each invariant was checked.
 
@@ -85,12 +88,15 @@ class Session:
     (2, 1)
     """
 
+    watched = False
+
     def __init__(self, contract: Contract, *, stamp: bool = True) -> None:
         self.contract = contract
-        self.driver: Any = _open(contract.driver)
+        self.driver: Any = self.open_driver()
         self.subject = Subject.make(contract, self.driver)
         self.live: dict[str, Block] = {}
         self.dead: dict[str, Block] = {}
+        self.gone: dict[str, Block] = {}
         self.steps: list[Step] = []
         self.checked: Counter[Invariant] = Counter()
         self.broken: ViolationError | None = None
@@ -100,9 +106,16 @@ class Session:
         self._errors = contract.errors if isinstance(contract.errors, tuple) else (contract.errors,)
         self._faulty = False
         self._largest: Malloc | None = None
-        self._stamp = stamp
+        self.stamps = stamp
         self._memory = self._make_memory()
         self._baseline = self._figures().get("reserved_bytes")
+
+    def open_driver(self) -> Any:
+        """Return a fresh driver, or None where the contract has none."""
+        driver = self.contract.driver
+        if driver is None:
+            return None
+        return open_driver(driver) if isinstance(driver, str) else driver()
 
     # ------------------------------------------------------------------ requests
 
@@ -142,10 +155,12 @@ class Session:
 
     def free(self, block: Block | None, *, stream: int | None = None) -> None:
         """Free a live block; with `stream`, as used there last."""
-        if block is None:
-            return
-        self._look_at(block, edges=False)
-        step = Free(name=block.name, nbytes=block.nbytes, stream=stream)
+        if block is not None:
+            self._look_at(block, edges=False)
+            self._release(block, Free(name=block.name, nbytes=block.nbytes, stream=stream))
+
+    def _release(self, block: Block, step: Free) -> None:
+        stream = step.stream
         self.steps.append(step)
         self.checked[Invariant.ERRORS] += 1
         try:
@@ -159,6 +174,7 @@ class Session:
             ) from error
         del self.live[block.name]
         self._accounts.remove(block.number)
+        self.gone[block.name] = block
         if block.nbytes:
             self.dead[block.name] = block
         self._agrees()
@@ -215,36 +231,19 @@ class Session:
         self.checked[Invariant.NO_LEAK] += 1
         self._refill()
         self._give_back()
-        self.close()
+        self._close()
 
-    def close(self) -> None:
-        """Close the allocator, and the driver; after a violation whatever that raises is dropped."""
-        contract, driver = self.contract, self.driver
-        if self.broken is not None:
+    def abandon(self) -> None:
+        """Close the allocator in the middle of anything; whatever that raises is dropped."""
+        for block in self.live.values():
             with suppress(Exception):
-                if contract.close is not None:
-                    self._hook(contract.close)()
-            return
-        if contract.close is not None:
-            self._close()
-            held = {name: count for name, count in driver.held().items() if count} if driver else {}
-            if held:
-                raise self._violation(
-                    Invariant.NO_LEAK,
-                    f"the closed allocator still holds of the driver: {held}",
-                    lambda words: [words.hook("close"), "assert not any(driver.held().values())"],
-                )
-        if driver is not None:
-            driver.close()
-
-    def _close(self) -> None:
-        assert self.contract.close is not None
-        try:
-            self._hook(self.contract.close)()
-        except Exception as error:
-            raise self._violation(
-                Invariant.ERRORS, f"close raised {error!r}", self._hook_proof("close")
-            ) from error
+                self.subject.free(block.handle, block.nbytes)
+        if self.contract.close is not None:
+            with suppress(Exception):
+                self._hook(self.contract.close)()
+        if self.driver is not None:
+            with suppress(Exception):
+                self.driver.close()
 
     # ------------------------------------------------------------------ what is checked
 
@@ -271,7 +270,7 @@ class Session:
         self._no_longer_dead(block)
         if self._largest is None or nbytes > self._largest.nbytes:
             self._largest = step
-        if self._stamp and nbytes and self._memory.reaches(handle):
+        if self.stamps and nbytes and self._memory.reaches(handle):
             self.steps[-1] = replace(step, stamped=True)
             self._write(block)
         self._agrees()
@@ -462,6 +461,30 @@ class Session:
                 lambda words: [words.hook("trim"), *figure(words)],
             )
 
+    def _close(self) -> None:
+        close = self.contract.close
+        if close is not None:
+            try:
+                self._hook(close)()
+            except Exception as error:
+                raise self._violation(
+                    Invariant.ERRORS, f"close raised {error!r}", self._hook_proof("close")
+                ) from error
+        self._after_close()
+        if self.driver is not None:
+            self.driver.close()
+
+    def _after_close(self) -> None:
+        if self.driver is None or self.contract.close is None:
+            return
+        held = {name: count for name, count in self.driver.held().items() if count}
+        if held:
+            raise self._violation(
+                Invariant.NO_LEAK,
+                f"the closed allocator still holds of the driver: {held}",
+                lambda words: [words.hook("close"), "assert not any(driver.held().values())"],
+            )
+
     # ------------------------------------------------------------------ inside
 
     def _make_memory(self) -> Memory:
@@ -514,12 +537,6 @@ class Session:
 _Lines = Callable[[Wording], list[str]]
 _NOTHING_TO_READ: Final = 12  # kDLExtDev: addresses without memory
 _LOOKED_AT: Final = 8
-
-
-def _open(driver: Any) -> Any:
-    if driver is None:
-        return None
-    return open_driver(driver) if isinstance(driver, str) else driver()
 
 
 def _names() -> Iterator[str]:

@@ -30,8 +30,9 @@ class Subject:
         How a program writes them: ``("pool.malloc", "pool.free")``.
     sized_free
         Whether a free is told the size.
-    streams
-        The stream handles, in order; empty where none is ever named.
+    handles, streams
+        The streams in order, as the driver knows them and as the allocator takes them; empty where none is
+        ever named.
     free_takes_stream
         Whether a free can name a stream.
     """
@@ -41,6 +42,7 @@ class Subject:
     release: Callable[..., Any]
     names: tuple[str, str]
     sized_free: bool
+    handles: Sequence[Any]
     streams: Sequence[object]
     free_takes_stream: bool
 
@@ -76,13 +78,15 @@ class Subject:
             allocate, release = (getattr(allocator, name) for name in pair)
             names = (f"pool.{pair[0]}", f"pool.{pair[1]}")
         handles = _make_streams(contract.streams, allocator, driver)
+        wrap = contract.wrap_stream
         return cls(
             allocator=allocator,
             allocate=allocate,
             release=release,
             names=names,
             sized_free=_wants_size(release, names[1]),
-            streams=handles,
+            handles=handles,
+            streams=handles if wrap is None else tuple(wrap(handle) for handle in handles),
             free_takes_stream=bool(handles) and _wants_stream(release),
         )
 
@@ -99,7 +103,7 @@ class Subject:
             self.release(*arguments, stream=self.streams[stream])
 
 
-def _make_streams(streams: Any, allocator: object, driver: Any) -> tuple[object, ...]:
+def _make_streams(streams: Any, allocator: object, driver: Any) -> tuple[Any, ...]:
     if isinstance(streams, int):
         return (driver.default_stream, *(driver.create_stream() for _ in range(streams)))
     return tuple(streams(allocator) if callable(streams) else streams or ())

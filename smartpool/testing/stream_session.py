@@ -1,0 +1,282 @@
+"""A session on several streams: who uses a block where, and whether the allocator keeps them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+from smartpool.testing.contract import Contract
+from smartpool.testing.invariants import Invariant
+from smartpool.testing.program import Free, Malloc, Wording
+from smartpool.testing.session import Block, Session
+from smartpool.testing.watching import WatchedDriver
+
+__all__ = ["BY", "Busy", "GoOn", "Look", "StreamSession", "Use", "Wait"]
+
+BY: Final = ("events", "bytes")
+_VALUES: Final = 250
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """Work on a block: the device fills it."""
+
+    name: str
+    nbytes: int
+    stream: int
+    value: int
+    behind: tuple[int, ...] = ()
+    recorded: bool = False
+
+    def run(self, session: Session, blocks: dict[str, Block]) -> None:
+        """Queue it again, if the block is there."""
+        block = blocks.get(self.name)
+        if isinstance(session, StreamSession) and block is not None and block.name in session.live:
+            session.use(block, self.stream)
+
+    def lines(self, words: Wording) -> list[str]:
+        """Write the caller's own order, what the allocator is told, and the work."""
+        lines = words.orders(self.stream, self.behind)
+        if self.recorded:
+            lines.append(words.hook("record_stream", self.name, *words.stream_itself(self.stream)))
+        target = words.address_of_block(self.name)
+        return [*lines, f"driver.fill({target}, {self.value}, {self.nbytes}, {words.handle(self.stream)})"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Work that reads a block: both ends are copied to where nobody writes."""
+
+    name: str
+    nbytes: int
+    stream: int
+
+    def run(self, session: Session, blocks: dict[str, Block]) -> None:
+        """Look again, if the block is there."""
+        block = blocks.get(self.name)
+        if isinstance(session, StreamSession) and block is not None and block.name in session.live:
+            session.look(block, self.stream)
+
+    def lines(self, words: Wording) -> list[str]:
+        """Write the look."""
+        target = words.address_of_block(self.name)
+        return [f"seen_{self.name} = driver.look({target}, {self.nbytes}, {words.handle(self.stream)})"]
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A stream is busy from now on."""
+
+    stream: int
+
+    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
+        """Make it busy again."""
+        if isinstance(session, StreamSession):
+            session.busy(self.stream)
+
+    def lines(self, words: Wording) -> list[str]:
+        """Write the call."""
+        return [f"driver.busy({words.handle(self.stream)})"]
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """A busy stream does its work."""
+
+    stream: int
+
+    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
+        """Let it go on again."""
+        if isinstance(session, StreamSession):
+            session.go_on(self.stream)
+
+    def lines(self, words: Wording) -> list[str]:
+        """Write the call."""
+        return [f"driver.go_on({words.handle(self.stream)})"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The host waits for a stream."""
+
+    stream: int
+
+    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
+        """Wait again."""
+        if isinstance(session, StreamSession):
+            session.wait(self.stream)
+
+    def lines(self, words: Wording) -> list[str]:
+        """Write the call."""
+        return [f"driver.synchronize({words.handle(self.stream)})"]
+
+
+class StreamSession(Session):
+    """A session whose driver watches order; see `Session` for the rest.
+
+    Parameters
+    ----------
+    contract
+        With a driver and streams.
+    by
+        ``"events"``: the allocator orders its streams through the driver that it is given, and every
+        request is decided by vector clocks. ``"bytes"``: it has a way of its own, and what counts is
+        whether work that was queued before a free sees foreign bytes.
+    """
+
+    watched = True
+
+    def __init__(self, contract: Contract, *, by: str = "events", stamp: bool = False) -> None:
+        super().__init__(contract, stamp=stamp)
+        self.by = by
+        self._users: dict[str, set[int]] = {}
+        self._values: dict[str, int] = {}
+        self._filled: set[tuple[str, int]] = set()  # a look comes behind a fill of its own stream
+        self._looks: dict[str, tuple[int, int, int]] = {}  # name -> number of the look, size, value
+
+    def open_driver(self) -> WatchedDriver:
+        """Return a fresh driver, watched."""
+        return WatchedDriver(super().open_driver())
+
+    def users(self, block: Block) -> list[int]:
+        """Return the numbers of the streams that a live block may be used on."""
+        return sorted(self._users[block.name])
+
+    # ------------------------------------------------------------------ what a program does
+
+    def use(self, block: Block, stream: int) -> None:
+        """Fill the block on a stream, behind all that used it so far.
+
+        Left out on a stream that the allocator cannot be told of.
+        """
+        users = self._users[block.name]
+        behind = () if stream in users else tuple(sorted(users))
+        if not block.nbytes or (behind and self.contract.record_stream is None):
+            return
+        self._order(stream, behind)
+        if behind and self.contract.record_stream is not None:
+            self._hook(self.contract.record_stream)(block.handle, self.subject.streams[stream])
+            users.add(stream)
+        value = self._values.setdefault(block.name, block.number % _VALUES + 1)
+        self.steps.append(
+            Use(
+                name=block.name,
+                nbytes=block.nbytes,
+                stream=stream,
+                value=value,
+                behind=behind,
+                recorded=bool(behind),
+            )
+        )
+        self.driver.fill(block.address, value, block.nbytes, self.subject.handles[stream])
+        self._filled.add((block.name, stream))
+        self._agrees()
+
+    def look(self, block: Block, stream: int) -> None:
+        """Queue a look at a block that was filled, on a stream that uses it."""
+        if (block.name, stream) in self._filled:
+            self.steps.append(Look(name=block.name, nbytes=block.nbytes, stream=stream))
+            number = self.driver.look(block.address, block.nbytes, self.subject.handles[stream])
+            self._looks[block.name] = number, block.nbytes, self._values[block.name]
+
+    def free(self, block: Block | None, *, stream: int | None = None) -> None:
+        """Free a block; on another stream than its own, behind all that used it, as a caller must."""
+        if block is None:
+            return
+        users = self._users[block.name]
+        if stream is not None and not self.subject.free_takes_stream:
+            stream = None
+        behind = () if stream in (None, block.stream or 0) else tuple(sorted(users - {stream}))
+        if stream is not None:
+            self._order(stream, behind)
+        self._release(block, Free(name=block.name, nbytes=block.nbytes, stream=stream, behind=behind))
+
+    def busy(self, stream: int) -> None:
+        """Let a stream be busy for a while."""
+        self.steps.append(Busy(stream))
+        self.driver.busy(self.subject.handles[stream])
+
+    def go_on(self, stream: int) -> None:
+        """Let a busy stream go on."""
+        self.steps.append(GoOn(stream))
+        self.driver.go_on(self.subject.handles[stream])
+        self._agrees()
+
+    def wait(self, stream: int) -> None:
+        """Let the host wait for a stream."""
+        self.steps.append(Wait(stream))
+        self.driver.synchronize(self.subject.handles[stream])
+        self._agrees()
+
+    def finish(self) -> None:
+        """Let everything go on, compare what was seen, and free everything."""
+        self.driver.go_on()
+        self._compare_looks()
+        super().finish()
+
+    def abandon(self) -> None:
+        """Let everything go on and close."""
+        self.driver.go_on()
+        super().abandon()
+
+    # ------------------------------------------------------------------ what is checked
+
+    def _served(self, step: Malloc, handle: Any) -> Block:
+        block = super()._served(replace(step, stamped=False), handle)
+        stream = step.stream or 0
+        self._users[block.name] = {stream}
+        if not block.nbytes:
+            return block
+        self.checked[Invariant.STREAM_ORDER] += 1
+        if self.by == "events":
+            late = next(self.driver.late(block.address, block.nbytes, self.subject.handles[stream]), None)
+            if late is not None:
+                raise self._violation(
+                    Invariant.STREAM_ORDER,
+                    f"{block.name} was handed out on stream {stream} and is not behind {late}",
+                    partial(_ordered_proof, block, stream),
+                )
+        return block
+
+    def _agrees(self, blamed: Invariant | None = None, before: Mapping[str, Any] | None = None) -> None:
+        super()._agrees(blamed, before)
+        if self.driver.torn and self.by == "events":
+            raise self._violation(
+                Invariant.STREAM_ORDER, self.driver.torn[0], lambda _: ["assert not driver.torn"]
+            )
+
+    def _compare_looks(self) -> None:
+        for name, (number, size, value) in self._looks.items():
+            seen = self.driver.seen(number, size)
+            if seen != bytes([value]) * len(seen):
+                raise self._violation(
+                    Invariant.STREAM_ORDER,
+                    f"work on {name}, queued before its free, saw {seen.hex(' ', 8)} where {value:02x} was",
+                    partial(_seen_proof, name, size, value),
+                )
+
+    def _order(self, stream: int, behind: tuple[int, ...]) -> None:
+        handles = self.subject.handles
+        for each in behind:
+            self.driver.order(handles[stream], behind=handles[each])
+
+    def _after_close(self) -> None:
+        if self.driver.torn and self.by == "events":
+            raise self._violation(
+                Invariant.STREAM_ORDER,
+                self.driver.torn[0],
+                lambda words: [words.hook("close"), "assert not driver.torn"],
+            )
+        self.driver.release()
+        super()._after_close()
+
+
+def _ordered_proof(block: Block, stream: int, words: Wording) -> list[str]:
+    address = words.address(block.name, block.handle)
+    return [f"assert driver.is_ordered({address}, {block.nbytes}, {words.handle(stream)})"]
+
+
+def _seen_proof(name: str, size: int, value: int, words: Wording) -> list[str]:  # noqa: ARG001 - as all proofs
+    return [f"seen = driver.seen(seen_{name}, {size})", f"assert seen == bytes([{value}]) * len(seen)"]
