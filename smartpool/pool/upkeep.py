@@ -5,6 +5,8 @@ It runs under the pool's lock, on a thread that is not in a hurry.
 
 from __future__ import annotations
 
+from typing import Final
+
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Driver
 from smartpool.pool.aging import IdleAge
@@ -12,6 +14,9 @@ from smartpool.pool.stepping import StepStatistics
 from smartpool.pool.watched import WatchedPool
 
 __all__ = ["UpkeepPool"]
+
+_LEAST_SHARE: Final = 1 / 4
+"""Of what is held: giving less back saves little, and what is left is too tight to work in (`docs/elastic.md`)."""
 
 
 class UpkeepPool(WatchedPool):
@@ -51,7 +56,7 @@ class UpkeepPool(WatchedPool):
             self.high_water_bytes = self._gauge.live_bytes
             held = self._memory.reserved_bytes
             aged = self._idle_age.observe(now, idle_bytes=idle, reserved_bytes=held, hurry=hurry)
-            if not aged or not (fragmented or self.config.idle_age):
+            if not aged or aged < _LEAST_SHARE * held or not (fragmented or self.config.idle_age):
                 return 0
             self._free_doomed(wait=False)
             self._release_idle(aged, wait=False, exact=True)
