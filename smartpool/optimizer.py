@@ -1,18 +1,49 @@
-"""`GPUMemoryOptimizer`: which devices take part, their streams, and the pool over them."""
+"""`GPUMemoryOptimizer`: devices under one configuration, their streams and launch shapes, and balance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final, Self
 
+from smartpool.balancing import Load, Move, plan_moves
+from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
-from smartpool.errors import ConfigurationError
+from smartpool.driver.between import copy_between
+from smartpool.driver.protocol import Driver
+from smartpool.errors import ConfigurationError, DeviceNotFoundError, OutOfMemoryError, UnsupportedError
 from smartpool.smart_pool import SmartPool
+from smartpool.streams import DEFAULT_STREAMS, StreamSet
 
-__all__ = ["GPUMemoryOptimizer", "integrate_smartpool_with_gpu_optimizer"]
+if TYPE_CHECKING:
+    from smartpool.driver.cuda.occupancy import LaunchShape
+
+__all__ = ["BalanceOutcome", "GPUMemoryOptimizer", "integrate_smartpool_with_gpu_optimizer"]
 
 _POOL_FIELDS: Final = frozenset(field.name for field in fields(SmartPoolConfig))
+_OWN_FIELDS: Final = frozenset({"enable_smart_pool", "device_ids", "devices", "streams_per_device"})
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceOutcome:
+    """What `GPUMemoryOptimizer.balance` did.
+
+    Attributes
+    ----------
+    moved
+        The moves, in order.
+    shares_before, shares_after
+        Live bytes over capacity, for each device.
+    """
+
+    moved: tuple[Move, ...]
+    shares_before: tuple[float, ...]
+    shares_after: tuple[float, ...]
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that were copied."""
+        return sum(move.nbytes for move in self.moved)
 
 
 class GPUMemoryOptimizer:
@@ -22,8 +53,8 @@ class GPUMemoryOptimizer:
     ----------
     config
         A mapping. ``enable_smart_pool`` (default True); the devices, as ``device_ids`` (CUDA
-        numbers; default ``[0]``) or as ``devices`` (names such as ``["cpu"]``); and any field of
-        `SmartPoolConfig` for the pools.
+        numbers; default ``[0]``) or as ``devices`` (names such as ``["cpu"]``); ``streams_per_device``
+        (default 8); and any field of `SmartPoolConfig` for the pools.
 
     Raises
     ------
@@ -35,6 +66,9 @@ class GPUMemoryOptimizer:
     >>> optimizer = GPUMemoryOptimizer({"devices": ["model:1GiB"], "fragmentation_threshold": 0.2})
     >>> optimizer.device_names, optimizer.pool_config.fragmentation_threshold
     (('model:1GiB',), 0.2)
+    >>> with optimizer.streams().borrow() as stream:
+    ...     buffer = optimizer.pool.allocate(1000, stream)
+    >>> optimizer.close()
     """
 
     def __init__(self, config: Mapping[str, object] | None = None) -> None:
@@ -44,16 +78,153 @@ class GPUMemoryOptimizer:
             raise ConfigurationError("enable_smart_pool", f"expected True or False, got {enabled!r}")
         self.enable_smart_pool = enabled
         self.device_names = _device_names(settings)
+        self.streams_per_device = StreamSet.checked_size(settings.pop("streams_per_device", DEFAULT_STREAMS))
         unknown = settings.keys() - _POOL_FIELDS
         if unknown:
             name = min(unknown)
-            known = sorted(_POOL_FIELDS | {"enable_smart_pool", "device_ids", "devices"})
+            known = sorted(_POOL_FIELDS | _OWN_FIELDS)
             raise ConfigurationError(name, f"there is no such setting; expected one of {', '.join(known)}")
         self.pool_config = SmartPoolConfig.from_mapping(settings)
         self.smart_pool: SmartPool | None = None
+        self._streams: dict[int, StreamSet] = {}
 
     def __repr__(self) -> str:
         return f"<GPUMemoryOptimizer on {', '.join(self.device_names)}: pool {self.smart_pool!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def pool(self) -> SmartPool:
+        """The pool over the devices: `integrate_smartpool_with_gpu_optimizer`."""
+        return integrate_smartpool_with_gpu_optimizer(self)
+
+    def close(self) -> None:
+        """Destroy the streams, and close the pool. Idempotent; live memory stays valid."""
+        for streams in self._streams.values():
+            streams.close()
+        if self.smart_pool is not None:
+            self.smart_pool.close()
+
+    # ------------------------------------------------------------------ streams and launch shapes
+
+    def streams(self, device_id: int = 0) -> StreamSet:
+        """Return the streams of a device, by its number among the optimizer's devices.
+
+        At most ``streams_per_device``, each made when it is first needed: ``next()`` hands them out in
+        turn, ``borrow()`` lends one for a ``with`` block.
+
+        Raises
+        ------
+        DeviceNotFoundError
+            When there is no device of that number.
+        """
+        driver = self._driver(device_id)
+        return self._streams.setdefault(device_id, StreamSet(driver, self.streams_per_device))
+
+    def launch_shape(
+        self,
+        kernel: object,
+        *,
+        threads: int | None = None,
+        shared_bytes: int | Callable[[int], int] = 0,
+        block_limit: int = 0,
+        device_id: int = 0,
+    ) -> LaunchShape:
+        """Return the block size of highest occupancy for a loaded kernel, and a grid for it.
+
+        Parameters
+        ----------
+        kernel
+            A handle, or something that has one: see `smartpool.driver.cuda.occupancy.kernel_handle`.
+        threads
+            How many threads are wanted in all; None for as many as the device runs at once.
+        shared_bytes
+            Dynamic shared memory of a block: bytes, or a function of the block size.
+        block_limit
+            The largest block that the kernel is written for; 0 for the device's own limit.
+        device_id
+            Number of the device among the optimizer's.
+
+        Raises
+        ------
+        UnsupportedError
+            When the device is no CUDA device, and so runs no kernels.
+        InvalidRequestError
+            When an argument is wrong.
+        DriverError
+            When the driver knows no such kernel.
+        """
+        driver = self._driver(device_id)
+        if not driver.name.startswith("cuda:"):
+            raise UnsupportedError(
+                f"expected a CUDA device for a launch shape, got {driver.name}: no kernels"
+            )
+        from smartpool.driver.cuda.driver import CudaDriver  # noqa: PLC0415 - only where CUDA is asked for
+        from smartpool.driver.cuda.occupancy import launch_shape  # noqa: PLC0415
+
+        assert isinstance(driver, CudaDriver)
+        return launch_shape(
+            driver, kernel, threads=threads, shared_bytes=shared_bytes, block_limit=block_limit
+        )
+
+    # ------------------------------------------------------------------ several devices
+
+    def balance(self, *, tolerance: float = 0.05, limit_bytes: int | None = None) -> BalanceOutcome:
+        """Move allocations from fuller devices to emptier ones, by copies from device to device.
+
+        Moved are allocations of `SmartPool.allocate_memory` whose request named neither device nor stream,
+        and which were never exported (DLPack, the array interfaces, `SmartPool.export`). The `Buffer` stays the same object:
+        its `pointer` and `device` are new. Read them again; an address that was noted before is dead. So
+        call it where no work that uses such addresses is still to be queued; what is queued is waited for.
+
+        Parameters
+        ----------
+        tolerance
+            Differences in the share of a device in use that are left alone.
+        limit_bytes
+            The most bytes to copy; None for no limit.
+
+        Raises
+        ------
+        UnsupportedError
+            When the devices are of different kinds.
+        DriverError
+            When a copy fails. Moves that were done stay done, the one that failed was not made.
+        """
+        pool = self.pool
+        movable = pool.free_to_move()
+        place = {id(manager): number for number, manager in enumerate(pool.managers)}
+        items = [
+            (number, buffer.nbytes, place[id(buffer._manager)])  # noqa: SLF001
+            for number, (buffer, _) in movable.items()
+            if buffer._manager is not None and buffer.nbytes  # noqa: SLF001 - exported: its owner has it
+        ]
+        before = self._loads()
+        moved = []
+        for move in plan_moves(before, items, tolerance=tolerance, limit_bytes=limit_bytes):
+            try:
+                _move(pool, move, *movable[move.allocation_id])
+            except OutOfMemoryError:
+                continue  # someone else has taken the room meanwhile; the others may fit
+            moved.append(move)
+        shares = tuple(load.share for load in before)
+        return BalanceOutcome(tuple(moved), shares, tuple(load.share for load in self._loads()))
+
+    def _loads(self) -> list[Load]:
+        now = [manager.snapshot() for manager in self.pool.managers]
+        return [Load(device.live_bytes, device.cap_bytes) for device in now]
+
+    def _driver(self, device_id: int) -> Driver:
+        managers = self.pool.managers
+        if type(device_id) is not int or not 0 <= device_id < len(managers):
+            raise DeviceNotFoundError(
+                f"expected a device_id from 0 to {len(managers) - 1}, the optimizer's devices, got {device_id!r}"
+            )
+        return managers[device_id].driver
 
 
 def integrate_smartpool_with_gpu_optimizer(optimizer: GPUMemoryOptimizer) -> SmartPool:
@@ -73,6 +244,19 @@ def integrate_smartpool_with_gpu_optimizer(optimizer: GPUMemoryOptimizer) -> Sma
     if optimizer.smart_pool is None:
         optimizer.smart_pool = SmartPool(optimizer)
     return optimizer.smart_pool
+
+
+def _move(pool: SmartPool, move: Move, buffer: Buffer, alignment: int | None) -> None:
+    """Move one buffer: take room, copy, hand the new block to the buffer, and free the old one."""
+    source, target = pool.managers[move.source], pool.managers[move.target]
+    place = target.malloc_aligned(move.nbytes, alignment) if alignment else target.malloc(move.nbytes)
+    try:
+        copy_between(source.driver, target.driver, place, buffer.pointer, move.nbytes)
+    except BaseException:
+        target.free(place)
+        raise
+    old, buffer.pointer, buffer._manager = buffer.pointer, place, target  # noqa: SLF001
+    source.free(old)
 
 
 def _device_names(settings: dict[str, object]) -> tuple[str, ...]:

@@ -50,6 +50,11 @@ class HostStreams(ABC):
         """Return the stream handle that `obj` stands for: None, or a handle of this driver."""
         if obj is None:
             return self.default_stream
+        asked = getattr(obj, "__cuda_stream__", None)
+        if (
+            asked is not None
+        ):  # a stream of `smartpool.streams`; the handle of a CUDA stream is not known below
+            obj = asked()[1]
         if isinstance(obj, int) and not isinstance(obj, bool) and self._queues.knows_stream(obj):
             return obj
         raise StreamError(

@@ -30,6 +30,7 @@ class RequestFace(DevicePool):
         super().__init__(managers, config)
         self._ids = itertools.count(1)
         self._last_id = 0
+        self._placed: dict[int, int | None] = {}  # ids of what may be on any device, with its alignment
 
     def allocate_memory(self, request: AllocationRequest) -> AllocationResult:
         """Serve a request; the buffer is the pool's until `deallocate_memory` is told its id.
@@ -53,7 +54,13 @@ class RequestFace(DevicePool):
         buffer = Buffer(manager, pointer, request.size)
         allocation_id = self._last_id = next(self._ids)
         self._allocations[allocation_id] = buffer
+        if request.device_id is None and request.stream is None:
+            self._placed[allocation_id] = request.alignment
         return AllocationResult(buffer, allocation_id)
+
+    def free_to_move(self) -> dict[int, tuple[Buffer, int | None]]:
+        """Return the allocations whose requests named neither device nor stream, with their alignment."""
+        return {number: (self._allocations[number], align) for number, align in self._placed.copy().items()}
 
     def deallocate_memory(self, allocation_id: int, stream: object = None) -> None:
         """Free an allocation; consumers that still hold it through DLPack keep it until they are done.
@@ -76,6 +83,7 @@ class RequestFace(DevicePool):
         except BaseException:
             self._allocations[allocation_id] = buffer
             raise
+        self._placed.pop(allocation_id, None)
 
     def add_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
         """Ask `callback(nbytes)` before a request of `nbytes` fails for lack of memory.

@@ -58,8 +58,8 @@ class GraphMachine(RuleBasedStateMachine):
         for memory in self.memories:
             memory.close()
         self.pool.check()
+        self.pool.trim(wait=True)  # what was freed after its memory was closed is collected by a flush
         assert type(self.manager) is AdvancedMemoryPoolManager
-        self.pool.trim(wait=True)
         self.pool.close()
         assert not any(self.driver.held().values())
 
