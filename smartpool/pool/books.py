@@ -265,6 +265,7 @@ class PoolBooks:
         """Prove the invariants; `InvariantError` when one is broken. Other threads must be still."""
         with self._writing():
             self._heap.check()
+            self._steps.check()
             apart = (DirectBin, StepBin, HeldBin)  # blocks that are not the heap's
             live = {p: bin_.size for p, bin_ in self._live.items() if not isinstance(bin_, apart)}
             live |= dict(self._regions())

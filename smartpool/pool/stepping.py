@@ -358,6 +358,11 @@ class Steps:
         """Return address and bytes of the regions that are held."""
         return [(step.base, step.plan.height) for step in self._steps()]
 
+    def check(self) -> None:
+        """Prove the invariants of every step that has a region."""
+        for step in self._steps():
+            step.check()
+
     def _steps(self) -> list[PlannedStep]:
         return [*self._left, *(self._resident[1].values() if self._resident else ())]
 

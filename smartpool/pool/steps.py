@@ -41,6 +41,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Final
 
+from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin, LiveTable
 from smartpool.pool.step_plans import StepPlan
@@ -419,6 +420,27 @@ class PlannedStep:
             self._passed -= self.position - position
             self.position = position
             self._late = [slot for slot in self._slots if slot is not None and slot.start in self.live]
+
+    def check(self) -> None:
+        """Prove that live slots are disjoint, within the region, and late where the plan has them freed."""
+        held = [(address, bin_.size) for address, bin_ in self.live.copy().items() if self._is_mine(bin_)]
+        end = self.base
+        for address, size in sorted(held):
+            if address < end or address + size > self.base + self.plan.height:
+                raise InvariantError(f"{address:#x} of {size} bytes overlaps in {self!r}: {sorted(held)}")
+            end = address + size
+        due_at = {index: position for position, due in enumerate(self.plan.due) for index in due}
+        expected = {slot.start for slot in self._late}
+        for index, slot in enumerate(self._slots):
+            # Without an end, its place is its own.
+            if slot is not None and (index not in due_at or index < self.position <= due_at[index]):
+                expected.add(slot.start)
+        unknown = {address for address, _ in held} - expected
+        if unknown:
+            raise InvariantError(f"slots at {unknown} should be free in {self!r}, and are not known as late")
+
+    def _is_mine(self, bin_: Bin) -> bool:
+        return isinstance(bin_, StepBin) and bin_.step is self
 
     def _find_back(self, nbytes: int) -> int | None:
         """Return where the plan goes on, once the context is clear: the nearest place ahead, cyclically."""
