@@ -138,10 +138,14 @@ class PoolBooks:
     def _mend(self) -> None:
         """Make the books anew after a call that was broken off: see `Heap.mend`."""
         self._heap.mend(self._clock.mark(list(self._bins_of)) if self._several_streams else None)
+        self._touch_every_bin()
+        self._torn = False
+
+    def _touch_every_bin(self) -> None:
+        """Let the next flush see all that is cached: a free that was broken off may not have said so."""
         for bin_ in self._every_bin():
             if bin_:
-                bin_.touched.add(bin_)  # a free may have been broken off before it did
-        self._torn = False
+                bin_.touched.add(bin_)
 
     def disown(self) -> None:
         """Leave all memory to the parent: called in the child after a fork, where the pool is of no use.

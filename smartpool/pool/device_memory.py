@@ -80,6 +80,7 @@ class DeviceMemory:
             else:
                 self._return(self.driver.release_chunk, unwanted)
                 self.reserved_bytes -= self._sizes.pop(unwanted)
+                self._return.done(unwanted)
             self._unwanted.remove(unwanted)
 
     def pin(self, chunk: int) -> None:
@@ -100,10 +101,13 @@ class DeviceMemory:
         return address
 
     def free_segment(self, address: int) -> None:
-        """Give a raw segment back to the device."""
+        """Give a raw segment back to the device, unless it went already and an interrupt followed."""
+        if address not in self._segments:
+            return
         self._return(self.driver.free, address)
         size = self._segments.pop(address)
         self.reserved_bytes -= size
+        self._return.done(address)
         self.tell("unmap", address, size)
 
     def release_segment(self, address: int) -> None:

@@ -25,7 +25,6 @@ Home itself, with what a failing driver call leaves behind, is `smartpool.pool.h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
@@ -38,6 +37,7 @@ from smartpool.pool.placement import place_for_stream
 from smartpool.pool.policy import Policy
 from smartpool.pool.pricing import find_prices
 from smartpool.pool.streams import StreamClock
+from smartpool.pool.undoing import Undo
 from smartpool.pool.windows import Windows
 from smartpool.prices import Prices
 
@@ -148,7 +148,7 @@ class ElasticHeap:
         gap = self._home.find(size)
         if gap is None:
             try:
-                with ExitStack() as undo:
+                with Undo() as undo:
                     site, missing = self._place.find_site(size)
                     self._place.map(site, self._cut(missing), undo)
                     undo.pop_all()
@@ -193,7 +193,7 @@ class ElasticHeap:
         stitching = None if missing <= budget else self._choose(size, alignment, budget)
         grow = stitching is None or self._growing_pays(missing, stitching, budget)
         if grow and missing <= self._memory.room_bytes:
-            with ExitStack() as undo:
+            with Undo() as undo:
                 try:
                     self._place.map(start, self._cut(self._growth(start, missing, budget)), undo)
                 except DriverOutOfMemoryError:
@@ -244,7 +244,7 @@ class ElasticHeap:
     def _stitch(self, stitching: Stitching, alignment: int, stream: int, uses: Uses, site: int) -> int:
         """Show the chosen pieces, and what is created beside them at `site`, as one block."""
         size = stitching.block_bytes
-        with ExitStack() as undo:
+        with Undo() as undo:
             created = (self._create(stitching.create_bytes, site, undo),) if stitching.create_bytes else ()
             pieces = _joined((*stitching.before, *created, *stitching.after), size)
             self._wait_for(pieces, stream, uses)
@@ -266,7 +266,7 @@ class ElasticHeap:
             granularity=self._driver.granularity,
         )
 
-    def _create(self, size: int, site: int, undo: ExitStack) -> Range:
+    def _create(self, size: int, site: int, undo: Undo) -> Range:
         """Map `size` bytes of new chunks, at `site` if there is room, and return where they are."""
         start = site if self._place.room_at(site) >= size else self._place.find_site(size, fresh=True)[0]
         return self._place.map(start, self._cut(size), undo)

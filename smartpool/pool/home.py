@@ -14,7 +14,7 @@ mapped or unmapped it: `mend` then takes it away, and makes the views anew from 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Final
 
 from smartpool.errors import DriverError, InvariantError
@@ -22,6 +22,7 @@ from smartpool.memory.arena import Arena, Range, Uses
 from smartpool.memory.chunks import ChunkMap, MappedChunk
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.returning import Returning
+from smartpool.pool.undoing import Undo
 from smartpool.units import align_up
 
 __all__ = ["Home"]
@@ -90,7 +91,7 @@ class Home:
         hole = self._addresses.gap_at(site)
         return 0 if hole is None else hole.size
 
-    def map(self, start: int, sizes: Iterable[int], undo: ExitStack) -> Range:
+    def map(self, start: int, sizes: Iterable[int], undo: Undo) -> Range:
         """Map new chunks of `sizes` bytes at `start` as one gap; `undo` learns how to take them back."""
         chunks: list[MappedChunk] = []
         address = start
@@ -101,7 +102,8 @@ class Home:
             if hole is None:
                 raise InvariantError(f"no addresses at {chunk.start:#x} in {self._addresses!r}")
             self._addresses.place(hole, chunk.size)
-            undo.callback(self._undo_map, chunk)  # first: the call may be interrupted behind the deed
+            undo.callback(self._undo_map, chunk)
+            self._loose[chunk.start] = chunk  # until all is done
             self._driver.map_chunk(chunk.start, chunk.handle)
             chunks.append(chunk)
             address = chunk.end
@@ -112,6 +114,8 @@ class Home:
             undo.callback(self.chunks.remove, chunk.start)
         self.arena.extend(*part)
         undo.callback(self._retract, part)
+        for chunk in chunks:
+            del self._loose[chunk.start]
         self._memory.tell("map", *part)
         undo.callback(self._memory.tell, "unmap", *part)
         return part
@@ -120,6 +124,8 @@ class Home:
         self.arena.retract(self.gap_around(part), *part)
 
     def _undo_map(self, chunk: MappedChunk) -> None:
+        if chunk.start not in self._addresses:
+            return  # it went with the others
         self._loose[chunk.start] = chunk
         self._memory.pin(chunk.handle)
         with suppress(DriverError):
@@ -136,7 +142,7 @@ class Home:
             raise InvariantError(f"{piece} is not free in {self.arena!r}")
         return gap
 
-    def take(self, pieces: tuple[Range, ...], undo: ExitStack) -> None:
+    def take(self, pieces: tuple[Range, ...], undo: Undo) -> None:
         """Make each piece a block of the home arena."""
         for piece in pieces:
             gap = self.gap_around(piece)
@@ -177,7 +183,7 @@ class Home:
         while self._reservations:
             self._return(self._driver.unreserve, *self._reservations[-1])
             self._addresses.mend(self._reservations[:-1], barrier=True)
-            self._reservations.pop()
+            self._return.done(*self._reservations.pop())
 
     def mend(self, uses: Uses) -> None:
         """Make the three views agree after an exception in the middle; `uses` may touch any of the gaps.

@@ -274,6 +274,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             before = self._memory.reserved_bytes
             self._free_doomed(wait=wait)
             self._steps.release_idle(self)
+            self._touch_every_bin()
             self._flush()
             self._release_idle(max(0, self._memory.reserved_bytes - keep_bytes), wait=wait)
             return before - self._memory.reserved_bytes
@@ -288,9 +289,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             if not self._closed:
                 self._live.on_empty = self._release_after_the_last_free
                 self._live.__class__ = ClosedTable
-                for bin_ in self._every_bin():
-                    if bin_:
-                        bin_.touched.add(bin_)  # a free that was interrupted may not have come to it
+                self._touch_every_bin()
                 self._steps.close()
                 for bins in list(self._bins_of.values()):
                     bins.clear()

@@ -3,8 +3,8 @@
 Problem: an interrupt (Ctrl-C, a signal handler that raises, no memory for an object) in the middle of
 a call that gives something back may have come before the deed or behind it. Who takes the thing off
 the books first leaks it in the one case; who takes it off last gives it back twice in the other.
-Method: it goes off the books last. What was attempted is remembered until the driver has answered,
-and when the driver, which has books of its own, refuses a second attempt, the first one did it.
+Method: it goes off the books last. What was attempted is remembered until it is off, and when the
+driver, which has books of its own, refuses a second attempt, the first one did it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ _UNKNOWN: Final = "INVALID_VALUE"
 
 
 class Returning:
-    """Calls of one owner that give something back."""
+    """Calls of one owner that give something back; then it takes the thing off its books, and says `done`."""
 
-    __slots__ = ("_unanswered",)
+    __slots__ = ("_begun",)
 
     def __init__(self) -> None:
-        self._unanswered: set[tuple[int, ...]] = set()
+        self._begun: set[tuple[int, ...]] = set()
 
     def __call__(self, call: Callable[..., None], *thing: int) -> None:
         """Give `thing` back by ``call(*thing)``; raises what the driver raises, unless it is gone already."""
-        again = thing in self._unanswered
-        self._unanswered.add(thing)
+        again = thing in self._begun
+        self._begun.add(thing)
         try:
             call(*thing)
         except DriverError as error:
-            self._unanswered.discard(thing)
             if not again or error.code != _UNKNOWN:
+                self._begun.discard(thing)
                 raise
-        self._unanswered.discard(thing)
+
+    def done(self, *thing: int) -> None:
+        """Forget about `thing`, which is off the books."""
+        self._begun.discard(thing)

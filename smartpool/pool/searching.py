@@ -174,6 +174,7 @@ class SearchingPool(PoolBooks):
         held: int | None = None
         while True:
             self._steps.release_idle(self)
+            self._touch_every_bin()
             self._flush()
             self._release_idle(_EVERYTHING, wait=True)
             try:
@@ -376,6 +377,10 @@ class SearchingPool(PoolBooks):
                         self._free_doomed(wait=False)
             finally:
                 self._lock.release()
+
+    def _mend(self) -> None:
+        self._free_doomed(wait=False)  # one may be gone, and its address is not to be met again
+        super()._mend()
 
     def _free_doomed(self, *, wait: bool) -> None:
         """Give raw segments back that the device has done with. What fails is tried again later."""

@@ -111,7 +111,7 @@ class StreamClock:
                 self._spare.append(queue.popleft()[1])
         while self._spare:
             self._return(self._driver.destroy_event, self._spare[-1])
-            self._spare.pop()
+            self._return.done(self._spare.pop())
 
     def _is_done(self, stream: int, position: int) -> bool:
         if self._done.get(stream, 0) >= position:
@@ -125,9 +125,8 @@ class StreamClock:
         """Ask the device how far the stream is; events that are done can be used again."""
         queue = self._pending.get(stream)
         while queue and self._driver.event_done(queue[0][1]):
-            reached, event = queue.popleft()
-            self._done[stream] = reached
-            self._spare.append(event)
+            self._done[stream] = queue[0][0]  # first: a position that is recorded is pending or done
+            self._spare.append(queue.popleft()[1])
 
     def _covering(self, stream: int, position: int) -> tuple[int, int]:
         """Return (position, event) of the first recorded event that covers `position`."""

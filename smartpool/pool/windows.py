@@ -157,7 +157,7 @@ class Windows:
         while self._reservations:
             self._return(self._driver.unreserve, *self._reservations[-1])
             self._addresses.mend(self._reservations[:-1], barrier=True)
-            self._reservations.pop()
+            self._return.done(*self._reservations.pop())
 
     def mend(self) -> None:
         """Make addresses and counts anew, after an exception in the middle, from the tables of windows."""

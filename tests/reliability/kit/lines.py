@@ -1,0 +1,162 @@
+"""An exception at a chosen line of the pool, and the proof of what is promised then.
+
+A trace function raises it. On the line of a `with` that is being left, or of a `finally`, a trace
+function can raise where a signal cannot (the interpreter looks for signals when a function begins,
+behind calls, and where loops go back): the lock and the mark of who holds it are put right by hand.
+"""
+
+import sys
+from contextlib import suppress
+from itertools import pairwise
+
+from attack import CAPACITY, Caller
+
+from smartpool.errors import OutOfMemoryError, StepError
+from smartpool.pool.direct import DirectBin
+from smartpool.units import KiB, MiB
+
+TRACED = ("/smartpool/pool/", "/smartpool/memory/")
+PROBES = (1000, 3 * MiB, 5 * MiB, 60 * KiB, MiB, 7 * MiB, 2 * MiB, 1000, 512 * KiB, 4 * MiB)
+
+
+def lines_of(scenario, kind):
+    """Return the lines that a scenario runs, in order, as (file, line)."""
+    lines = []
+    caller = Caller(kind)
+    caller.open()
+    _traced(lambda: scenario(caller), lambda frame: lines.append(_place(frame)))
+    return lines
+
+
+def break_off(scenario, kind, nth, error):
+    """Run a scenario with `error` raised at the nth line, and look at what is left."""
+    caller = Caller(kind)
+    caller.open()
+    count = 0
+
+    def at_line(_frame):
+        nonlocal count
+        count += 1
+        if count == nth + 1:
+            sys.settrace(None)
+            raise error
+
+    caught = None
+    try:
+        _traced(lambda: scenario(caller), at_line)
+    except BaseException as raised:  # noqa: BLE001 - whatever comes is to be the error itself
+        caught = raised
+    if count <= nth:
+        return  # threads that plan or close make it a line more or less
+    assert caught is error
+    _put_right(caller.pool)
+    caller.driver.go_on()
+    _must_hold_what_is_promised(caller)
+
+
+def _traced(run, at_line):
+    def trace(frame, event, _argument):
+        if not any(part in frame.f_code.co_filename.replace("\\", "/") for part in TRACED):
+            return None
+        if event == "line":
+            at_line(frame)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+
+
+def _place(frame):
+    return frame.f_code.co_filename.rpartition("/smartpool/")[2], frame.f_lineno
+
+
+def _put_right(pool):
+    while pool._lock._is_owned():
+        pool._lock.release()
+    if pool._busy:
+        pool._busy, pool._torn = False, True
+
+
+def _must_hold_what_is_promised(caller):
+    pool, driver = caller.pool, caller.driver
+    pool.late_frees = None
+    with suppress(StepError):
+        pool.end_step()
+    if pool._closed:
+        _must_close(caller)
+        return
+    live = set(pool.live_blocks())
+    strays = _strays(caller)
+    assert live >= caller.live.keys(), "a block of the caller is not live any more"
+    got = _probe(caller)
+    assert got or strays or sum(caller.live.values()) > CAPACITY // 2
+    pool.flush()
+    pool._heap.check()
+    driver.check()
+    lost = _blocks_nobody_knows(pool)
+    extra = live - caller.live.keys()
+    assert len(lost) + len(extra) + strays <= 1, "more was lost than one block, or one thing of the driver's"
+    for pointer in [*caller.live, *got, *extra]:
+        if pointer in caller.live:
+            caller.look(pointer)
+        pool.free(pointer)
+    pool.trim(wait=True)
+    if lost or pool._steps.regions():  # the block may be one of a planned step's
+        pool.disown()  # it would wait for the block, and say so
+        return
+    assert pool.reserved_bytes == 0
+    pool.close()
+    assert strays or not any(driver.held().values()), driver.held()
+
+
+def _probe(caller):
+    """Ask for blocks of all sorts: none may lie where another is, and nothing but memory may be missing."""
+    taken = sorted((pointer, pointer + nbytes) for pointer, nbytes in caller.live.items())
+    got = []
+    for nbytes in PROBES:
+        try:
+            pointer = caller.pool.malloc(nbytes)
+        except OutOfMemoryError:
+            continue
+        taken.append((pointer, pointer + nbytes))
+        got.append(pointer)
+    taken.sort()
+    assert all(end <= start for (_, end), (start, _) in pairwise(taken)), "blocks overlap"
+    return got
+
+
+def _blocks_nobody_knows(pool):
+    known = set(pool.live_blocks()) | {pointer for bin_ in pool._every_bin() for pointer in bin_}
+    known |= {address for address, _ in pool._steps.regions()}
+    raw = {bin_.segment for bin_ in pool._live.values() if isinstance(bin_, DirectBin)}
+    raw |= {segment for segment, _ in pool._doomed}
+    if pool._pooling:
+        raw |= pool._memory._segments.keys()  # the heap's
+    lost = [tuple(block) for block in pool._heap.blocks() if block.start not in known]
+    return lost + [segment for segment in pool._memory._segments.items() if segment[0] not in raw]
+
+
+def _strays(caller):
+    """Return how many things the driver handed out that the pool has not heard of."""
+    heap, memory, held = caller.pool._heap, caller.pool._memory, caller.driver.held()
+    reservations = len(heap._place._reservations) + len(heap.windows._reservations) if caller.elastic else 0
+    known = (len(memory._sizes), len(memory._segments), reservations)
+    return sum((held["chunks"], held["raw"], held["reservations"])) - sum(known)
+
+
+def _must_close(caller):
+    """End a close, or the free that ends a closed pool, which was broken off."""
+    pool = caller.pool
+    strays = _strays(caller)
+    for pointer in list(caller.live):
+        if pool.owns(pointer):
+            pool.free(pointer)
+    if _blocks_nobody_knows(pool):
+        pool.disown()
+        return
+    pool.close()
+    assert strays or not any(caller.driver.held().values()), caller.driver.held()

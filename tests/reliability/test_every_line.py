@@ -1,0 +1,107 @@
+"""An interrupt, or no memory for an object, at any line of the pool.
+
+Promised, and held here: no block is handed out twice or loses its memory, what the caller holds stays
+as it is, the next call finds the books mended and serves, and what was lost is at most one block (that
+of the request or free that was broken off) or one thing that the driver handed out at that instant.
+
+Each line is tried once, where it first comes up; with SMARTPOOL_EVERY_LINE=1 in every scenario and each
+time, which takes some minutes.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import scenarios
+from attack import Caller
+from lines import break_off, lines_of
+
+from smartpool.errors import OutOfMemoryError
+from smartpool.units import KiB, MiB, align_up
+
+EVERY = bool(os.environ.get("SMARTPOOL_EVERY_LINE"))
+ORDER = [
+    (scenario, kind)
+    for kind in ("balanced", "segments", "direct", "cpu", "tight")
+    for scenario in scenarios.SCENARIOS
+    if kind in ("balanced", "segments", "direct") or scenario in (scenarios.stitching, scenarios.closing)
+    if kind != "direct" or scenario not in scenarios.NEED_A_HEAP
+    if scenario is not scenarios.planned_steps
+]
+
+
+def chosen(lines, tried):
+    """Return which of the lines to try: those that were not tried yet, where they come up first."""
+    return [nth for nth, place in enumerate(lines) if EVERY or (place not in tried and not tried.add(place))]
+
+
+def test_what_is_promised_holds_at_every_line():
+    tried = set()
+    for scenario, kind in ORDER:
+        for nth in chosen(lines_of(scenario, kind), tried):
+            error = (KeyboardInterrupt, MemoryError)[nth % 2]("broken off")
+            try:
+                break_off(scenario, kind, nth, error)
+            except BaseException as failure:
+                failure.add_note(f"{type(error).__name__} at line {nth} of {scenario.__name__} on {kind}")
+                raise
+    assert EVERY or len(tried) > 600  # lines of `smartpool/pool` and `smartpool/memory`
+
+
+class Alarm(BaseException):
+    pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals by a timer are POSIX")
+@pytest.mark.parametrize("kind", ["balanced", "cpu", "segments"])
+def test_signals_at_any_time(kind, monkeypatch):
+    """A handler that raises, as Ctrl-C does, hundreds of times while blocks come and go."""
+
+    def raise_it(_number, _frame):
+        raise Alarm
+
+    caller = Caller(kind)
+    caller.open()
+    pool = caller.pool
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # it comes in destructors, too
+    before = signal.signal(signal.SIGALRM, raise_it)
+    interrupts = 0
+    deadline = time.monotonic() + 0.5
+    try:
+        while time.monotonic() < deadline:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + interrupts % 97 * 0.00002)
+                _come_and_go(caller)
+            except Alarm:
+                interrupts += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    except Alarm:  # between the end of the request and that of the timer
+        interrupts += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    pool.flush()
+    pool._heap.check()
+    known = pool.live_blocks()
+    assert caller.live.items() <= known.items()
+    for pointer in caller.live:
+        caller.look(pointer)
+    assert interrupts > 20
+    lost = pool._heap.live_bytes - sum(align_up(nbytes, 512) for nbytes in known.values())
+    assert lost <= interrupts * 3 * MiB
+    pool.disown()
+
+
+def _come_and_go(caller):
+    for step in range(40):
+        for nbytes in (3 * MiB, 700 * step, 60 * KiB, 2 * MiB + 512):
+            try:
+                caller.malloc(nbytes)
+            except OutOfMemoryError:
+                break
+        for pointer in list(caller.live)[step % 3 :: 2]:
+            caller.free(pointer)
+        if step % 8 == 0:
+            caller.pool.trim()
