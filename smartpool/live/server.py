@@ -73,6 +73,8 @@ class LiveServer:
         Asked for by the browser when it is not None; the user's name does not matter.
     names
         Further names under which a browser may reach this server, such as the machine's.
+    on_close
+        Called when the server is closed.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class LiveServer:
         port: int = 0,
         password: str | None = None,
         names: tuple[str, ...] = (),
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         _check_arguments(host, port, password)
         try:
@@ -101,6 +104,7 @@ class LiveServer:
         shown = f"[{host}]" if ":" in host else host
         known = {*names, shown, *(_LOOPBACK if host in ("127.0.0.1", "::1", "localhost") else ())}
         self._server.hosts = frozenset(f"{name.lower()}:{self.port}" for name in known)
+        self._on_close = on_close
         self.url = f"http://{shown}:{self.port}/"
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="smartpool-live", args=(0.05,), daemon=True
@@ -123,6 +127,7 @@ class LiveServer:
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
+        self._on_close()
 
     def join(self) -> None:
         """Wait until the server is closed."""

@@ -24,4 +24,9 @@ def serve(
     """Serve the live page of `pool` until the returned server is closed; see `SmartPool.serve`."""
     view = LiveView(pool)
     answers = {"/frame": view.frame, "/block": view.block}
-    return LiveServer(answers, host=host, port=port, password=password, names=names)
+    forget = pool.hooks.on_out_of_memory(view.note_failure)
+    try:
+        return LiveServer(answers, host=host, port=port, password=password, names=names, on_close=forget)
+    except BaseException:
+        forget()
+        raise

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from smartpool.faces.watching import WatchingFace
     from smartpool.pool.memory_map import MemoryMap
     from smartpool.pool.statistics import MemorySnapshot
+    from smartpool.pool.story import OutOfMemoryStory
 
 __all__ = ["LiveView"]
 
@@ -63,8 +64,9 @@ class LiveView:
     def __repr__(self) -> str:
         return f"<LiveView of {self._pool!r}>"
 
-    def note(self, text: str) -> None:
-        """Show an event, such as a request that failed, on every page."""
+    def note_failure(self, story: OutOfMemoryStory) -> None:
+        """Show on every page that a request failed for lack of memory."""
+        text = story.message()
         with self._lock:
             self._numbers += 1
             clock = time.strftime("%H:%M:%S")

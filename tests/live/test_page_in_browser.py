@@ -22,7 +22,8 @@ HOSTILE = "<img src=x onerror=document.title='gotcha'>"
 
 @pytest.fixture
 def shown(tmp_path):
-    with smartpool.SmartPool("cpu") as pool, pool.serve() as server, Browser(tmp_path) as browser:
+    config = smartpool.SmartPoolConfig(max_bytes="256MiB")
+    with smartpool.SmartPool("cpu", config) as pool, pool.serve() as server, Browser(tmp_path) as browser:
         browser.open(server.url)
         browser.until("document.getElementById('state')?.textContent === 'live'")
         yield pool, browser
@@ -117,4 +118,13 @@ def test_a_hostile_tag_is_text(shown):
     browser.until("document.getElementById('holders').textContent.includes('onerror')")
     assert browser.run("document.querySelectorAll('#holders img').length") == 0
     assert "gotcha" not in browser.run("document.title")
+    pool.free(held)
+
+
+def test_a_request_that_failed_is_an_event(shown):
+    pool, browser = shown
+    held = pool.malloc(160 * MiB)
+    with pytest.raises(MemoryError):
+        pool.malloc(150 * MiB)
+    browser.until("document.querySelector('#events li').textContent.includes('cannot allocate')")
     pool.free(held)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import smartpool
+import smartpool.errors
 from smartpool.errors import InvalidRequestError
 from smartpool.live import LiveView
 from smartpool.units import MiB
@@ -120,11 +121,28 @@ def test_an_empty_and_a_closed_pool_have_frames_too():
     assert view.frame(WHOLE)["closed"]
 
 
-def test_events_are_told_once():
-    with smartpool.SmartPool("model:1GiB") as pool:
+def test_failures_are_told_once_and_no_more_after_the_end():
+    config = smartpool.SmartPoolConfig(max_bytes="64MiB")
+    with smartpool.SmartPool("model:1GiB", config) as pool:
         view = LiveView(pool)
-        view.note("one")
-        view.note("two")
+        forget = pool.hooks.on_out_of_memory(view.note_failure)
+        held = pool.malloc(40 * MiB)
+        for nbytes in (50 * MiB, 60 * MiB):
+            with pytest.raises(smartpool.errors.OutOfMemoryError):
+                pool.malloc(nbytes)
         events = view.frame(WHOLE)["events"]
-        assert [event["text"] for event in events] == ["one", "two"]
+        assert [("50 MiB" in event["text"], "60 MiB" in event["text"]) for event in events] == [
+            (True, False),
+            (False, True),
+        ]
         assert view.frame(WHOLE | {"after": events[-1]["number"]})["events"] == []
+        forget()
+        pool.free(held)
+
+
+def test_a_closed_server_is_told_nothing_more():
+    with smartpool.SmartPool("model:1GiB") as pool:
+        server = pool.serve()
+        assert pool.hooks.out_of_memory
+        server.close()
+        assert not pool.hooks.out_of_memory
