@@ -73,8 +73,8 @@ function take(frame) {
   const heat = new Float32Array(cells.tier.length);
   const fade = Math.max(0, 1 - (performance.now() - state.heated) / GLOW_MS);
   for (let cell = 0; same && cell < heat.length; cell += 1) {
-    const changed = Math.abs(cells.live[cell] - state.cells.live[cell]) > 48;
-    heat[cell] = changed ? 1 : state.heat[cell] * fade;
+    const taken = cells.live[cell] - state.cells.live[cell] > 48;  // a free shows in the colour itself
+    heat[cell] = taken ? 1 : state.heat[cell] * fade;
   }
   const now = { time: frame.time, ...frame.figures };
   const last = state.history.at(-1);
