@@ -16,11 +16,46 @@ function closedUp(columns) {
   return { low, total: at };
 }
 
+const HOLDER_COLORS = Array.from({ length: 10 }, (_, i) => `k${i}`);
+
+/**
+ * The colour of each range, and what the legend says. Live blocks may be told apart by what they have
+ * in common, the largest groups first; what is not live keeps the colour of its state.
+ */
+function rangeColors(about, columns, kind) {
+  const { state, block, nbytes } = columns;
+  const states = about.states.map((name) => ({ name, color: `s-${name}`, bytes: 0 }));
+  const key = {
+    tag: (number) => about.tags[columns.tag[number]] ?? "no tag",
+    size: (number) => `${formatBytes(columns.requested[number])} each`,
+    stream: (number) => `stream ${about.streams[number] ?? 0}`,
+    stack: (number) => about.stacks[columns.stack[number]]?.split("\n")[0] ?? "place unknown",
+  }[kind];
+  const groups = new Map();
+  const of = Array.from(state, (number, row) => {
+    if (about.states[number] !== "live" || !key || block[row] < 0) return states[number];
+    const name = key(block[row]);
+    if (!groups.has(name)) groups.set(name, { name, bytes: 0 });
+    return groups.get(name);
+  });
+  of.forEach((group, row) => { group.bytes += nbytes[row]; });
+  const ordered = [...groups.values()].sort((a, b) => b.bytes - a.bytes);
+  ordered.forEach((group, rank) => { group.color = HOLDER_COLORS[rank] ?? `o${rank % 4}`; });
+  const shown = [...ordered.slice(0, 10), ...states].filter(({ bytes }) => bytes);
+  const rest = ordered.slice(10);
+  if (rest.length) {
+    const bytes = rest.reduce((sum, group) => sum + group.bytes, 0);
+    shown.splice(10, 0, { name: `${formatCount(rest.length)} others`, color: "o0", bytes });
+  }
+  return { of, legend: shown };
+}
+
 function dumpMap(about, columns, palette) {
   const { low, total } = closedUp(columns);
   const rows = Math.max(1, Math.min(MOST_ROWS, Math.ceil(low.length / 4), 12 + Math.ceil(low.length / 400)));
   const perRow = total / rows || 1;
-  const colors = about.states.map((state) => `s-${state}`);
+  const select = byId("map-color");
+  let colors = rangeColors(about, columns, select.value);
   const picture = new Picture(byId("map"), {
     height: rows * (ROW_HEIGHT + ROW_GAP) + 4,
     label: `The ${formatCount(low.length)} ranges of the pool's ${formatBytes(total)} by address`,
@@ -30,7 +65,7 @@ function dumpMap(about, columns, palette) {
       const perByte = (width - left) / perRow;
       const strips = Array.from({ length: rows }, () => new Raster(Math.round((width - left) * scale), 1));
       for (let row = 0; row < low.length; row++) {
-        const color = palette.rgb(colors[columns.state[row]]);
+        const color = palette.rgb(colors.of[row].color);
         const first = Math.floor(low[row] / perRow);
         const last = Math.min(rows - 1, Math.floor((low[row] + columns.nbytes[row] - 1) / perRow));
         for (let line = first; line <= last; line++) {
@@ -66,6 +101,14 @@ function dumpMap(about, columns, palette) {
     else picture.showTip(x, y, ...rangeRows(about, columns, row));
   });
   picture.canvas.addEventListener("pointerleave", () => picture.hideTip());
+  const recolor = () => {
+    colors = rangeColors(about, columns, select.value);
+    byId("map-legend").replaceChildren(
+      ...colors.legend.map(({ name, color, bytes }) => swatchKey(`${name}: ${formatBytes(bytes)}`, color)));
+    picture.draw();
+  };
+  select.addEventListener("change", recolor);
+  recolor();
   return picture;
 }
 

@@ -124,7 +124,7 @@ def _header(dump: Dump, heading: str) -> str:
     return (
         f'<header><div><p class="brand">SmartPool report</p><h1>{escaped(heading)}</h1><p class="lead">'
         f"{escaped(str(story.get('device')))}, stream {escaped(str(story.get('stream')))}, "
-        f"{escaped(str(facts.get('time')))}{thread}; the driver said {escaped(str(story.get('code')))}.</p>"
+        f"{escaped(str(facts.get('time')))}{thread}: {escaped(str(story.get('code')))}.</p>"
         f'</div><ul class="cards">{items}</ul></header>'
     )
 
@@ -149,15 +149,17 @@ def _map_section(dump: Dump) -> str:
     totals: dict[str, int] = dict.fromkeys(_STATES, 0)
     for state, nbytes in zip(dump.ranges["state"], dump.ranges["nbytes"], strict=True):
         totals[state if state in totals else "free"] += nbytes
-    keys = "".join(
-        f'<span class="key"><i style="background:var(--s-{state})"></i>{state} {format_bytes(total)}</span>'
-        for state, total in totals.items()
-        if total
-    )
+    words = ", ".join(f"{format_bytes(total)} {state}" for state, total in totals.items() if total)
+    kinds = ["tag"] if _tag_numbers(dump) else []
+    kinds += ["state", "size"]
+    kinds += ["stream"] if _texts(dump)["streams"] else []
+    kinds += ["stack"] if dump.stacks else []
+    options = "".join(f"<option>{kind}</option>" for kind in kinds)
     return (
         '<section><h2>Where the memory is</h2><p class="lead">Every byte that the pool holds, by address, '
-        "row below row; addresses without memory are left out. Point at a range to see what it is.</p>"
-        f'<div class="tools"><span class="legend">{keys}</span></div><figure id="map"></figure></section>'
+        f"row below row: {words or 'nothing'}. Addresses without memory are left out. Point at a range to "
+        f'see what it is.</p><div class="tools"><label>colours by <select id="map-color">{options}</select>'
+        '</label><span class="legend" id="map-legend"></span></div><figure id="map"></figure></section>'
     )
 
 

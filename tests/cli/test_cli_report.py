@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import smartpool
 from smartpool import MiB
 from smartpool.cli import main
 from smartpool.trace import Trace
@@ -32,6 +33,22 @@ def test_a_line_for_people_and_a_name_of_its_own(source, tmp_path, capsys, monke
     assert main(["report", str(source), "--against", "none", "--title", "Mine"]) == 0
     assert capsys.readouterr().out.endswith("KiB, 3.00 MiB live at the peak\n")
     assert "<h1>Mine</h1>" in (tmp_path / "run.html").read_text(encoding="utf-8")
+
+
+def test_of_what_an_out_of_memory_error_left(tmp_path, capsys):
+    config = smartpool.SmartPoolConfig(max_bytes="64MiB", out_of_memory_dump=str(tmp_path))
+    with smartpool.SmartPool("model:1GiB", config) as pool:
+        held = [pool.malloc(20 * MiB) for _ in range(3)]
+        with pytest.raises(smartpool.OutOfMemoryError) as caught:
+            pool.malloc(30 * MiB)
+        for pointer in held:
+            pool.free(pointer)
+    target = tmp_path / "oom.html"
+    assert main(["report", str(caught.value.dump_path), "-o", str(target)]) == 0
+    assert capsys.readouterr().out.endswith("30.0 MiB asked for\n")
+    page = target.read_text(encoding="utf-8")
+    assert "Out of memory: 30.0 MiB" in page
+    assert "3 blocks" in page
 
 
 @pytest.mark.parametrize(
