@@ -33,6 +33,7 @@ from smartpool.errors import (
     DLPackError,
     InvalidRequestError,
     InvalidSizeError,
+    MemoryCorruptionError,
     UnsupportedError,
 )
 from smartpool.request import checked_size
@@ -90,7 +91,7 @@ class Buffer:
         except AttributeError:  # it was never made in full
             return
         if manager is not None:
-            manager.free(self.pointer)
+            manager.drop(self.pointer)
 
     def __reduce_ex__(self, protocol: object) -> Any:
         # Also what `copy.copy` asks: a second buffer would free the block a second time.
@@ -155,7 +156,11 @@ class Buffer:
         """
         manager, owner = self._manager, getattr(self, "_owner", None)
         if manager is not None:
-            manager.free(self.pointer, stream)
+            try:
+                manager.free(self.pointer, stream)
+            except MemoryCorruptionError:  # found by debug mode on the way; the block is free
+                self._manager = None
+                raise
             self._manager = None
         elif owner is not None:
             if stream is not None:
@@ -315,7 +320,7 @@ class _Owner:
     def __del__(self) -> None:
         # Consumers may outlive the interpreter: then the process gives all back.
         if self.holds and not sys.is_finalizing():
-            self.manager.free(self.pointer)
+            self.manager.drop(self.pointer)
 
 
 def checked_shape(shape: object) -> tuple[int, ...]:

@@ -31,8 +31,10 @@ __all__ = [
     "InvalidRequestError",
     "InvalidSizeError",
     "InvariantError",
+    "MemoryCorruptionError",
     "MissingPackageError",
     "OutOfMemoryError",
+    "OverrunError",
     "PlanningError",
     "PoolClosedError",
     "ReentrantCallError",
@@ -47,6 +49,7 @@ __all__ = [
     "UnknownPointerError",
     "UnsafePickleError",
     "UnsupportedError",
+    "UseAfterFreeError",
 ]
 
 
@@ -135,6 +138,47 @@ class DoubleFreeError(SmartPoolError, ValueError):
 
 class UnknownPointerError(SmartPoolError, ValueError):
     """A pointer or allocation id never came from this pool, or points into the middle of a block."""
+
+
+class MemoryCorruptionError(SmartPoolError, RuntimeError):
+    """Somebody wrote where they must not: found by a pool in debug mode, after the fact.
+
+    The pool itself is whole. Not raised for faults that the device reports itself.
+
+    Attributes
+    ----------
+    pointer, nbytes
+        The block beside or in which it was.
+    offset
+        Of the first byte that was overwritten, from the start of the block; negative before it.
+    allocated_at, freed_at
+        The stacks of its request and of its free, a line a frame; empty where there is none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pointer: int = 0,
+        nbytes: int = 0,
+        offset: int = 0,
+        allocated_at: str = "",
+        freed_at: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.pointer = pointer
+        self.nbytes = nbytes
+        self.offset = offset
+        self.allocated_at = allocated_at
+        self.freed_at = freed_at
+
+
+class OverrunError(MemoryCorruptionError):
+    """The bytes right before or behind a block were written."""
+
+
+class UseAfterFreeError(MemoryCorruptionError):
+    """A block was written after it was freed. Reading one cannot be seen."""
 
 
 class PoolClosedError(SmartPoolError, RuntimeError):

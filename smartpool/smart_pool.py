@@ -8,7 +8,7 @@ All stand on the same managers, one a device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from smartpool.buffer import Buffer, byte_count, checked_shape
 from smartpool.config import SmartPoolConfig
@@ -194,6 +194,12 @@ def _open_managers(names: tuple[str, ...], config: SmartPoolConfig) -> tuple[Adv
     managers: list[AdvancedMemoryPoolManager] = []
     try:
         managers.extend(AdvancedMemoryPoolManager(open_driver(name), config) for name in names)
+        options = config.debug_options()
+        if options is not None:
+            from smartpool.pool.debugging import DebuggingManager  # noqa: PLC0415 - only for those who debug
+
+            # In front of each pool, with the same methods: see there.
+            return tuple(cast("Any", DebuggingManager(manager, options)) for manager in managers)
     except BaseException:
         for manager in managers:
             manager.close()

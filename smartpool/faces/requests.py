@@ -81,7 +81,8 @@ class RequestFace(DevicePool):
         try:
             buffer.free(stream)
         except BaseException:
-            self._allocations[allocation_id] = buffer
+            if not buffer.released:
+                self._allocations[allocation_id] = buffer
             raise
         self._placed.pop(allocation_id, None)
 

@@ -70,13 +70,13 @@ def allocate_and_free(
     failed, unknown = rescue.allocation_failed, rescue.free_failed
     first, *others = managers.items()
     ordinal, manager = first
-    take, give = manager.malloc, manager.free
+    take, give = manager.malloc, manager.drop
 
     def give_back(pointer: int) -> None:
         try:
             for _, other in others:
                 if other.owns(pointer):
-                    other.free(pointer)
+                    other.drop(pointer)
                     return
             give(pointer)
         except UnknownPointerError as error:
@@ -130,6 +130,6 @@ def segment_functions(
 
     def free(pointer: int, size: int, device: int, stream: int | None) -> None:  # noqa: ARG001
         if not finalizing():
-            managers[device].free(pointer)
+            managers[device].drop(pointer)
 
     return allocate, free

@@ -74,7 +74,7 @@ def _resource_class() -> type:
 
         def deallocate(self, ptr: Any, size: int, stream: Any = None) -> None:  # noqa: ARG002 - cuda.core's
             """Free what `allocate` gave, behind the work queued so far on `stream`."""
-            self._manager.free(int(ptr), stream)
+            self._manager.drop(int(ptr), stream)
 
         @property
         def is_device_accessible(self) -> bool:

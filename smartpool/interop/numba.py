@@ -96,7 +96,7 @@ def _make_class(manager_of: Any) -> type:
             """Return a memory pointer of `size` bytes, freed when it dies."""
             manager = self._manager()
             pointer = manager.malloc(size)
-            finalizer = partial(_free, sys.is_finalizing, manager.free, pointer)
+            finalizer = partial(_free, sys.is_finalizing, manager.drop, pointer)
             return pointer_type(self.context, ctypes.c_void_p(pointer), size, finalizer=finalizer)
 
         def get_memory_info(self) -> Any:

@@ -43,7 +43,7 @@ def memory_resource(pool: SmartPool, device_id: int | None = None) -> Any:
     managers = cuda_managers(pool)
     manager = manager_for(managers, next(iter(managers)) if device_id is None else device_id)
     mr = framework("rmm.mr", install=_INSTALL)
-    malloc, free, finalizing = manager.malloc, manager.free, sys.is_finalizing
+    malloc, free, finalizing = manager.malloc, manager.drop, sys.is_finalizing
     handle_of = manager.driver.stream  # an integer takes the pool's quick path, an object does not
 
     def allocate(nbytes: int, stream: Any) -> int:

@@ -153,6 +153,9 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             bin_.quiet = False
             bin_.touched.add(bin_)
 
+    drop = free
+    """As `free`, for destructors: a pool in debug mode does nothing there that calls the driver."""
+
     def malloc_aligned(self, nbytes: int, alignment: int, stream: object = None) -> int:
         """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(log n).
 
