@@ -156,12 +156,13 @@ class CapturingPool(GraphPool):
     def _empty_bins(self, touched: set[Bin]) -> None:
         """Nothing: what is freed beside a capture waits for its end, since events cannot be asked."""
 
-    def release_region(self, *region: Any) -> None:
+    def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
         """Keep the region of a planned step until the end of the capture."""
-        self.owed.append(region)
+        self.owed.append(([region[0]], size, streams))
+        region.clear()
 
     def _regions(self) -> list[tuple[int, int]]:
-        return [*GraphPool._regions(self), *((region[0], region[1]) for region in self.owed)]
+        return [*GraphPool._regions(self), *((region[0], size) for region, size, _ in self.owed if region)]
 
     def begin_step(self, name: str, *, wait_for_plan: bool = False) -> None:  # noqa: ARG002
         """Refuse a planned step: it would move the capture's requests into its plan."""

@@ -338,12 +338,12 @@ class SearchingPool(PoolBooks):
         region = self._heap.room_bytes()
         return region, self._heap.extent_bytes - self._heap.live_bytes - region
 
-    def release_region(self, address: int, size: int, streams: tuple[int, ...]) -> None:
-        """Take back what `acquire_region` gave; `streams` may still touch it."""
+    def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
+        """Take back what `acquire_region` gave, out of the list `region`; `streams` may still touch it."""
         if len(self._bins_of) > 1 and not self._several_streams:
             self._begin_several_streams()
         uses = self._clock.stamps(streams) if self._several_streams else None
-        self._heap.free_all([[address]], size, uses)
+        self._heap.free_all([region], size, uses)
 
     def order_behind(self, streams: tuple[int, ...], stream: int) -> None:
         """Order later work on `stream` behind all work queued so far on `streams`."""

@@ -39,8 +39,8 @@ class StepPool(Protocol):
     def room_bytes(self) -> tuple[int, int]:
         """Return the bytes of the largest region that can be made of what is free now, and of the rest."""
 
-    def release_region(self, address: int, size: int, streams: tuple[int, ...]) -> None:
-        """Take the block back; `streams` may still touch it."""
+    def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
+        """Take the block back whose address is in `region`, and empty that; `streams` may still touch it."""
 
     def order_behind(self, streams: tuple[int, ...], stream: int) -> None:
         """Order later work on `stream` behind all work queued so far on `streams`."""

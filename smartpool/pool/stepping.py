@@ -332,10 +332,11 @@ class Steps:
                 self._resident = None
                 self._left += steps.values()
         for step in [step for step in self._left if step.idle]:
+            # Its list of one says whether the region is gone, should an exception come in between.
+            pool.release_region(step.region, step.plan.height, (step.stream, *step.used_by))
             self._left.remove(step)
             for number, count in enumerate((step.repetitions, step.past_hits, step.past_misses)):
                 self._past[number] += count
-            pool.release_region(step.base, step.plan.height, (step.stream, *step.used_by))
 
     def _must_stay(self, pool: StepPool) -> bool:
         """Whether the resident step is being served. One that was recognised is left for memory's sake."""
@@ -356,7 +357,7 @@ class Steps:
 
     def regions(self) -> list[tuple[int, int]]:
         """Return address and bytes of the regions that are held."""
-        return [(step.base, step.plan.height) for step in self._steps()]
+        return [(step.base, step.plan.height) for step in self._steps() if step.region]
 
     def check(self) -> None:
         """Prove the invariants of every step that has a region."""

@@ -210,6 +210,7 @@ class PlannedStep:
     ) -> None:
         self.plan = plan
         self.base = base
+        self.region = [base]  # empty once it was given back
         self.stream = stream
         self.live = live
         self.faces = {nbytes: StepBin(bin_of(nbytes, stream), self) for nbytes in set(plan.nbytes)}

@@ -91,6 +91,7 @@ class Caller:
         self.readable = issubclass(device, CpuDevice)
         self.pool = None
         self.live = {}
+        self.memories = []  # of graphs
         self.stream = self.driver.create_stream()
 
     def open(self):
@@ -244,6 +245,8 @@ def _must_be_expected(raised, error):
 
 def _must_be_sound(caller, outcome):
     pool, driver = caller.pool, caller.driver
+    for memory in caller.memories:
+        memory.close()
     pool.check()
     driver.check()
     assert pool.live_blocks() == caller.live

@@ -13,6 +13,7 @@ from attack import CAPACITY, Caller
 
 from smartpool.errors import OutOfMemoryError, StepError
 from smartpool.pool.direct import DirectBin
+from smartpool.pool.graphs import CapturingPool, end_capture
 from smartpool.units import KiB, MiB
 
 TRACED = ("/smartpool/pool/", "/smartpool/memory/")
@@ -84,6 +85,10 @@ def _put_right(pool):
 def _must_hold_what_is_promised(caller):
     pool, driver = caller.pool, caller.driver
     pool.late_frees = None
+    if isinstance(pool, CapturingPool):
+        end_capture(pool)
+    for memory in caller.memories:
+        memory.close()
     with suppress(StepError):
         pool.end_step()
     if pool._closed:

@@ -4,6 +4,7 @@ import pytest
 
 from smartpool.errors import OutOfMemoryError
 from smartpool.pool import streams as stream_clock
+from smartpool.pool.graphs import GraphMemory, begin_capture, end_capture
 from smartpool.units import KiB, MiB
 
 STAMPED = 64  # the bytes at either end of a block that the caller looks at again
@@ -111,6 +112,21 @@ def slabs_come_and_go(caller):
         caller.free(caller.malloc(31 * MiB))
 
 
+def capturing(caller):
+    """A graph bakes its memory in, and gives it back."""
+    caller.free(caller.malloc(3 * MiB))
+    memory = GraphMemory(caller.pool)
+    caller.memories.append(memory)
+    begin_capture(caller.pool, memory, caller.stream)
+    try:
+        inside, beside = caller.malloc(4 * MiB, caller.stream), caller.malloc(2 * MiB)
+        caller.free(inside)
+        caller.free(beside)
+    finally:
+        end_capture(caller.pool)
+    memory.close()
+
+
 def broken_off(caller):
     """A call ends in the middle for a reason that is not ours: the next one mends the books first."""
     blocks = [caller.malloc(3 * MiB + 512) for _ in range(8)]
@@ -170,9 +186,10 @@ SCENARIOS = [
     small_and_large,
     slabs_come_and_go,
     broken_off,
+    capturing,
     questions,
     closing,
     closing_before_the_last_free,
 ]
-NEED_A_HEAP = (many_pending_events, planned_steps, slabs_come_and_go)
+NEED_A_HEAP = (many_pending_events, planned_steps, slabs_come_and_go, capturing)
 """Scenarios that mean nothing where every request goes to the driver."""
