@@ -177,9 +177,10 @@ class GPUMemoryOptimizer:
         """Move allocations from fuller devices to emptier ones, by copies from device to device.
 
         Moved are allocations of `SmartPool.allocate_memory` whose request named neither device nor stream,
-        and which were never exported (DLPack, the array interfaces, `SmartPool.export`). The `Buffer` stays the same object:
-        its `pointer` and `device` are new. Read them again; an address that was noted before is dead. So
-        call it where no work that uses such addresses is still to be queued; what is queued is waited for.
+        and which were never exported (DLPack, the array interfaces, `SmartPool.export`). The `Buffer` stays
+        the same object: its `pointer` and `device` are new. Read them again; an address that was noted before
+        is dead. So call it where no work that uses such addresses is still to be queued; what is queued is
+        waited for.
 
         Parameters
         ----------
@@ -222,7 +223,8 @@ class GPUMemoryOptimizer:
         managers = self.pool.managers
         if type(device_id) is not int or not 0 <= device_id < len(managers):
             raise DeviceNotFoundError(
-                f"expected a device_id from 0 to {len(managers) - 1}, the optimizer's devices, got {device_id!r}"
+                f"expected a device_id from 0 to {len(managers) - 1}, the optimizer's devices, "
+                f"got {device_id!r}"
             )
         return managers[device_id].driver
 

@@ -29,7 +29,7 @@ class Occupied(FakeCuda):
     largest = 1024
     CUfunction = FakeCuda.CUstream
 
-    class CUfunction_attribute:
+    class CUfunction_attribute:  # noqa: N801 - the driver's name
         CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = "largest"
 
     def cuDeviceGetAttribute(self, attribute, device):

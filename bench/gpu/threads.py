@@ -1,0 +1,195 @@
+"""Eight threads on eight streams, allocating and freeing, every byte checked on the device.
+
+    python bench/gpu/threads.py [--seconds 60] [--threads 8] [--max-bytes 4GiB] [--policy balanced]
+
+Each thread has a stream and up to 48 blocks of 512 B to 32 MiB. A block is filled with its own number by
+a kernel on the thread's stream when it is requested, and looked through by a kernel before it is freed;
+one in eight is handed to another thread first, which checks and frees it on its own stream, behind an
+event. A byte that another thread wrote counts as an error on the device. Beside it, one thread does the
+same alone for a quarter of the time. The cap makes the pool remap all the while.
+
+Writes `bench/results/threads.json`, and a copy under $OUT where that is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+BLOCKS = 48
+SOURCE = r"""
+extern "C" __global__ void put(unsigned *p, unsigned long n, unsigned tag) {
+    for (unsigned long i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+        p[i] = tag;
+}
+extern "C" __global__ void look(const unsigned *p, unsigned long n, unsigned tag, unsigned long long *bad) {
+    for (unsigned long i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+        if (p[i] != tag) atomicAdd(bad, 1ULL);
+}
+"""
+
+
+class Worker(threading.Thread):
+    """One thread with its stream."""
+
+    def __init__(self, number: int, shared: Any, pool: Any, seconds: float) -> None:
+        super().__init__(name=f"worker-{number}")
+        cupy = shared.cupy
+        self.shared, self.pool, self.seconds = shared, pool, seconds
+        self.dice = random.Random(number)
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.inbox: queue.SimpleQueue[tuple[int, int, int, Any]] = queue.SimpleQueue()
+        self.operations = self.handed = self.refused = 0
+        self.tag = number << 24
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:  # noqa: BLE001 - told in the end
+            self.error = error
+
+    def work(self) -> None:
+        shared, stream = self.shared, self.stream
+        held: list[tuple[int, int, int]] = []
+        deadline = time.perf_counter() + self.seconds
+        with stream:
+            while time.perf_counter() < deadline:
+                self.take_in()
+                if len(held) < BLOCKS and self.dice.random() < 0.55:
+                    words = int(2 ** self.dice.uniform(7, 23))
+                    try:
+                        pointer = self.pool.malloc(4 * words, stream.ptr)
+                    except MemoryError:
+                        self.refused += 1
+                        if held:
+                            self.give(*held.pop())
+                        continue
+                    self.tag += 1
+                    shared.put((64,), (256,), (pointer, words, self.tag))
+                    held.append((pointer, words, self.tag))
+                    self.operations += 1
+                elif held:
+                    block = held.pop(self.dice.randrange(len(held)))
+                    if len(shared.workers) > 1 and self.dice.random() < 0.125:
+                        self.hand_over(*block)
+                    else:
+                        self.give(*block)
+            for block in held:
+                self.give(*block)
+            stream.synchronize()
+
+    def give(self, pointer: int, words: int, tag: int) -> None:
+        self.shared.look((64,), (256,), (pointer, words, tag, self.shared.bad))
+        self.pool.free(pointer, self.stream.ptr)
+        self.operations += 1
+
+    def hand_over(self, pointer: int, words: int, tag: int) -> None:
+        event = self.shared.cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        other = self.dice.choice([worker for worker in self.shared.workers if worker is not self])
+        other.inbox.put((pointer, words, tag, event))
+        self.handed += 1
+
+    def take_in(self) -> None:
+        while not self.inbox.empty():
+            pointer, words, tag, event = self.inbox.get()
+            self.stream.wait_event(event)
+            self.give(pointer, words, tag)
+
+
+class Shared:
+    """What the workers have in common."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.cupy = cupy
+        module = cupy.RawModule(code=SOURCE)
+        self.put, self.look = module.get_function("put"), module.get_function("look")
+        self.bad = cupy.zeros(1, dtype=cupy.uint64)
+        self.workers: list[Worker] = []
+
+
+def run(pool: Any, threads: int, seconds: float) -> dict[str, Any]:
+    shared = Shared()
+    shared.workers = [Worker(number + 1, shared, pool, seconds) for number in range(threads)]
+    before = pool.statistics.devices[0]
+    begin = time.perf_counter()
+    for worker in shared.workers:
+        worker.start()
+    for worker in shared.workers:
+        worker.join()
+    elapsed = time.perf_counter() - begin
+    for worker in shared.workers:
+        with worker.stream:
+            worker.take_in()  # handed over when the other had ended
+    shared.cupy.cuda.runtime.deviceSynchronize()
+    failed = [worker.error for worker in shared.workers if worker.error is not None]
+    if failed:
+        raise failed[0]
+    pool.check()
+    now = pool.statistics.devices[0]
+    operations = sum(worker.operations for worker in shared.workers)
+    return {
+        "threads": threads, "seconds": round(elapsed, 2), "operations": operations,
+        "operations_per_second": round(operations / elapsed),
+        "handed_over": sum(worker.handed for worker in shared.workers),
+        "refused": sum(worker.refused for worker in shared.workers), "wrong_words": int(shared.bad[0]),
+        "live_blocks_left": now.live_blocks, "waits_between_streams": now.waits - before.waits,
+        "remaps": now.driver_calls["map_chunk"] - before.driver_calls.get("map_chunk", 0),
+        "unmaps": now.driver_calls.get("unmap", 0) - before.driver_calls.get("unmap", 0),
+        "peak_reserved_bytes": now.peak_reserved_bytes,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--max-bytes", default="4GiB")
+    parser.add_argument("--policy", default="balanced")
+    parser.add_argument("--no-results", action="store_true")
+    arguments = parser.parse_args()
+    import smartpool
+
+    rows = []
+    for threads, seconds in ((1, arguments.seconds / 4), (arguments.threads, arguments.seconds)):
+        config = smartpool.SmartPoolConfig(max_bytes=arguments.max_bytes, policy=arguments.policy)
+        with smartpool.SmartPool("cuda:0", config) as pool:
+            row = run(pool, threads, seconds)
+        print(row, flush=True)
+        rows.append(row)
+    if any(row["wrong_words"] or row["live_blocks_left"] for row in rows):
+        sys.exit("corrupted, or blocks are left")
+    if arguments.no_results:
+        return
+    from common import write_results
+
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    ratio = rows[1]["operations_per_second"] / rows[0]["operations_per_second"]
+    options = {"max_bytes": arguments.max_bytes, "policy": arguments.policy}
+    path = write_results(
+        "threads", {"rows": rows, "throughput_ratio": round(ratio, 3), "gpu": gpu, **options}
+    )
+    if "OUT" in os.environ:
+        shutil.copy(path, os.environ["OUT"])
+
+
+if __name__ == "__main__":
+    main()
