@@ -62,6 +62,8 @@ class ImportedMemory:
         driver.close()
         os.close(self._lease)
 
+    drop = free  # what destructors call
+
     def stream_of(self, pointer: int) -> int:  # noqa: ARG002
         """Return the default stream: nothing is queued here on any."""
         return self.driver.default_stream
