@@ -326,7 +326,11 @@ class Steps:
 
     def release_idle(self, pool: StepPool, *, keep: str | None = None) -> None:
         """Give back the regions in which nothing is live, except that of the step `keep`."""
-        if self._resident is not None and not self._must_stay(pool):
+        recognised = self.recognised
+        if recognised is not None and recognised.idle:  # memory is worth more than its plan
+            self.look_at = self._recognition.left(recognised, pool, self)
+            return
+        if self._resident is not None and not self._serving:
             name, steps = self._resident
             if name != keep or name not in self._plans:
                 self._resident = None
@@ -337,13 +341,6 @@ class Steps:
             self._left.remove(step)
             for number, count in enumerate((step.repetitions, step.past_hits, step.past_misses)):
                 self._past[number] += count
-
-    def _must_stay(self, pool: StepPool) -> bool:
-        """Whether the resident step is being served. One that was recognised is left for memory's sake."""
-        for step in list(self._serving.values()):
-            if self._automatic and step.idle:
-                self.look_at = self._recognition.left(step, pool, self)
-        return bool(self._serving)
 
     def close(self) -> None:
         """Serve nothing any more: the pool is closed."""

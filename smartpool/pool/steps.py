@@ -328,8 +328,14 @@ class PlannedStep:
                 return None  # in the middle of a quick one: a destructor of ours, or another thread
             if self._owner.owner != get_ident() and not self._passes_on(nbytes):
                 return None
-            self._settle(wait)
-            return self._serve(nbytes)
+            position = self._find(nbytes)
+            self._order(wait)  # behind the look at what is live: a free enters itself here before it is one
+            if position is None:
+                return None
+            face, address, _ = self.entries[position]
+            assert face is not None
+            self.live[address] = face
+            return address
         finally:
             self._open_seat()
 
@@ -354,17 +360,16 @@ class PlannedStep:
             return nbytes[self.position]
         return nbytes[0] if self._cyclic else -1
 
-    def _settle(self, wait: Callable[[tuple[int, ...], int], None]) -> None:
-        """Forget late slots that are free by now, and order us behind the use of those freed elsewhere."""
-        live = self.live
-        if self._late:
-            self._late = [slot for slot in self._late if slot.start in live]
+    def _order(self, wait: Callable[[tuple[int, ...], int], None]) -> None:
+        """Order our stream behind the use on others of slots that were freed."""
         for address, streams in list(self.elsewhere.items()):
-            if address not in live:
+            if address not in self.live:
                 wait(streams, self.stream)
                 self.elsewhere.pop(address, None)
 
-    def _serve(self, nbytes: int) -> int | None:
+    def _find(self, nbytes: int) -> int | None:
+        """Return the position of a request whose slot can be had, and go on behind it; None for a miss."""
+        self._late = [slot for slot in self._late if slot.start in self.live]
         if self._expected() == nbytes:
             if self.position == len(self.entries):
                 self._finish()
@@ -377,18 +382,16 @@ class PlannedStep:
         position = self.position
         self._look_at_due(position)
         self.position = position + 1
-        face, address, _ = self.entries[position]
-        if face is None:  # outlived its step when it was recorded: the heap's
+        slot = self._slots[position]
+        if slot is None:  # outlived its step when it was recorded: the heap's
             self._astray = 0
             return None
-        slot = self._slots[position]
-        if address in self.live or any(_overlap(slot, other) for other in self._late):
+        if slot.start in self.live or any(_overlap(slot, other) for other in self._late):
             self._passed += 1
             self._miss()
             return None
         self._astray = 0
-        self.live[address] = face
-        return address
+        return position
 
     def _miss(self) -> None:
         self.misses += 1
@@ -465,5 +468,5 @@ class PlannedStep:
         return None
 
 
-def _overlap(slot: range | None, other: range) -> bool:
-    return slot is not None and slot.start < other.stop and other.start < slot.stop
+def _overlap(slot: range, other: range) -> bool:
+    return slot.start < other.stop and other.start < slot.stop
