@@ -75,6 +75,8 @@ class MemorySnapshot:
         The live metric by its parts.
     tracked
         Exact figures by tier, stream, tag and scope; None while nobody tracks.
+    out_of_memory_errors
+        Requests that failed for lack of memory.
     """
 
     device: str
@@ -101,6 +103,7 @@ class MemorySnapshot:
     streams: Mapping[int, GroupSnapshot]
     fragmentation: Fragmentation
     tracked: Tracked | None = None
+    out_of_memory_errors: int = 0
 
     @property
     def pressure(self) -> float:

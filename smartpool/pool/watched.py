@@ -41,6 +41,7 @@ class WatchedPool(SearchingPool):
         self._journal = self._live.journal = Journal()
         self._observer: RequestObserver | None = None
         self._hooks: list[Hooks] = []
+        self._failures = 0  # requests that failed for lack of memory
         self._unseen = False  # whether a request is the pool's own, which may fail without a word
         self.tracker: Tracker | None = None
         self._memory.on_change = partial(tell_of_map, driver.name, self._hooks)
@@ -137,7 +138,8 @@ class WatchedPool(SearchingPool):
 
     def _snapshot(self) -> MemorySnapshot:
         shown = super()._snapshot()
-        return shown if self.tracker is None else replace(shown, tracked=self.tracker.tracked())
+        tracked = None if self.tracker is None else self.tracker.tracked()
+        return replace(shown, tracked=tracked, out_of_memory_errors=self._failures)
 
     def _choose_table(self) -> None:
         if self._closed:
@@ -212,6 +214,7 @@ class WatchedPool(SearchingPool):
         failed.story = story
         if self._unseen:
             return failed
+        self._failures += 1
         LOGGER.warning("%s", failed)
         folder = self.config.out_of_memory_dump or os.environ.get(DUMP_VARIABLE)
         if folder:
