@@ -36,10 +36,7 @@ _GAUGES: Final = {
     "cap_bytes": "What the pool may hold at most.",
     "device_free_bytes": "Free on the device, by its driver.",
     "device_total_bytes": "Memory of the device.",
-    "pressure_ratio": (
-        "ratio",
-        "Share in use of the limit or of the device, whichever is nearer to its end.",
-    ),
+    "pressure_ratio": "Share in use of the limit or of the device, whichever is nearer to its end.",
 }
 _COUNTERS: Final = {
     "searches": "Requests that missed their bin.",
