@@ -18,6 +18,7 @@ from smartpool.units import GiB, KiB, MiB, TiB, format_size, parse_size
 if TYPE_CHECKING:
     from smartpool.buffer import Buffer
     from smartpool.config import SmartPoolConfig
+    from smartpool.movable import MovableBuffer
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
     from smartpool.pool.graphs import GraphMemory
@@ -39,6 +40,7 @@ __all__ = [
     "IntervalSet",
     "KiB",
     "MiB",
+    "MovableBuffer",
     "Plan",
     "Prices",
     "SharedBuffer",
@@ -68,6 +70,7 @@ __getattr__, __dir__ = lazy_names(
         "GPUMemoryOptimizer": "smartpool.optimizer",
         "GraphMemory": "smartpool.pool.graphs",
         "IntervalSet": "smartpool.planner",
+        "MovableBuffer": "smartpool.movable",
         "Plan": "smartpool.planner",
         "Prices": "smartpool.prices",
         "SharedBuffer": "smartpool.sharing.shared",

@@ -107,6 +107,7 @@ class CapturingPool(GraphPool):
         Regions of planned steps that became free meanwhile: address, size, and what else goes with it.
     """
 
+    beside_capture = True
     captured_memory: GraphMemory
     captured_stream: int | None
     hidden: dict[int, dict[int, Bin]]

@@ -14,8 +14,13 @@ __all__ = ["Gauge", "Heap"]
 class Gauge(Protocol):
     """Who knows how much is in use of how much."""
 
-    live_bytes: int
-    extent_bytes: int
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in use."""
+
+    @property
+    def extent_bytes(self) -> int:
+        """All bytes."""
 
 
 class Heap(Protocol):

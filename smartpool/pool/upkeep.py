@@ -1,4 +1,4 @@
-"""What a pool does for itself between requests: it gives memory back that has aged.
+"""What a pool does for itself between requests: it gives memory back that has aged, and moves blocks.
 
 It runs under the pool's lock, on a thread that is not in a hurry.
 """
@@ -10,17 +10,29 @@ from typing import Final
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Driver
 from smartpool.pool.aging import IdleAge
+from smartpool.pool.compaction import Compactor, Movables
+from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.stepping import StepStatistics
 from smartpool.pool.watched import WatchedPool
 
 __all__ = ["UpkeepPool"]
 
 _LEAST_SHARE: Final = 1 / 4
-"""Of what is held: giving less back saves little, and what is left is too tight to work in (`docs/elastic.md`)."""
+"""Of what is held. Giving less back saves little, and leaves too little room (`docs/elastic.md`)."""
 
 
 class UpkeepPool(WatchedPool):
-    """A pool that looks after itself. `AdvancedMemoryPoolManager` is the whole."""
+    """A pool that looks after itself. `AdvancedMemoryPoolManager` is the whole.
+
+    Attributes
+    ----------
+    beside_capture
+        Whether a stream is being captured into a graph: then nothing is moved or given back.
+    movables
+        The blocks that may be moved.
+    """
+
+    beside_capture = False
 
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
         super().__init__(driver, config)
@@ -29,6 +41,7 @@ class UpkeepPool(WatchedPool):
         self._hurry = 1.0 if age is None else min(1.0, interval / age)
         self._steps_then: StepStatistics | None = None
         self._steps_changed = 0.0
+        self.movables = Movables()
 
     def keep_up(self, now: float) -> int:
         """Give back what nobody needed for `idle_age`; return the bytes.
@@ -43,7 +56,7 @@ class UpkeepPool(WatchedPool):
             Seconds on a clock that never goes back.
         """
         with self._writing():
-            if self._released:
+            if self._released or self.beside_capture:
                 return 0
             overall = self._fragmentation(self.live_bytes).overall
             fragmented = overall > self.config.fragmentation_threshold
@@ -63,6 +76,23 @@ class UpkeepPool(WatchedPool):
             left = self._memory.reserved_bytes
             self._idle_age.gave_back(now, held - left, left)
             return held - left
+
+    def compact(self) -> int:
+        """Copy movable blocks together where the device has no virtual memory; return the bytes copied.
+
+        Elsewhere nothing has to be moved, and nothing is.
+        """
+        heap: object = self._heap
+        if not isinstance(heap, SegmentHeap) or not self.movables:
+            return 0
+        with self._writing():
+            if self._closed or self.beside_capture:
+                return 0
+            self._flush()
+            return Compactor(self.driver, self._clock, heap, self._live, self._stamp_moved).run(self.movables)
+
+    def _stamp_moved(self, stream: int) -> dict[int, int] | None:
+        return self._clock.stamp(stream) if self._several_streams else None
 
     def _steps_rest(self, now: float, seconds: float) -> bool:
         """Return whether no step was under way for so long."""
