@@ -116,6 +116,7 @@ class Choice {
     this.block = -1;
     this.hovered = -1;
     this.hidden = new Set();
+    this.focus = null;  // the name of a group of the table, and which allocations are in it
     this.watchers = [];
   }
 

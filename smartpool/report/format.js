@@ -29,6 +29,13 @@ function formatMicroseconds(us) {
   return `${Math.round(us)} µs`;
 }
 
+/** A time in a unit that fits `most`, with as many digits as tell times `step` apart. */
+function formatTick(us, most, step) {
+  const [unit, factor] = [["h", 3.6e9], ["min", 6e7], ["s", 1e6], ["ms", 1e3]].find(([, size]) => most >= size) ?? ["µs", 1];
+  const digits = Math.max(0, Math.ceil(-Math.log10(step / factor) - 1e-9));
+  return us ? `${(us / factor).toFixed(Math.min(digits, 9))} ${unit}` : "0";
+}
+
 /** Round numbers of bytes from 0 to `most`, about `wanted` of them, with labels of one unit. */
 function byteTicks(most, wanted) {
   const [unit, factor] = BINARY_UNITS.find(([, size]) => most >= size) ?? ["B", 1];

@@ -54,13 +54,15 @@ function memoryMap(data, view, choice, palette, { figure, layout, colors, addres
     const groups = colors();
     const group = groups.all;
     const tints = groups.colors.map((name) => palette.rgb(name));
+    const faded = palette.rgb("faded");
+    const shows = choice.focus?.has ?? (() => true);
     const { number, low, high } = shown;
     for (let row = 0; row < number.length; row++) {
       const of = number[row];
       const left = x(data.start[of]);
       const right = x(data.end[of]);
       if (right < 0 || left > width || high[row] < addresses.low || low[row] > addresses.high) continue;
-      raster.add(left, down(high[row]), right, down(low[row]), tints[group[of]], true);
+      raster.add(left, down(high[row]), right, down(low[row]), shows(of) ? tints[group[of]] : faded, true);
     }
     raster.blend(image.data);
     context.putImageData(image, Math.round(plot.left * scale), Math.round(plot.top * scale));
@@ -149,6 +151,13 @@ function memoryMap(data, view, choice, palette, { figure, layout, colors, addres
       choice.set({ block: found ? found.number : -1, moment: eventUnder(data, plot, x) });
     },
   });
+  picture.canvas.addEventListener("keydown", (event) => {
+    const step = { ",": -1, ".": 1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const first = choice.block < 0 ? lastAtMost(data.start, view.axis.eventAt(view.low)) : choice.block + step;
+    choice.set({ block: Math.max(0, Math.min(data.start.length - 1, first)) });
+  });
   addresses.watchers.push(() => picture.draw());
   return picture;
 }
@@ -200,20 +209,32 @@ function maps(data, view, choice, palette) {
   colorSelect.addEventListener("change", relabel);
   relabel();
   choice.watchers.push((change) => {
-    if ("block" in change) pin(data, choice.block);
+    if ("block" in change) pin(data, view, choice.block);
+    if ("focus" in change) {
+      byId("map-focus").hidden = !choice.focus;
+      byId("map-focus").textContent = choice.focus ? `only ${choice.focus.name} ✕` : "";
+    }
   });
+  byId("map-focus").addEventListener("click", () => choice.set({ focus: null }));
   return made;
 }
 
-function pin(data, number) {
+/** Keep what is known of a block below the maps, where it can be read, copied and looked up. */
+function pin(data, view, number) {
   const box = byId("pinned");
   if (number < 0) {
     box.replaceChildren(element("span", {}, "Click a block to keep it here."));
     return;
   }
+  const zoom = element("button", { type: "button" }, "show its life");
+  zoom.addEventListener("click", () => {
+    const { positions } = data.axis;
+    const [from, to] = [positions[data.start[number]], positions[data.end[number]]];
+    view.set(from - (to - from) * 0.2, to + (to - from) * 0.2);
+  });
   const facts = allocationRows(data, number).map((row) => [row.children[0].textContent, row.children[1].textContent]);
   box.replaceChildren(
-    ...facts.flatMap(([name, value]) => [`${name} `, element("b", {}, value), "  ·  "]).slice(0, -1),
+    ...facts.flatMap(([name, value]) => [`${name} `, element("b", {}, value), "  ·  "]), zoom,
     ...stackText(data, number),
   );
 }

@@ -98,7 +98,7 @@ function momentTable(data, choice) {
     const numbers = liveAt(event, data.start, data.end);
     for (const number of numbers) {
       const [id, name] = key(number);
-      const group = groups.get(id) ?? { name, bytes: 0, blocks: 0, stack: data.stackOf(number) };
+      const group = groups.get(id) ?? { id, name, bytes: 0, blocks: 0, stack: data.stackOf(number) };
       group.bytes += data.size[number];
       group.blocks += 1;
       groups.set(id, group);
@@ -107,6 +107,7 @@ function momentTable(data, choice) {
     const ordered = [...groups.values()].sort((a, b) => b.bytes - a.bytes);
     const rest = ordered.slice(12);
     const shown = ordered.slice(0, 12);
+    shown.forEach((group) => { group.inside = (number) => key(number)[0] === group.id; });
     if (rest.length) {
       const sum = (field) => rest.reduce((total, group) => total + group[field], 0);
       shown.push({ name: `${formatCount(rest.length)} more groups`, bytes: sum("bytes"), blocks: sum("blocks"), stack: "" });
@@ -116,7 +117,7 @@ function momentTable(data, choice) {
       meter.firstChild.style.width = `${group.bytes / live * 100}%`;
       meter.firstChild.style.background = "var(--c0)";
       return element("tr", {},
-        element("th", { scope: "row", title: select.value === "site" ? group.stack : "" }, group.name),
+        element("th", { scope: "row", title: select.value === "site" ? group.stack : "" }, focusButton(choice, group)),
         element("td", {}, formatCount(group.blocks)), element("td", {}, formatBytes(group.bytes)),
         element("td", {}, formatShare(group.bytes / live)), element("td", { class: "meter" }, meter));
     }));
@@ -126,9 +127,11 @@ function momentTable(data, choice) {
       + `${formatBytes(data.live[event] ?? 0)} live in ${formatCount(numbers.length)} blocks`
       + `${atPeak ? ", the most of the run." : "."}`;
     byId("moment-peak").disabled = atPeak;
+    byId("moment-end").disabled = event === data.events - 1;
   };
   select.addEventListener("change", fill);
   byId("moment-peak").addEventListener("click", () => choice.set({ moment: data.peak }));
+  byId("moment-end").addEventListener("click", () => choice.set({ moment: data.events - 1 }));
   choice.watchers.push((change) => { if ("moment" in change) fill(); });
   fill();
 }
@@ -139,4 +142,14 @@ function ageOf(data, number, event) {
   const index = bounds.findIndex((bound) => age < bound);
   if (index < 0) return [bounds.length, "older than 1 min"];
   return [index, `younger than ${formatMicroseconds(bounds[index])}`];
+}
+
+/** A group's name: a click lets the maps show its blocks alone. */
+function focusButton(choice, { name, inside }) {
+  if (!inside) return name;  // the rest of the groups is none itself
+  const button = element("button", { type: "button", class: "plain", title: "show these blocks alone in the maps" }, name);
+  button.addEventListener("click", () => {
+    choice.set({ focus: choice.focus?.name === name ? null : { name, has: inside } });
+  });
+  return button;
 }

@@ -272,10 +272,12 @@ def _map_section(found: Analysis) -> str:
         "held with nothing live in it. Beside an allocator stands the plan that knows every lifetime: the "
         "least that would do. Both have one scale.</p>"
         f'<div class="tools"><label>colours by <select id="map-color">{_options(_map_groups(found))}</select>'
-        '</label><span class="legend" id="map-legend"></span></div>'
+        '</label><span class="legend" id="map-legend"></span>'
+        '<button id="map-focus" aria-label="show all blocks" hidden></button></div>'
         f'<div class="maps">{"".join(figures)}</div>'
-        '<p class="hint">Alt + wheel zooms the addresses; arrows up and down, Page Up and Page Down do it on '
-        "the keyboard.</p>"
+        '<p class="hint">Alt + wheel zooms the addresses. On the keyboard: arrows up and down, Page Up and '
+        "Page Down; comma and full stop step through the blocks. A name in the table of the moment, below, "
+        "shows its blocks alone.</p>"
         '<div class="pinned" id="pinned" role="status">Click a block to keep it here.</div></section>'
     )
 
@@ -305,7 +307,8 @@ def _moment_section(found: Analysis) -> str:
         '<section aria-labelledby="moment-title">'
         '<h2 id="moment-title">Where the bytes were at the peak</h2>'
         f'<p class="lead" id="moment-lead">{_peak_text(found.trace)}</p>'
-        '<div class="tools"><button id="moment-peak" disabled>back to the peak</button></div>'
+        '<div class="tools"><button id="moment-peak" disabled>at the peak</button>'
+        '<button id="moment-end">at the end</button></div>'
         '<figure id="strips"></figure>'
         f'<div class="tools"><label>held by <select id="moment-group">{_options([*groups, more])}</select>'
         '</label></div><div class="scroll"><table><thead><tr><th scope="col">group</th>'

@@ -27,8 +27,8 @@ class Axis {
     return Math.max(0, Math.min(this.events - 1, lastAtMost(this.positions, position)));
   }
 
-  label(position) {
-    return this.byClock ? formatMicroseconds(position) : formatCount(position);
+  label(position, most, step) {
+    return this.byClock ? formatTick(position, most, step) : formatCount(position);
   }
 
   span(low, high) {
@@ -187,13 +187,14 @@ function drawTimeAxis(context, palette, plot, name = true) {
   context.textBaseline = "top";
   context.strokeStyle = palette.css("rule");
   context.fillStyle = palette.css("soft");
-  for (const tick of roundTicks(low, high, Math.max(2, plot.width / 130))) {
+  const ticks = roundTicks(low, high, Math.max(2, plot.width / 130));
+  for (const tick of ticks) {
     const x = Math.round(plot.x(tick)) + 0.5;
     context.beginPath();
     context.moveTo(x, plot.top);
     context.lineTo(x, plot.bottom + 4);
     context.stroke();
-    context.fillText(axis.label(tick), Math.max(plot.left, Math.min(x, plot.right - 12)), plot.bottom + 7);
+    context.fillText(axis.label(tick, high, ticks[1] - ticks[0] || 1), Math.max(plot.left, Math.min(x, plot.right - 12)), plot.bottom + 7);
   }
   if (name) {
     context.textAlign = "right";

@@ -25,6 +25,7 @@ def report(
     path: str | os.PathLike[str],
     *,
     title: str | None = None,
+    device_id: int = 0,
     **options: Any,
 ) -> Path:
     """Write a report as one HTML page and return its path.
@@ -32,12 +33,14 @@ def report(
     Parameters
     ----------
     source
-        A trace; a pool that records (`SmartPool.start_recording`), of which the first device is shown; or
-        a file: a recording of any tool, or what an out-of-memory error left.
+        A trace; a pool that records (`SmartPool.start_recording`); or a file: a recording of any tool,
+        or what an out-of-memory error left.
     path
         The page to write.
     title
         The heading; None for one of the source's own.
+    device_id
+        Which device of a pool.
     options
         For recordings, as for `smartpool.report.analysis.analysis`: ``against``, ``device``,
         ``capacity_bytes``, ``policy``.
@@ -58,7 +61,7 @@ def report(
     elif isinstance(source, Trace):
         trace = source
     else:
-        recording = source.recording()
+        recording = source.recording(device_id)
         if recording is None:
             raise InvalidRequestError(
                 f"expected a pool that records, got {source!r}; call start_recording() before the part "

@@ -49,10 +49,12 @@ def test_figures_read_as_they_do_in_python():
 def test_times_and_ticks():
     program = """return [
       [0, 999, 1500, 2.5e6, 9e7, 8e9].map(formatMicroseconds),
+      [[4370200, 4371000, 200], [0, 9e6, 1e6], [3e6, 9e6, 5e5], [12, 90, 5]].map((one) => formatTick(...one)),
       byteTicks(3 * 2 ** 29, 6).map(({label}) => label), roundTicks(95, 1010, 5), roundTicks(0, 0.4, 4),
     ];"""
-    times, nbytes, ticks, fine = run(("format.js",), program, None)
+    times, labels, nbytes, ticks, fine = run(("format.js",), program, None)
     assert times == ["0 µs", "999 µs", "1.50 ms", "2.50 s", "1.50 min", "2.22 h"]
+    assert labels == ["4.3702 s", "0", "3.0 s", "12 µs"]
     assert nbytes == ["0", "0.25 GiB", "0.5 GiB", "0.75 GiB", "1 GiB", "1.25 GiB", "1.5 GiB"]
     assert ticks == [200, 400, 600, 800, 1000]
     assert fine == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
