@@ -269,8 +269,8 @@ def show(results: dict[str, Any]) -> None:
     for row in results.get("time", ()):
         reserved = row["peak_reserved_bytes"] / 2**30
         print(
-            f"{row['allocator']:20} {row['lengths']:9} {row['median_ms']:9.2f} ms ({row['time_over_pytorch']}) "
-            f" reserved {reserved:7.3f} GiB, {row['reserved_over_live']} of live"
+            f"{row['allocator']:20} {row['lengths']:9} {row['median_ms']:9.2f} ms "
+            f"({row['time_over_pytorch']})  reserved {reserved:7.3f} GiB, {row['reserved_over_live']} of live"
         )
     for row in results.get("capacity", ()):
         print(f"{row['allocator']:20} {row['lengths']:9} largest batch {row['largest_batch']}")

@@ -205,6 +205,10 @@ class CapturingPool(GraphPool):
 
 def begin_capture(manager: AdvancedMemoryPoolManager, memory: GraphMemory, stream: int | None = None) -> None:
     """Make `manager` ready for a capture that begins after this call."""
+    if not isinstance(manager, AdvancedMemoryPoolManager):  # `smartpool.pool.debugging` stands in front
+        raise UnsupportedError(
+            "expected a pool without debug mode for a capture, which forbids looking at blocks; make another"
+        )
     pool = cast("GraphPool", manager)
     with pool._writing():
         _refuse_unless_ready(pool, memory, stream)

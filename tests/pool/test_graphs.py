@@ -376,6 +376,10 @@ def test_what_cannot_be_captured(pool, driver, stream):
         pass
     with pool.step(), pytest.raises(CaptureError, match="planned step"), pool.capture(stream):
         pass
+    with make_pool(debug=True) as watched:
+        own = watched.managers[0].driver.create_stream()
+        with pytest.raises(UnsupportedError, match="debug mode"), watched.capture(own):
+            pass
     with make_pool(enable_advanced_pooling=False) as raw:
         own = raw.managers[0].driver.create_stream()
         with pytest.raises(UnsupportedError, match="enable_advanced_pooling"), raw.capture(own):
