@@ -38,6 +38,11 @@ class TraceData {
     return this.meta.sites[this.siteOf(number)] ?? "";
   }
 
+  /** The tag under which an allocation was asked for: the last line of its stack, by `Label.described`. */
+  tagOf(number) {
+    return this.meta.tags[this.siteOf(number)] ?? "no tag";
+  }
+
   /** The call that asked, of a place in the program. */
   placeName(site) {
     return this.meta.sites[site]?.split("\n")[0] ?? "place unknown";
@@ -73,6 +78,7 @@ class Grouping {
       tier: [(number) => data.tierOf(number), (tier) => data.meta.tiers[tier].name],
       size: [(number) => data.size[number], (size) => `${formatBytes(size)} each`],
       stream: [(number) => data.stream[number], (stream) => `stream ${stream}`],
+      tag: [(number) => data.tagOf(number), (tag) => tag],
       site: [(number) => data.siteOf(number), (site) => data.placeName(site)],
     }[kind];
     const ordered = kind === "tier" ? data.meta.tiers.map((_, tier) => tier) : largestKeys(data, key, GROUPS_SHOWN);

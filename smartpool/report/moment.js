@@ -92,6 +92,7 @@ function momentTable(data, choice) {
       size: (number) => [data.size[number], `${formatBytes(data.size[number])} each`],
       tier: (number) => [data.tierOf(number), data.meta.tiers[data.tierOf(number)].name],
       stream: (number) => [data.stream[number], `stream ${data.stream[number]}`],
+      tag: (number) => [data.tagOf(number), data.tagOf(number)],
       site: (number) => [data.siteOf(number), data.placeName(data.siteOf(number))],
       age: (number) => ageOf(data, number, event),
     }[select.value];

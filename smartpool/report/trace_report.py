@@ -141,6 +141,7 @@ def _about(found: Analysis) -> dict[str, Any]:
         "streams": trace.streams,
         "tiers": [{"name": _tier_name(tier, most), "most": most} for tier, most in _TIERS],
         "sites": list(trace.sites),
+        "tags": [_tag_of(site) for site in trace.sites],
         "layouts": [
             {
                 "name": layout.allocator,
@@ -151,6 +152,12 @@ def _about(found: Analysis) -> dict[str, Any]:
             for layout in found.layouts
         ],
     }
+
+
+def _tag_of(site: str) -> str | None:
+    """Return the tag that a recording of ours puts below a stack (`smartpool.pool.labels`), or None."""
+    last = site.splitlines()[-1] if site else ""
+    return last.removeprefix("tag ") if last.startswith("tag ") else None
 
 
 def _slot(found: Analysis, layout: Layout) -> int | None:
@@ -228,14 +235,16 @@ def _options(values: Sequence[tuple[str, str]]) -> str:
     return "".join(f'<option value="{value}">{escaped(text)}</option>' for value, text in values)
 
 
-def _groups(found: Analysis, *more: tuple[str, str]) -> list[tuple[str, str]]:
+def _groups(found: Analysis) -> list[tuple[str, str]]:
     """Return the ways to tell allocations apart that this trace knows."""
     groups = [("tier", "tier"), ("size", "size")]
     if found.trace.streams > 1:
         groups.append(("stream", "stream"))
     if found.trace.sites:
         groups.append(("site", "place in the program"))
-    return [*groups, *more]
+    if any(map(_tag_of, found.trace.sites)):
+        groups.append(("tag", "tag"))
+    return groups
 
 
 def _time_section(found: Analysis) -> str:
@@ -283,8 +292,10 @@ def _map_section(found: Analysis) -> str:
 
 
 def _map_groups(found: Analysis) -> list[tuple[str, str]]:
-    groups = _groups(found)
-    return [groups[1], groups[0], *groups[2:]]
+    """Return the same for maps: tags first, where there are any, and otherwise sizes."""
+    tier, size, *others = _groups(found)
+    tags = [group for group in others if group[0] == "tag"]
+    return [*tags, size, tier, *(group for group in others if group not in tags)]
 
 
 def _fragmentation_section() -> str:
@@ -299,10 +310,8 @@ def _fragmentation_section() -> str:
 
 
 def _moment_section(found: Analysis) -> str:
-    more = ("age", "age")
-    groups = _map_groups(found)
-    if found.trace.sites:
-        groups = [groups[-1], *groups[:-1]]
+    groups = [*_map_groups(found), ("age", "age")]
+    groups.sort(key=lambda group: ("tag", "site").index(group[0]) if group[0] in ("tag", "site") else 2)
     return (
         '<section aria-labelledby="moment-title">'
         '<h2 id="moment-title">Where the bytes were at the peak</h2>'
@@ -310,7 +319,7 @@ def _moment_section(found: Analysis) -> str:
         '<div class="tools"><button id="moment-peak" disabled>at the peak</button>'
         '<button id="moment-end">at the end</button></div>'
         '<figure id="strips"></figure>'
-        f'<div class="tools"><label>held by <select id="moment-group">{_options([*groups, more])}</select>'
+        f'<div class="tools"><label>held by <select id="moment-group">{_options(groups)}</select>'
         '</label></div><div class="scroll"><table><thead><tr><th scope="col">group</th>'
         '<th scope="col">blocks</th><th scope="col">bytes</th><th scope="col">share</th>'
         '<th scope="col"></th></tr></thead>'

@@ -158,6 +158,14 @@ def test_a_group_of_the_table_can_be_shown_alone(browser, tmp_path):
     assert browser.said == []
 
 
+def test_who_held_it_by_tag(browser, tmp_path):
+    sites = {"site": [0, 1, 0, 0, 0], "meta": {"sites": ["a.py:1 f\ntag activations", "b.py:2 g"]}}
+    opened(browser, report_of(Trace.from_columns("three", **THREE, **sites), tmp_path))
+    rows = browser.run("[...document.querySelectorAll('#moment-rows tr')].map(row => row.innerText)")
+    assert [row.split("\t")[0] for row in rows] == ["activations", "no tag"]
+    assert browser.said == []
+
+
 def test_the_keyboard_goes_from_block_to_block(browser, tmp_path):
     opened(browser, report_of(Trace.from_columns("three", **THREE), tmp_path))
     browser.run("document.querySelector('.maps canvas').focus()")

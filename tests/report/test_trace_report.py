@@ -70,6 +70,17 @@ def test_the_columns_are_the_trace_and_the_layouts():
         assert stitched == (len(layout.number) > trace.allocations)
 
 
+def test_tags_come_first_where_a_recording_has_them():
+    sites = {"site": [0, 1, 0, -1], "meta": {"sites": ["a.py:1 f\ntag weights", "tag loose"]}}
+    page = trace_report(analysis(small(**sites), against=[]))
+    about, _ = blocks_of(page)
+    assert about["tags"] == ["weights", "loose"]
+    for select in ("map-color", "moment-group"):
+        values = re.findall(r'value="(\w+)"', re.search(rf'id="{select}">(.*?)</select>', page)[1])
+        assert values[0] == "tag"
+        assert {"site", "size", "tier"} < set(values)
+
+
 def test_words_and_tables_say_it_without_the_script():
     page = trace_report(analysis(Trace.load(bundled("multistream-mix"))), title="A title & more")
     text = re.sub(r"<[^>]*>", " ", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
