@@ -130,7 +130,9 @@ class MovableBuffer:
                     "signal handler asked for one; do it from outside of those"
                 )
             self._pins.append(None)
-            view = Buffer(cast("AdvancedMemoryPoolManager", _Pin(self)), self._held[0], self.nbytes)
+            view = Buffer(
+                cast("AdvancedMemoryPoolManager", _Pin(self, self._manager)), self._held[0], self.nbytes
+            )
         view._shape = self.shape  # noqa: SLF001 - as `SmartPool.empty`
         view._dtype = self.dtype  # noqa: SLF001
         return view
@@ -198,7 +200,8 @@ class MovableBuffer:
         if self._released and not self._pins:
             self._give_back()
 
-    def _unpin(self) -> None:
+    def unpin(self) -> None:
+        """Forget one view. Any thread may come here, in a destructor, in the middle of anything."""
         self._pins.pop()
         if self._released and not self._pins and not self._moving:
             self._give_back()
@@ -208,21 +211,29 @@ class MovableBuffer:
             address = self._held.pop()
         except IndexError:  # it was given back
             return
-        self._manager.free(address)
+        self._manager.drop(address)
 
 
 class _Pin:
-    """A manager as a view sees it: to free the view is to unpin."""
+    """A manager as a view sees it: to free the view is to unpin.
 
-    __slots__ = ("_movable",)
+    What a view may ask of its manager is written out: whatever gives blocks back must not get past.
+    """
 
-    def __init__(self, movable: MovableBuffer) -> None:
+    __slots__ = ("_movable", "driver", "malloc", "order_after", "record_stream", "stream_of")
+
+    def __init__(self, movable: MovableBuffer, manager: AdvancedMemoryPoolManager) -> None:
         self._movable = movable
+        self.driver = manager.driver
+        self.malloc = manager.malloc
+        self.order_after = manager.order_after
+        self.record_stream = manager.record_stream
+        self.stream_of = manager.stream_of
 
     def free(self, pointer: int, stream: object = None) -> None:
         if stream is not None:
-            self._movable._manager.record_stream(pointer, stream)  # noqa: SLF001 - the two are one thing
-        self._movable._unpin()  # noqa: SLF001
+            self.record_stream(pointer, stream)
+        self._movable.unpin()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._movable._manager, name)  # noqa: SLF001
+    def drop(self, pointer: int) -> None:  # noqa: ARG002 - a manager's method
+        self._movable.unpin()

@@ -12,6 +12,7 @@ from smartpool.config import SmartPoolConfig
 from smartpool.errors import BackgroundError, DeviceNotFoundError, PoolClosedError
 from smartpool.pool.background import Background
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.pressure import PressureCallbacks
 from smartpool.pool.statistics import MemorySnapshot, OptimizationOutcome
 from smartpool.units import format_size
 
@@ -37,6 +38,7 @@ class DevicePool:
         self._optimizations = self._memory_freed_bytes = 0
         self._closed = False
         self.background = Background(self, config.optimization_interval)
+        self.pressure_callbacks = PressureCallbacks(config.memory_pressure_threshold)
 
     def __repr__(self) -> str:
         devices = ", ".join(manager.driver.name for manager in self.managers)
@@ -140,9 +142,11 @@ class DevicePool:
     def background_pass(self) -> None:
         """Do what is due: called by the background thread.
 
-        Under pressure a device gives back all that is idle; fragmented beyond the threshold, what
-        nobody needed since the last pass; else what has aged.
+        Pressure callbacks are asked first. Under pressure a device gives back all that is idle;
+        fragmented beyond the threshold, what nobody needed since the last pass; else what has aged.
         """
+        for index, manager in enumerate(self.managers):
+            self.pressure_callbacks.look(index, manager.snapshot())
         due = [manager for manager in self.managers if self._under_pressure(manager.snapshot())]
         if due and not self._closed:
             self._optimize(due)

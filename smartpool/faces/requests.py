@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
-from smartpool.errors import DoubleFreeError, InvalidRequestError, UnknownPointerError
+from smartpool.errors import ConfigurationError, DoubleFreeError, InvalidRequestError, UnknownPointerError
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.pressure import PressureCallback
 from smartpool.request import AllocationRequest
 
 __all__ = ["AllocationResult", "RequestFace"]
@@ -102,6 +103,31 @@ class RequestFace(DevicePool):
         """Ask `callback` no more; `ValueError` when it was not added."""
         for manager in self.managers:
             manager.out_of_memory_callbacks.remove(callback)
+
+    def add_pressure_callback(self, callback: PressureCallback) -> None:
+        """Tell `callback(pressure)` when `memory_pressure_threshold` is exceeded, before memory runs out.
+
+        It is called on the optimiser's thread, soon after the request that exceeded the threshold, once
+        until the pressure has fallen below it. It may do anything with the pool, and returns True when it
+        freed something; what became idle is given back then.
+
+        Raises
+        ------
+        ConfigurationError
+            Without the background optimiser nobody would call it.
+        """
+        if not callable(callback):
+            raise InvalidRequestError(f"callback: expected a function of a Pressure, got {callback!r}")
+        if not self.config.enable_auto_defragmentation:
+            raise ConfigurationError(
+                "enable_auto_defragmentation",
+                "expected True for pressure callbacks, which the background optimiser calls",
+            )
+        self.pressure_callbacks.add(callback)
+
+    def remove_pressure_callback(self, callback: PressureCallback) -> None:
+        """Tell `callback` no more; `ValueError` when it was not added."""
+        self.pressure_callbacks.remove(callback)
 
     def _roomiest(self) -> AdvancedMemoryPoolManager:
         if len(self.managers) == 1:
