@@ -22,13 +22,15 @@ except ImportError as error:
 
 from smartpool.testing.checking import Report, check_allocator
 from smartpool.testing.contract import Contract
-from smartpool.testing.invariants import Invariant, ViolationError
+from smartpool.testing.invariants import Found, Invariant, ViolationError
 from smartpool.testing.machine import AllocatorMachine
 from smartpool.testing.memory import Memory, address_of, host_read, host_write
 from smartpool.testing.program import Program
+from smartpool.testing.programs import programs, stream_programs
+from smartpool.testing.reducing import run_program
 from smartpool.testing.session import Block, Session
 from smartpool.testing.shapes import Shape, play, traces
-from smartpool.testing.strategies import interval_sets, requests, sizes
+from smartpool.testing.strategies import ScriptedFault, arm, fault_scripts, interval_sets, requests, sizes
 from smartpool.testing.stream_machine import StreamMachine, check_stream_order
 from smartpool.testing.stream_session import StreamSession
 from smartpool.testing.watching import WatchedDriver
@@ -37,10 +39,12 @@ __all__ = [
     "AllocatorMachine",
     "Block",
     "Contract",
+    "Found",
     "Invariant",
     "Memory",
     "Program",
     "Report",
+    "ScriptedFault",
     "Session",
     "Shape",
     "StreamMachine",
@@ -48,13 +52,18 @@ __all__ = [
     "ViolationError",
     "WatchedDriver",
     "address_of",
+    "arm",
     "check_allocator",
     "check_stream_order",
+    "fault_scripts",
     "host_read",
     "host_write",
     "interval_sets",
     "play",
+    "programs",
     "requests",
+    "run_program",
     "sizes",
+    "stream_programs",
     "traces",
 ]

@@ -19,7 +19,7 @@ from hypothesis.errors import Flaky
 
 from smartpool.errors import ConfigurationError
 from smartpool.testing.contract import Contract
-from smartpool.testing.invariants import Invariant, ViolationError, violation
+from smartpool.testing.invariants import Found, Invariant, ViolationError, violation
 from smartpool.testing.program import Call
 from smartpool.testing.reducing import reduced
 from smartpool.testing.session import Session
@@ -103,16 +103,14 @@ class Hunt:
         best: ViolationError | None = self.found
         if best is None:
             return
-        told = (
-            f"found in program {self.found_after} of {self._budget} after {self.found_at:.2f} s, "
-            f"seed {self.seed}"
-        )
+        again = True
         if not any(isinstance(step, Call) for step in best.program.steps):
             shorter = reduced(self.make_session, best, seconds=max(self._seconds, _SHORTENING_S))
-            if shorter is None:
-                told += "; not found when run once more: the allocator does not do the same twice"
-            best = shorter or best
-        raise violation(best.invariant, best.detail, best.program, found=told)
+            again, best = shorter is not None, shorter or best
+        found = Found(
+            examples=self.found_after, budget=self._budget, seconds=self.found_at, seed=self.seed, again=again
+        )
+        raise violation(best.invariant, best.detail, best.program, found=found)
 
     def _count_current(self) -> None:
         session, self._current = self._current, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from smartpool.errors import SmartPoolError
 if TYPE_CHECKING:
     from smartpool.testing.program import Program
 
-__all__ = ["Invariant", "ViolationError"]
+__all__ = ["Found", "Invariant", "ViolationError"]
 
 
 class Invariant(StrEnum):
@@ -68,6 +69,37 @@ _MEANINGS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """How a search came to a violation.
+
+    Parameters
+    ----------
+    examples, budget
+        In which program it was found, of how many at most.
+    seconds
+        After how long, before the program was made short.
+    seed
+        Of the search; None when it was random.
+    again
+        Whether the program did the same when it was run once more.
+    """
+
+    examples: int
+    budget: int
+    seconds: float
+    seed: int | None
+    again: bool = True
+
+    def __str__(self) -> str:
+        told = (
+            f"found in program {self.examples} of {self.budget} after {self.seconds:.2f} s, seed {self.seed}"
+        )
+        if self.again:
+            return told
+        return f"{told}; not found when run once more: the allocator does not do the same twice"
+
+
 class ViolationError(SmartPoolError, AssertionError):
     """An allocator under test broke an invariant: a bug in it, or a contract that promises too much.
 
@@ -80,13 +112,17 @@ class ViolationError(SmartPoolError, AssertionError):
     program
         The steps that lead there; `Program.source` is runnable Python. The shortest that was found, when
         raised by `check_allocator`.
+    found
+        How the search came to it, or None when there was none.
     damage
         Whether it was seen by the contents of a block.
     """
 
     damage = False
 
-    def __init__(self, invariant: Invariant, detail: str, program: Program, *, found: str = "") -> None:
+    def __init__(
+        self, invariant: Invariant, detail: str, program: Program, *, found: Found | None = None
+    ) -> None:
         self.invariant = invariant
         self.detail = detail
         self.program = program
@@ -102,6 +138,8 @@ def _class_of(invariant: Invariant) -> type[ViolationError]:
     return type(name, (ViolationError,), {"__doc__": invariant.meaning, "__module__": __name__})
 
 
-def violation(invariant: Invariant, detail: str, program: Program, *, found: str = "") -> ViolationError:
+def violation(
+    invariant: Invariant, detail: str, program: Program, *, found: Found | None = None
+) -> ViolationError:
     """Return the error for a broken invariant, of the class that is the invariant's own."""
     return _class_of(invariant)(invariant, detail, program, found=found)

@@ -23,20 +23,22 @@ from smartpool.testing.program import Malloc, Step
 from smartpool.testing.session import Block, Session
 from smartpool.units import align_up
 
-__all__ = ["reduced", "run_again"]
+__all__ = ["reduced", "run_program"]
 
 
-def run_again(session: Session, steps: Sequence[Step]) -> ViolationError | None:
+def run_program(session: Session, steps: Sequence[Step]) -> ViolationError | None:
     """Run steps in a fresh session and finish it; return the violation that they lead to, or None.
+
+    Blocks go by the names in the steps; steps whose block was refused or is gone are left out.
 
     Examples
     --------
     >>> from smartpool.testing import Contract
     >>> from smartpool.testing.toys import RoundsDown, ToyPool
     >>> steps = [Malloc(name=name, number=0, nbytes=17) for name in "ab"]
-    >>> run_again(Session(Contract(factory=RoundsDown)), steps).invariant.value
+    >>> run_program(Session(Contract(factory=RoundsDown)), steps).invariant.value
     'no overlap'
-    >>> run_again(Session(Contract(factory=ToyPool)), steps)
+    >>> run_program(Session(Contract(factory=ToyPool)), steps)
     """
     blocks: dict[str, Block] = {}
     try:
@@ -90,7 +92,7 @@ class _Search:
         session = self._make_session()
         session.stamps = session.stamps and self.stamp
         self.unit = session.contract.alignment
-        again = run_again(session, steps)
+        again = run_program(session, steps)
         if again is None or not self._is_the_same(again):
             return False
         if self.best is not None and _size(again) >= _size(self.best) and self.stamp:

@@ -243,7 +243,7 @@ class Session:
                 self._hook(self.contract.close)()
         if self.driver is not None:
             with suppress(Exception):
-                self.driver.close()
+                self._close_driver()
 
     # ------------------------------------------------------------------ what is checked
 
@@ -295,6 +295,7 @@ class Session:
                     f"{block.name} is at {block.address:#x}, expected a multiple of {alignment}",
                     lambda words: [f"assert {words.address(block.name, block.handle)} % {alignment} == 0"],
                 )
+        self._overlaps_none(block)
         if contract.capacity is not None:
             self.checked[Invariant.CAPACITY] += 1
             live = sum(each.nbytes for each in self.live.values()) + block.nbytes
@@ -304,7 +305,6 @@ class Session:
                     f"{live} bytes are live in a capacity of {contract.capacity}",
                     lambda _: ['raise AssertionError("the last request was to be refused")'],
                 )
-        self._overlaps_none(block)
 
     def _overlaps_none(self, block: Block) -> None:
         self.checked[Invariant.NO_OVERLAP] += 1
@@ -472,7 +472,13 @@ class Session:
                 ) from error
         self._after_close()
         if self.driver is not None:
-            self.driver.close()
+            self._close_driver()
+
+    def _close_driver(self) -> None:
+        if isinstance(self.contract.streams, int):
+            for handle in self.subject.handles[1:]:
+                self.driver.destroy_stream(handle)
+        self.driver.close()
 
     def _after_close(self) -> None:
         if self.driver is None or self.contract.close is None:

@@ -191,8 +191,8 @@ def traces(
     ([0, 0, 1, 0, 1], [0, 1, 0, 2, 1])
     """
     contract = limits if isinstance(limits, Contract) else None
-    if contract is not None and contract.capacity is None:
-        limits = contract.largest
+    if contract is not None:
+        limits = contract.largest  # all of a trace can be served: refusals are for the machine
     kind = Shape(shape) if shape is not None else draw(st.sampled_from(Shape))
     tape = _Tape(streams or 8, contract.capacity if contract else None)
     _SHAPES[kind](draw, tape, sizes(limits, zero=False), max_requests)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from hypothesis import strategies as st
 
+from smartpool.driver.faults import CALLS, Fault
 from smartpool.planner import IntervalSet
 from smartpool.request import AllocationRequest
 from smartpool.testing.contract import Contract
 
-__all__ = ["interval_sets", "requests", "sizes"]
+__all__ = ["ScriptedFault", "arm", "fault_scripts", "interval_sets", "requests", "sizes"]
 
 _ABSURD: Final = 1 << 62
 
@@ -105,3 +108,61 @@ def interval_sets(
         [size for _, _, size in rows],
         alignment=alignment,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedFault:
+    """One driver call that is to fail: the `nth` of its name from now, and the `times - 1` after it.
+
+    `error` is a driver's code, or None for the usual failure of that call.
+    """
+
+    call: str
+    nth: int = 1
+    times: int = 1
+    error: str | None = None
+
+
+def fault_scripts(
+    calls: Sequence[str] | None = None, *, max_faults: int = 3, max_nth: int = 6
+) -> st.SearchStrategy[tuple[ScriptedFault, ...]]:
+    """Return scripts of failing driver calls, for `arm`; the empty script is one of them.
+
+    Parameters
+    ----------
+    calls
+        Which calls may fail; by default all of the driver protocol.
+    max_faults, max_nth
+        How many faults a script has at most, and how far away a fault may be.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> find(fault_scripts(["map_chunk"]), lambda script: len(script) == 1)
+    (ScriptedFault(call='map_chunk', nth=1, times=1, error=None),)
+    """
+    one = st.builds(
+        ScriptedFault,
+        call=st.sampled_from(sorted(calls or CALLS)),
+        nth=st.integers(1, max_nth),
+        times=st.integers(1, 3),
+        error=st.none() | st.sampled_from(("OUT_OF_MEMORY", "CUDA_ERROR_UNKNOWN")),
+    )
+    return st.lists(one, max_size=max_faults).map(tuple)
+
+
+def arm(driver: Any, script: Sequence[ScriptedFault]) -> list[Fault]:
+    """Arm a host driver with a script; what fired stands in the faults that are returned.
+
+    >>> from smartpool.driver import open_driver
+    >>> driver = open_driver("model:4MiB")
+    >>> faults = arm(driver, [ScriptedFault("allocate", error="CUDA_ERROR_UNKNOWN")])
+    >>> driver.allocate(512)
+    Traceback (most recent call last):
+    smartpool.errors.DriverError: allocate(size=512) failed: CUDA_ERROR_UNKNOWN; scripted fault
+    >>> faults[0].fired
+    [('allocate', {'size': 512})]
+    """
+    return [
+        driver.faults.fail(each.call, nth=each.nth, times=each.times, error=each.error) for each in script
+    ]

@@ -129,8 +129,8 @@ class StreamSession(Session):
     watched = True
 
     def __init__(self, contract: Contract, *, by: str = "events", stamp: bool = False) -> None:
-        super().__init__(contract, stamp=stamp)
         self.by = by
+        super().__init__(contract, stamp=stamp)
         self._users: dict[str, set[int]] = {}
         self._values: dict[str, int] = {}
         self._filled: set[tuple[str, int]] = set()  # a look comes behind a fill of its own stream
@@ -138,7 +138,10 @@ class StreamSession(Session):
 
     def open_driver(self) -> WatchedDriver:
         """Return a fresh driver, watched."""
-        return WatchedDriver(super().open_driver())
+        driver = WatchedDriver(super().open_driver())
+        if self.by == "bytes":
+            driver.prepare()
+        return driver
 
     def users(self, block: Block) -> list[int]:
         """Return the numbers of the streams that a live block may be used on."""

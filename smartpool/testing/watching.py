@@ -121,10 +121,15 @@ class WatchedDriver:
             if not self._order.behind(stream, work) and _meet(work.bytes, touched):
                 yield f"work {work.position} of stream {work.stream} on [{work.address:#x}, +{work.size})"
 
-    def look(self, address: int, size: int, stream: int) -> int:
-        """Queue a copy of both ends of a block to where nobody writes; return its number for `seen`."""
+    def prepare(self) -> None:
+        """Take the memory that looks need, before an allocator takes all there is."""
         if self._slots is None:
             self._slots = self.inner.allocate(_SLOT * _SLOTS)
+
+    def look(self, address: int, size: int, stream: int) -> int:
+        """Queue a copy of both ends of a block to where nobody writes; return its number for `seen`."""
+        self.prepare()
+        assert self._slots is not None
         number, self._looks = self._looks % _SLOTS, self._looks + 1
         slot, edge = self._slots + number * _SLOT, min(_EDGE, size)
         self.copy(slot, address, edge, stream)
