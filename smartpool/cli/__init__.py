@@ -26,6 +26,7 @@ from typing import Final
 
 import smartpool
 from smartpool.cli import completion, convert, demo, info, plan, replay, report, serve, watch
+from smartpool.cli.targets import explain
 from smartpool.errors import OutOfMemoryError, SmartPoolError
 from smartpool.report.text import printable
 
@@ -108,14 +109,16 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(error, OUT_OF_MEMORY)
     except BrokenPipeError:
         raise
-    except (SmartPoolError, OSError) as error:
+    except SmartPoolError as error:
         return _fail(error, UNUSABLE)
+    except OSError as error:
+        return _fail(explain(error), UNUSABLE)
     except KeyboardInterrupt:
         print("smartpool: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int) -> int:
     """Tell the error in one line: messages hold file names, and those may hold anything."""
     print(f"smartpool: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return status

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from smartpool.cli.targets import check_target
 from smartpool.report.text import counted, format_bytes, printable
 from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.exporters import FORMATS, format_of, write_any
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     target = Path(args.target)
     written = format_of(target, args.to)  # before the time of reading is spent
+    check_target(target)
     source = bundled(args.source) if _is_bundled(args.source) else args.source
     trace = read_any(source, device=args.gpu, drop_unknown_frees=args.drop_unknown_frees)
     write_any(trace, target, to=written)

@@ -13,16 +13,20 @@ import time
 from pathlib import Path
 from typing import Final
 
+from smartpool.cli.targets import check_target
 from smartpool.errors import InvalidSizeError
 from smartpool.planner.intervals import IntervalSet
 from smartpool.planner.plans import Plan
 from smartpool.planner.portfolio import solve
-from smartpool.planner.reading import read_csv, write_csv
+from smartpool.planner.reading import is_interval_header, read_csv, write_csv
+from smartpool.trace.importers.events_csv import is_event_header
+from smartpool.trace.importers.rmm_log import RMM_HEADER
 from smartpool.units import format_size, parse_size
 
 __all__ = ["add_parser", "run"]
 
 DOES_NOT_FIT: Final = 3
+_HEAD_BYTES: Final = 4096
 
 _EPILOG: Final = """\
 examples:
@@ -69,6 +73,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Plan a file and return the exit status."""
+    check_target(args.output)
+    check_target(args.picture)
     intervals = _read(args.file)
     plan = solve(
         intervals,
@@ -93,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(path: Path) -> IntervalSet:
-    """Read CSV of intervals, or whatever the trace readers know."""
-    if path.suffix.lower() == ".csv" and _has_intervals(path):
+    """Read CSV of intervals, or whatever the trace readers know: by what is in the file."""
+    if path.is_file() and _has_intervals(path):
         return read_csv(path)
     # The trace readers are not free.
     from smartpool.cli.replay import find_trace  # noqa: PLC0415
@@ -104,10 +110,12 @@ def _read(path: Path) -> IntervalSet:
 
 
 def _has_intervals(path: Path) -> bool:
-    """Whether a CSV is one of intervals; a log of allocations has no lifetimes in its header."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline().lower()
-    return "action" not in header.split(",")[:3] and "thread" not in header.lower()
+    """Whether a file is CSV of intervals, or is to be told what it lacks as such."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace").partition("\n")[0]
+    return is_interval_header(head) or (
+        path.suffix.lower() == ".csv" and not is_event_header(head) and not head.startswith(RMM_HEADER)
+    )
 
 
 def _document(

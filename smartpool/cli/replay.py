@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import smartpool
 from smartpool.cli.console import make_console, replay_progress
+from smartpool.cli.targets import check_target
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.errors import ConfigurationError, InvalidSizeError, TraceError
 from smartpool.report.picture import write_picture
@@ -107,6 +108,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     console = None if args.json else make_console()  # whether it can print is found out first
+    check_target(args.picture)  # and whether it can write
     runs = play(
         [find_trace(name) for name in args.traces],
         [SMARTPOOL, *args.against],
@@ -161,6 +163,8 @@ def find_trace(name: str) -> Trace:
         return read_any(path)
     if name in bundled_names():
         return Trace.load(bundled(name))
+    if path.is_dir():
+        raise TraceError(f"{name}: expected a trace file, this is a folder; name a file in it")
     raise TraceError(
         f"expected a trace file or one of the bundled traces {', '.join(bundled_names())}, got {name!r}: "
         "there is no such file"

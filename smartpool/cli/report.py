@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from smartpool.cli.console import replay_progress
 from smartpool.cli.replay import DEFAULT_DEVICE, baselines_of, find_trace, policy_of, size_of
+from smartpool.cli.targets import check_target
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.report.analysis import PEERS, analysis
 from smartpool.report.dump import is_dump, read_dump
@@ -76,6 +77,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     source = Path(args.source)
+    check_target(args.output)
     if source.is_file() and is_dump(source):
         dump = read_dump(source)
         path = write_dump_report(dump, args.output or Path(f"{dump.name}.html"), title=args.title)

@@ -4,20 +4,22 @@ File format
 -----------
 A plan is saved as a NumPy ``.npz``: ``offsets`` (int64, one an interval, in the order of the input) and
 ``meta``, a JSON string with ``schema`` (1), ``height``, ``load``, ``method``, ``seconds`` and
-``proved_optimal``. Nothing in it is pickled.
+``proved_optimal``. Nothing in it is pickled, and a file may be anybody's: see `smartpool.npz`.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Final
 
 import numpy as np
 
-from smartpool.errors import PlanningError
+from smartpool.errors import PlanningError, TraceFormatError
+from smartpool.npz import read_npz, write_npz
+from smartpool.planner.intervals import LARGEST_TOTAL
 from smartpool.planner.sweeps import Int64s
 
 __all__ = ["Plan"]
@@ -65,7 +67,7 @@ class Plan:
         return (self.height - self.load) / self.load if self.load else 0.0
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan to `path` as an ``.npz``; the suffix is the caller's choice."""
+        """Write the plan to exactly `path` as an ``.npz``; a file there is replaced whole or not at all."""
         meta = {
             "schema": SCHEMA,
             "height": self.height,
@@ -74,8 +76,7 @@ class Plan:
             "seconds": self.seconds,
             "proved_optimal": self.proved_optimal,
         }
-        with open(path, "wb") as file:  # noqa: PTH123  savez adds a suffix to paths, not to files
-            np.savez_compressed(file, offsets=self.offsets, meta=np.array(json.dumps(meta)))
+        write_npz(path, {"offsets": self.offsets}, meta)
 
     @classmethod
     def load_file(cls, path: str | PathLike[str]) -> Plan:
@@ -87,21 +88,33 @@ class Plan:
             When the file is no plan, or of a newer schema.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                offsets, meta = archive["offsets"], json.loads(str(archive["meta"]))
-                if meta["schema"] != SCHEMA:
-                    raise PlanningError(f"{path}: expected a plan of schema {SCHEMA}, got {meta['schema']!r}")
-                return cls(
-                    offsets=offsets.astype(np.int64),
-                    height=int(meta["height"]),
-                    load=int(meta["load"]),
-                    method=str(meta["method"]),
-                    seconds=float(meta["seconds"]),
-                    proved_optimal=bool(meta["proved_optimal"]),
+            columns, meta = read_npz(path, ("offsets",))
+        except TraceFormatError as error:
+            raise PlanningError(f"{error}; expected a plan that Plan.save wrote") from None
+        if meta.get("schema") != SCHEMA:
+            raise PlanningError(
+                f"{path}: expected a plan that Plan.save wrote, of schema {SCHEMA}, "
+                f"got {meta.get('schema')!r:.60}; make it again with this version"
+            )
+        offsets = columns["offsets"].astype(np.int64)
+        for name, good in _FIELDS.items():
+            if not good(meta.get(name)):
+                raise PlanningError(
+                    f"{path}: expected a plan that Plan.save wrote, got {name} = {meta.get(name)!r:.60}"
                 )
-        except (KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise PlanningError(f"{path}: expected a plan that Plan.save wrote, got {error}") from None
-        except ValueError as error:
-            if isinstance(error, PlanningError):
-                raise
-            raise PlanningError(f"{path}: expected a plan that Plan.save wrote, got {error}") from None
+        if (offsets < 0).any():
+            raise PlanningError(f"{path}: expected offsets of at least 0, got {offsets.min()}")
+        return cls(offsets=offsets, **{name: meta[name] for name in _FIELDS})  # type: ignore[arg-type]
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_TOTAL
+
+
+_FIELDS: Final[Mapping[str, Callable[[object], bool]]] = {
+    "height": _is_size,
+    "load": _is_size,
+    "method": lambda value: isinstance(value, str),
+    "seconds": lambda value: isinstance(value, int | float) and 0 <= value < math.inf,
+    "proved_optimal": lambda value: isinstance(value, bool),
+}

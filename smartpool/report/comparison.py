@@ -7,6 +7,7 @@ The table and the picture only draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -45,7 +46,7 @@ class Column:
 
 FRAGMENTATION: Final = Column(
     title="fragmentation",
-    value=lambda run: run.fragmentation,
+    value=lambda run: math.nan if run.fragmentation is None else run.fragmentation,
     text=format_share,
     meaning="1 - peak live / peak reserved: the share of the reserved memory that was never needed",
 )

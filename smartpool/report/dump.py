@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from smartpool.errors import TraceFormatError
-from smartpool.units import MiB, format_size
+from smartpool.files import open_regular, read_bytes
+from smartpool.units import MiB
 
 __all__ = ["DUMP_FORMAT", "Dump", "is_dump", "read_dump"]
 
@@ -56,7 +57,7 @@ class Dump:
 
 def is_dump(path: str | PathLike[str]) -> bool:
     """Whether a file begins like a dump. `OSError` when it cannot be opened."""
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD).lstrip()
     return head.startswith(b"{") and DUMP_FORMAT.encode() in head
 
@@ -71,13 +72,8 @@ def read_dump(path: str | PathLike[str]) -> Dump:
     OSError
         When it cannot be opened.
     """
-    size = Path(path).stat().st_size
-    if size > _MAX_BYTES:
-        raise TraceFormatError(
-            f"{path}: expected a dump of at most {format_size(_MAX_BYTES)}, got {format_size(size)}"
-        )
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(read_bytes(path, most_bytes=_MAX_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise TraceFormatError(f"{path}: expected an out-of-memory dump, got no JSON: {error}") from None
     if not isinstance(document, dict) or document.get("format") != DUMP_FORMAT:

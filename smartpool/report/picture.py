@@ -170,7 +170,7 @@ def _figure(run: Run, column: Column, best: str | None) -> str:
     bar = ""
     if column is FRAGMENTATION:
         classes.append("share")
-        bar = f' style="--share:{min(max(value, 0.0), 1.0) * 100:.2f}%"'
+        bar = f' style="--share:{min(max(run.fragmentation or 0.0, 0.0), 1.0) * 100:.2f}%"'
     return f'<td class="{" ".join(classes)}"{bar}>{text}</td>'
 
 

@@ -48,13 +48,13 @@ def format_bytes(nbytes: float) -> str:
     return f"{round(nbytes)} B"
 
 
-def format_share(share: float) -> str:
-    """Return a share in [0, 1] as a percentage with one decimal.
+def format_share(share: float | None) -> str:
+    """Return a share in [0, 1] as a percentage with one decimal; a dash for one of nothing (None, NaN).
 
-    >>> format_share(0.4939), format_share(0.0004)
-    ('49.4 %', '0.0 %')
+    >>> format_share(0.4939), format_share(0.0004), format_share(None)
+    ('49.4 %', '0.0 %', '-')
     """
-    return f"{share * 100:.1f} %"
+    return "-" if share is None or math.isnan(share) else f"{share * 100:.1f} %"
 
 
 def format_duration(seconds: float) -> str:

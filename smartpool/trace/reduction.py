@@ -28,5 +28,5 @@ def measured_reduction(trace: Trace, peak_reserved_bytes: int) -> Reduction:
     return Reduction(
         events=len(trace),
         fragmentation=max(0.0, 1 - live / peak_reserved_bytes) if peak_reserved_bytes else 0.0,
-        baseline_fragmentation=run.fragmentation,
+        baseline_fragmentation=run.fragmentation or 0.0,
     )

@@ -96,7 +96,8 @@ class Run:
     peak_reserved_bytes
         The most bytes of physical memory that the allocator held at once.
     fragmentation
-        ``1 - peak_live_bytes / peak_reserved_bytes``; 0 where nothing was reserved.
+        ``1 - peak_live_bytes / peak_reserved_bytes``; 0 for a trace that asks for nothing, and None where
+        every request failed, so that there is nothing to tell.
     seconds
         Wall time of the replay, the loop's own included. Time that a model device charges does not pass.
     driver_seconds, driver_calls
@@ -118,7 +119,7 @@ class Run:
     streams: int
     peak_live_bytes: int
     peak_reserved_bytes: int
-    fragmentation: float
+    fragmentation: float | None
     seconds: float
     driver_seconds: float
     driver_calls: Mapping[str, int]
@@ -256,7 +257,7 @@ def _run(trace: Trace, target: ReplayTarget, loop: _Loop, reserved: NDArray[np.i
         streams=trace.streams if streams == "own" else min(1, trace.streams),
         peak_live_bytes=peak_live,
         peak_reserved_bytes=peak_reserved,
-        fragmentation=1 - peak_live / peak_reserved if peak_reserved else 0.0,
+        fragmentation=_share_idle(peak_live, peak_reserved, failed=bool(loop.failed)),
         seconds=loop.seconds,
         driver_seconds=target.driver_seconds,
         driver_calls=dict(sorted(target.driver_calls.items())),
@@ -264,6 +265,12 @@ def _run(trace: Trace, target: ReplayTarget, loop: _Loop, reserved: NDArray[np.i
         failed_requests=len(loop.failed),
         timeline=_timeline(live, reserved, loop.events_per_point),
     )
+
+
+def _share_idle(peak_live: int, peak_reserved: int, *, failed: bool) -> float | None:
+    if peak_reserved:
+        return 1 - peak_live / peak_reserved
+    return None if failed else 0.0
 
 
 def _served_live_bytes(trace: Trace, failed: list[int]) -> NDArray[np.int64]:

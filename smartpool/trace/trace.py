@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from smartpool.errors import TraceError, TraceFormatError, TraceInconsistentError
-from smartpool.trace.npz import read_npz, write_npz
+from smartpool.npz import read_npz, write_npz
 
 __all__ = ["ALLOCATE", "FREE", "MAX_STREAMS", "Lifetimes", "Trace"]
 

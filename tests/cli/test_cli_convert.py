@@ -41,7 +41,7 @@ def test_a_line_for_people(tmp_path, capsys):
         (b"nonsense", "out.npz", "expected a SmartPool trace"),
         (b"\x80\x04cos\nsystem\n.", "out.npz", "in.bin"),
         (b"", "out.txt", "ends in .npz"),
-        (None, "out.npz", "No such file"),
+        (None, "out.npz", "there is no such file"),
     ],
 )
 def test_unusable_files_are_one_line_and_leave_nothing(tmp_path, capsys, content, target, expected):

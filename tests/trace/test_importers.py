@@ -27,7 +27,7 @@ from smartpool.trace import (
     from_torch_snapshot,
     read_any,
 )
-from smartpool.trace.importers import files
+from smartpool import files
 
 DATA = Path(__file__).parents[1] / "data"
 SNAPSHOT = DATA / "inputs" / "torch_snapshot.pickle"

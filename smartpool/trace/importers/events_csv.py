@@ -8,6 +8,7 @@ Stacks have their calls separated by `` < ``.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from os import PathLike
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from smartpool.errors import TraceError, TraceFormatError
-from smartpool.trace.importers.files import check_regular
-from smartpool.trace.npz import MAX_EVENTS
+from smartpool.files import open_regular
+from smartpool.npz import MAX_EVENTS
 from smartpool.trace.trace import Trace
 
 __all__ = ["from_csv", "is_event_header"]
@@ -48,8 +49,7 @@ def from_csv(path: str | PathLike[str]) -> Trace:
     OSError
         When the file cannot be opened.
     """
-    with Path(path).open("r", encoding="utf-8-sig", newline="", errors="replace") as file:
-        check_regular(path, file)
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="", errors="replace") as file:
         rows = _rows(path, file)
         _, names = next(rows, (1, []))
         if not set(_NEEDED) <= set(names) or len(set(names)) != len(names):

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from smartpool.errors import TraceFormatError
+from smartpool.files import open_regular
 from smartpool.trace.builder import TraceBuilder
-from smartpool.trace.importers.files import check_regular
 from smartpool.trace.trace import Trace
 
 __all__ = ["RMM_HEADER", "from_rmm_log"]
@@ -97,8 +97,7 @@ def _rows(path: str | PathLike[str]) -> Iterator[tuple[int, _Row]]:
 
 
 def _lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
-    with Path(path).open("rb") as file:
-        check_regular(path, file)
+    with open_regular(path) as file:
         number = 0
         while line := file.readline(_MAX_LINE):
             number += 1

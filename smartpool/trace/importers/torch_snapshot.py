@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from smartpool.errors import TraceError, TraceFormatError
+from smartpool.files import read_bytes
 from smartpool.trace.builder import TraceBuilder
-from smartpool.trace.importers.files import read_bytes
 from smartpool.trace.importers.plain_pickle import PlainUnpickler
 from smartpool.trace.trace import Trace
 

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool.errors import TraceFormatError
+from smartpool.files import open_regular
 from smartpool.units import MiB, format_size
 
 __all__ = ["MAX_EVENTS", "read_npz", "write_npz"]
@@ -81,7 +82,7 @@ def read_npz(
     OSError
         When the file cannot be opened.
     """
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         try:
             with zipfile.ZipFile(_SmallReads(file)) as archive:
                 members = _members(archive, file)

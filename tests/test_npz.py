@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartpool.errors import TraceError, TraceFormatError
+from smartpool.npz import write_npz
 from smartpool.trace import Trace
-from smartpool.trace.npz import write_npz
 from smartpool.units import MiB
 
 GOOD = Trace.from_columns(
@@ -408,7 +408,7 @@ class TestHostile:
     def test_no_such_file_is_the_systems_own_error(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             Trace.load(tmp_path / "none.npz")
-        with pytest.raises(IsADirectoryError):
+        with pytest.raises(TraceFormatError, match="got a folder"):
             Trace.load(tmp_path)
 
     def test_contradiction_in_a_file_names_file_and_row(self, scratch):
