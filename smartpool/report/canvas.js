@@ -18,10 +18,13 @@ class Palette {
     this.probe = element("span", { hidden: true });
     document.body.append(this.probe);
     this.known = new Map();
+    this.version = 0;
   }
 
+  /** Look all colours up again: the theme changed. */
   forget() {
     this.known.clear();
+    this.version += 1;
   }
 
   rgb(name) {

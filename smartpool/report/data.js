@@ -74,6 +74,7 @@ function layoutOf(data, about, columns, k) {
  */
 class Grouping {
   constructor(data, kind) {
+    this.kind = kind;
     const [key, name] = {
       tier: [(number) => data.tierOf(number), (tier) => data.meta.tiers[tier].name],
       size: [(number) => data.size[number], (size) => `${formatBytes(size)} each`],

@@ -1,7 +1,7 @@
 "use strict";
 // Maps: time across, memory upward, each block a rectangle; an allocator's beside the plan's.
 
-/** The stretch of addresses that a map shows. */
+/** The stretch of addresses that the maps show. */
 class Addresses {
   constructor() {
     this.watchers = [];
@@ -32,134 +32,200 @@ class Addresses {
   }
 }
 
-function memoryMap(data, view, choice, palette, { figure, layout, colors, addresses }) {
-  const plot = new Plot(view, { left: 76, right: 16, top: 8, bottom: 40 });
-  let raster = null;
-  let shown = null;
-  const y = (address) => plot.bottom - (address - addresses.low) / (addresses.high - addresses.low) * plot.height;
-  plot.valueAt = (at) => addresses.low + (plot.bottom - at) / plot.height * (addresses.high - addresses.low);
-
-  const paintBlocks = (context) => {
-    const { scale } = picture;
-    const [width, height] = [Math.round(plot.width * scale), Math.round(plot.height * scale)];
-    if (!raster || raster.width !== width || raster.height !== height) raster = new Raster(width, height);
-    raster.clear();
-    const { positions } = data.axis;
-    const perPosition = width / (view.high - view.low);
-    const perByte = height / (addresses.high - addresses.low);
-    const x = (event) => (positions[event] - view.low) * perPosition;
-    const down = (address) => height - (address - addresses.low) * perByte;
-    const image = context.createImageData(width, height);
-    paintHeld(image, shown, x, down);
-    const groups = colors();
-    const group = groups.all;
-    const tints = groups.colors.map((name) => palette.rgb(name));
-    const faded = palette.rgb("faded");
-    const shows = choice.focus?.has ?? (() => true);
-    const { number, low, high } = shown;
-    for (let row = 0; row < number.length; row++) {
-      const of = number[row];
-      const left = x(data.start[of]);
-      const right = x(data.end[of]);
-      if (right < 0 || left > width || high[row] < addresses.low || low[row] > addresses.high) continue;
-      raster.add(left, down(high[row]), right, down(low[row]), shows(of) ? tints[group[of]] : faded, true);
-    }
-    raster.blend(image.data);
-    context.putImageData(image, Math.round(plot.left * scale), Math.round(plot.top * scale));
-  };
-  /** Ground: nothing where there was no memory, a tint where it was held. */
-  const paintHeld = (image, { held }, x, down) => {
-    const words = new Uint32Array(image.data.buffer);
-    const [ground, tint] = ["surface", "held"].map((name) => {
-      const [red, green, blue] = palette.rgb(name);
-      return (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
+/** One map: the layout that its select names. `colors` gives the grouping by which blocks are coloured. */
+class MemoryMap {
+  constructor(page, figure, { addresses, colors }) {
+    Object.assign(this, page, { addresses, colors });
+    this.figure = figure;
+    this.select = figure.querySelector("select");
+    this.plot = new Plot(page.view, { left: 76, right: 16, top: 8, bottom: 40 });
+    this.plot.valueAt = (at) => this.addressAt(at);
+    this.raster = null;
+    this.painted = { key: "", image: null };
+    this.picture = new Picture(figure, {
+      height: 420,
+      label: "",
+      paint: (context, ...size) => {
+        this.plot.resize(...size);
+        this.paint(context);
+      },
     });
-    words.fill(ground);
+    hover(this.picture, this.plot, { move: (x, y) => this.tell(x, y), leave: () => this.unhover() });
+    navigate(this.picture, this.plot, { vertical: addresses, click: (x, y) => this.choose(x, y) });
+    this.picture.canvas.addEventListener("keydown", (event) => this.step(event));
+    this.describe();
+  }
+
+  get layout() {
+    return this.data.layouts[this.select.value];
+  }
+
+  draw() {
+    this.picture.draw();
+  }
+
+  describe() {
+    const { title, span } = this.layout;
+    this.figure.querySelector(".height").textContent = formatBytes(span);
+    this.picture.canvas.setAttribute("aria-label",
+      `${title}: time across, memory upward, each block a rectangle; ${formatBytes(span)} high, `
+      + `peak live ${formatBytes(this.data.live[this.data.peak])}`);
+    this.draw();
+  }
+
+  y(address) {
+    const { low, high } = this.addresses;
+    return this.plot.bottom - (address - low) / (high - low) * this.plot.height;
+  }
+
+  addressAt(y) {
+    const { low, high } = this.addresses;
+    return low + (this.plot.bottom - y) / this.plot.height * (high - low);
+  }
+
+  // ---------------------------------------------------------------- painting
+
+  paint(context) {
+    const { palette, plot, addresses, choice } = this;
+    drawTimeAxis(context, palette, plot);
+    drawValueAxis(context, palette, plot, roundAddresses(addresses.low, addresses.high), (value) => this.y(value));
+    const { scale } = this.picture;
+    context.putImageData(this.blocks(context), Math.round(plot.left * scale), Math.round(plot.top * scale));
+    context.save();
+    context.beginPath();
+    context.rect(plot.left, plot.top, plot.width, plot.height);
+    context.clip();
+    this.outline(context, choice.block, 2);
+    this.outline(context, choice.hovered, 1.5);
+    drawMoment(context, palette, plot, this.data.axis.positions[choice.moment]);
+    context.restore();
+  }
+
+  /** The blocks as an image; the last one again where nothing has changed but what is pointed at. */
+  blocks(context) {
+    const { data, view, addresses, palette, choice } = this;
+    const { scale } = this.picture;
+    const [width, height] = [Math.round(this.plot.width * scale), Math.round(this.plot.height * scale)];
+    const groups = this.colors();
+    const key = [
+      width, height, view.low, view.high, data.axis.byClock, addresses.low, addresses.high, this.select.value,
+      groups.kind, choice.focus?.name, palette.version,
+    ].join();
+    if (key === this.painted.key) return this.painted.image;
+    const { positions } = data.axis;
+    const x = (event) => (positions[event] - view.low) / (view.high - view.low) * width;
+    const y = (address) => height - (address - addresses.low) / (addresses.high - addresses.low) * height;
+    const image = context.createImageData(width, height);
+    this.paintGround(image, x, y);
+    this.paintBlocks(image, groups, x, y);
+    this.painted = { key, image };
+    return image;
+  }
+
+  /** Nothing where there was no memory, a tint where it was held. */
+  paintGround(image, x, y) {
+    const words = new Uint32Array(image.data.buffer);
+    const held = this.layout.held;
+    const tint = packedColor(this.palette.rgb("held"));
+    words.fill(packedColor(this.palette.rgb("surface")));
     for (let row = 0; row < held.start.length; row++) {
       const left = Math.max(0, Math.round(x(held.start[row])));
       const right = Math.min(image.width, Math.round(x(held.end[row])));
-      const top = Math.max(0, Math.round(down(held.high[row])));
-      const bottom = Math.min(image.height, Math.round(down(held.low[row])));
+      const top = Math.max(0, Math.round(y(held.high[row])));
+      const bottom = Math.min(image.height, Math.round(y(held.low[row])));
       for (let line = top; line < bottom && left < right; line++) {
         words.fill(tint, line * image.width + left, line * image.width + right);
       }
     }
-  };
-  const outline = (context, number, color, width) => {
+  }
+
+  paintBlocks(image, groups, x, y) {
+    const { data, addresses } = this;
+    const { width, height } = image;
+    if (this.raster?.width !== width || this.raster.height !== height) this.raster = new Raster(width, height);
+    this.raster.clear();
+    const tints = groups.colors.map((name) => this.palette.rgb(name));
+    const faded = this.palette.rgb("faded");
+    const shows = this.choice.focus?.has ?? (() => true);
+    const { number, low, high } = this.layout;
+    for (let row = 0; row < number.length; row++) {
+      const of = number[row];
+      const [left, right] = [x(data.start[of]), x(data.end[of])];
+      if (right < 0 || left > width || high[row] < addresses.low || low[row] > addresses.high) continue;
+      this.raster.add(left, y(high[row]), right, y(low[row]), shows(of) ? tints[groups.all[of]] : faded, true);
+    }
+    this.raster.blend(image.data);
+  }
+
+  /** A frame around the pieces of an allocation. */
+  outline(context, number, width) {
     if (number < 0) return;
-    const { positions } = data.axis;
-    context.strokeStyle = color;
+    const { data, plot, layout } = this;
+    context.strokeStyle = this.palette.css("ink");
     context.lineWidth = width;
-    for (let row = 0; row < shown.number.length; row++) {
-      if (shown.number[row] !== number) continue;
-      const left = plot.x(positions[data.start[number]]);
-      const right = plot.x(positions[data.end[number]]);
-      const [top, bottom] = [y(shown.high[row]), y(shown.low[row])];
+    const left = plot.x(data.axis.positions[data.start[number]]);
+    const right = plot.x(data.axis.positions[data.end[number]]);
+    for (let row = 0; row < layout.number.length; row++) {
+      if (layout.number[row] !== number) continue;
+      const [top, bottom] = [this.y(layout.high[row]), this.y(layout.low[row])];
       context.strokeRect(left - 1, top - 1, Math.max(2, right - left) + 2, Math.max(2, bottom - top) + 2);
     }
     context.lineWidth = 1;
-  };
-  const picture = new Picture(figure, {
-    height: 420,
-    label: "Time across, memory upward: each block is a rectangle",
-    paint(context, width, height) {
-      plot.resize(width, height);
-      shown = layout();
-      drawTimeAxis(context, palette, plot);
-      const ticks = roundAddresses(addresses.low, addresses.high);
-      drawValueAxis(context, palette, plot, ticks, y);
-      paintBlocks(context);
-      context.save();
-      context.beginPath();
-      context.rect(plot.left, plot.top, plot.width, plot.height);
-      context.clip();
-      outline(context, choice.block, palette.css("ink"), 2);
-      outline(context, choice.hovered, palette.css("ink"), 1.5);
-      drawMoment(context, palette, plot, data.axis.positions[choice.moment]);
-      context.restore();
-    },
-  });
-  const under = (x, at) => {
-    const { positions } = data.axis;
-    const event = data.axis.eventAt(plot.positionAt(x));
-    const perPixel = data.axis.eventAt(plot.positionAt(x + 1)) - event;
-    const bytes = (addresses.high - addresses.low) / plot.height;
-    shown.rows ??= {
-      start: shown.number.map((number) => data.start[number]), end: shown.number.map((number) => data.end[number]),
-      low: shown.low, high: shown.high,
+  }
+
+  // ---------------------------------------------------------------- what is pointed at
+
+  /** The row of the layout under a point, or -1. */
+  rowUnder(x, y) {
+    const { data, layout, plot, addresses } = this;
+    layout.rows ??= {
+      start: layout.number.map((number) => data.start[number]),
+      end: layout.number.map((number) => data.end[number]),
+      low: layout.low,
+      high: layout.high,
     };
-    const row = rowAt(shown.rows, event, plot.valueAt(at), Math.max(0.5, perPixel), bytes);
-    return row < 0 || !positions ? null : { row, number: shown.number[row] };
-  };
-  hover(picture, plot, {
-    move(x, at) {
-      const found = under(x, at);
-      choice.set({ hovered: found ? found.number : -1 });
-      if (!found) {
-        picture.hideTip();
-        return;
-      }
-      picture.showTip(x, at, ...allocationRows(data, found.number),
-        tipRow("lies at", formatBytes(shown.low[found.row])), ...stackText(data, found.number));
-    },
-    leave: () => { if (choice.hovered >= 0) choice.set({ hovered: -1 }); },
-  });
-  navigate(picture, plot, {
-    vertical: addresses,
-    click(x, at) {
-      const found = under(x, at);
-      choice.set({ block: found ? found.number : -1, moment: eventUnder(data, plot, x) });
-    },
-  });
-  picture.canvas.addEventListener("keydown", (event) => {
+    const event = data.axis.eventAt(plot.positionAt(x));
+    const perPixel = Math.max(0.5, data.axis.eventAt(plot.positionAt(x + 1)) - event);
+    return rowAt(layout.rows, event, this.addressAt(y), perPixel, (addresses.high - addresses.low) / plot.height);
+  }
+
+  tell(x, y) {
+    const { data, layout } = this;
+    const row = this.rowUnder(x, y);
+    const number = row < 0 ? -1 : layout.number[row];
+    if (number !== this.choice.hovered) this.choice.set({ hovered: number });
+    if (row < 0) {
+      this.picture.hideTip();
+      return;
+    }
+    this.picture.showTip(x, y, ...allocationRows(data, number),
+      tipRow("lies at", formatBytes(layout.low[row])), ...stackText(data, number));
+  }
+
+  unhover() {
+    if (this.choice.hovered >= 0) this.choice.set({ hovered: -1 });
+  }
+
+  choose(x, y) {
+    const row = this.rowUnder(x, y);
+    const block = row < 0 ? -1 : this.layout.number[row];
+    this.choice.set({ block, moment: eventUnder(this.data, this.plot, x) });
+  }
+
+  /** Comma and full stop step through the blocks, from the first one in view. */
+  step(event) {
     const step = { ",": -1, ".": 1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const first = choice.block < 0 ? lastAtMost(data.start, view.axis.eventAt(view.low)) : choice.block + step;
-    choice.set({ block: Math.max(0, Math.min(data.start.length - 1, first)) });
-  });
-  addresses.watchers.push(() => picture.draw());
-  return picture;
+    const { data, view, choice } = this;
+    const first = Math.max(0, lastAtMost(data.start, view.axis.eventAt(view.low)));
+    const next = choice.block < 0 ? first : choice.block + step;
+    choice.set({ block: Math.max(0, Math.min(data.start.length - 1, next)) });
+  }
+}
+
+function packedColor([red, green, blue]) {
+  return (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
 }
 
 /** Round addresses within a stretch, with labels precise enough to tell them apart. */
@@ -171,43 +237,33 @@ function roundAddresses(low, high) {
   }));
 }
 
-function maps(data, view, choice, palette) {
+/** Both maps, with their legend and the block that was clicked. */
+function memoryMaps(page) {
+  const { data, view, choice } = page;
   const groupings = new Map();
-  const colorSelect = byId("map-color");
+  const select = byId("map-color");
   const colors = () => {
-    if (!groupings.has(colorSelect.value)) groupings.set(colorSelect.value, new Grouping(data, colorSelect.value));
-    return groupings.get(colorSelect.value);
+    if (!groupings.has(select.value)) groupings.set(select.value, new Grouping(data, select.value));
+    return groupings.get(select.value);
   };
-  const addresses = new Addresses();  // one for both maps: heights can be compared
-  const made = [...document.querySelectorAll(".maps figure")].map((figure) => {
-    const select = figure.querySelector("select");
-    const layout = () => data.layouts[select.value];
-    const picture = memoryMap(data, view, choice, palette, { figure, layout, colors, addresses });
-    picture.layout = layout;
-    const describe = () => {
-      const { title, span: height } = layout();
-      figure.querySelector(".height").textContent = formatBytes(height);
-      picture.canvas.setAttribute("aria-label",
-        `${title}: time across, memory upward, each block a rectangle; ${formatBytes(height)} high, `
-        + `peak live ${formatBytes(data.live[data.peak] ?? 0)}`);
-      picture.draw();
-    };
-    select.addEventListener("change", () => {
-      describe();
+  const addresses = new Addresses();  // one for both, so that heights can be compared
+  const maps = [...document.querySelectorAll(".maps figure")]
+    .map((figure) => new MemoryMap(page, figure, { addresses, colors }));
+  const rescale = () => addresses.rescale(Math.max(...maps.map(({ layout }) => layout.span)));
+  const relabel = () => {
+    const { names, colors: tints } = colors();
+    byId("map-legend").replaceChildren(...names.map((name, group) => swatchKey(name, tints[group])));
+    maps.forEach((map) => map.draw());
+  };
+  addresses.watchers.push(() => maps.forEach((map) => map.draw()));
+  for (const map of maps) {
+    map.select.addEventListener("change", () => {
+      map.describe();
       rescale();
     });
-    describe();
-    return picture;
-  });
-  const rescale = () => addresses.rescale(Math.max(...made.map((picture) => picture.layout().span)));
-  rescale();
-  const relabel = () => {
-    const groups = colors();
-    byId("map-legend").replaceChildren(...groups.names.map((name, group) => swatchKey(name, groups.colors[group])));
-    for (const picture of made) picture.draw();
-  };
-  colorSelect.addEventListener("change", relabel);
-  relabel();
+  }
+  select.addEventListener("change", relabel);
+  byId("map-focus").addEventListener("click", () => choice.set({ focus: null }));
   choice.watchers.push((change) => {
     if ("block" in change) pin(data, view, choice.block);
     if ("focus" in change) {
@@ -215,8 +271,9 @@ function maps(data, view, choice, palette) {
       byId("map-focus").textContent = choice.focus ? `only ${choice.focus.name} ✕` : "";
     }
   });
-  byId("map-focus").addEventListener("click", () => choice.set({ focus: null }));
-  return made;
+  rescale();
+  relabel();
+  return maps;
 }
 
 /** Keep what is known of a block below the maps, where it can be read, copied and looked up. */

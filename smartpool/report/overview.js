@@ -1,7 +1,7 @@
 "use strict";
 // The strip at the top: the whole trace, and the stretch of it that all pictures show.
 
-function overview(data, view, choice, palette) {
+function overview({ data, view, choice, palette }) {
   const whole = new View(data.axis);
   const plot = new Plot(whole, { left: 0, right: 0, top: 2, bottom: 2 });
   let events = null;

@@ -1,13 +1,16 @@
 "use strict";
 // The page of one trace: reads the data, and wires pictures, controls and tables together.
 
-function controls(data, view, choice, pictures) {
+function controls({ data, view, choice }, pictures) {
   const redraw = () => pictures.forEach((picture) => picture.draw());
   view.watchers.push(() => {
     byId("span").textContent = view.whole ? "whole trace" : data.axis.span(view.low, view.high);
     redraw();
   });
-  choice.watchers.push(redraw);
+  choice.watchers.push((change) => {
+    const hoveredOnly = Object.keys(change).join() === "hovered";
+    for (const picture of pictures) if (!hoveredOnly || picture instanceof MemoryMap) picture.draw();
+  });
   byId("zoom-in").addEventListener("click", () => view.zoom(0.5));
   byId("zoom-out").addEventListener("click", () => view.zoom(2));
   byId("zoom-all").addEventListener("click", () => view.reset());
@@ -49,18 +52,15 @@ async function open() {
   const bytes = await inflated(fromBase64(byId("columns").textContent));
   const data = new TraceData(meta, unpackColumns(bytes, meta.columns));
   data.axis = new Axis(data.time);
-  const view = new View(data.axis);
-  const choice = new Choice(data);
-  const palette = new Palette();
+  const page = { data, view: new View(data.axis), choice: new Choice(data), palette: new Palette() };
   const pictures = [];
   if (data.events) {
-    pictures.push(overview(data, view, choice, palette), timeline(data, view, choice, palette),
-      fragmentation(data, view, choice, palette), ...maps(data, view, choice, palette),
-      momentStrips(data, choice, palette));
-    momentTable(data, choice);
+    pictures.push(overview(page), new Timeline(page), new FragmentationCurves(page), ...memoryMaps(page),
+      new MomentStrips(page));
+    new MomentTable(page);
   }
-  controls(data, view, choice, pictures);
-  theme(palette, pictures);
+  controls(page, pictures);
+  theme(page.palette, pictures);
   const bar = document.querySelector(".bar");
   addEventListener("scroll", () => bar.classList.toggle("stuck", bar.getBoundingClientRect().top <= 0), { passive: true });
   requestAnimationFrame(() => requestAnimationFrame(() => {

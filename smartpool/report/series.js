@@ -80,3 +80,9 @@ function liveAt(event, start, end) {
   for (let i = 0; i < start.length && start[i] <= event; i++) if (end[i] > event) numbers.push(i);
   return numbers;
 }
+
+/** The most of a series until each of its values. */
+function runningMost(values) {
+  let most = 0;
+  return values.map((value) => { most = Math.max(most, value); return most; });
+}

@@ -236,3 +236,38 @@ function drawMoment(context, palette, plot, position) {
   context.lineTo(x, plot.top + 6);
   context.fill();
 }
+
+/** Where the pointer is, as a thin line. */
+function drawCursor(context, palette, plot, position) {
+  const x = Math.round(plot.x(position)) + 0.5;
+  if (x < plot.left || x > plot.right) return;
+  context.strokeStyle = palette.css("ink", 0.5);
+  context.beginPath();
+  context.moveTo(x, plot.top);
+  context.lineTo(x, plot.bottom);
+  context.stroke();
+}
+
+/** Call `move` with the pointer's place in the plot, and `leave` where it is elsewhere. */
+function hover(picture, plot, { move, leave }) {
+  const out = () => {
+    leave();
+    picture.hideTip();
+    picture.draw();
+  };
+  picture.canvas.addEventListener("pointermove", (event) => {
+    const [x, y] = picture.at(event);
+    if (plot.holds(x, y) && !event.buttons) move(x, y);
+    else out();
+  });
+  picture.canvas.addEventListener("pointerleave", out);
+  picture.canvas.addEventListener("blur", out);
+}
+
+/** The event under the pointer: the one of its column of pixels at which most is live. */
+function eventUnder(data, plot, x) {
+  const { axis, low, high } = plot.view;
+  const step = (high - low) / plot.width;
+  const from = axis.eventAt(plot.positionAt(x));
+  return data.highest.within(from, Math.max(from + 1, axis.eventAt(plot.positionAt(x) + step)));
+}
