@@ -62,6 +62,8 @@ class OrderedIntegers:
         return chain.from_iterable(self._lists)
 
     def __reversed__(self) -> Iterator[int]:
+        if self.sole is not None:
+            return reversed(self.sole)
         return chain.from_iterable(reversed(part) for part in reversed(self._lists))
 
     def __contains__(self, value: int) -> bool:

@@ -151,7 +151,7 @@ class ElasticHeap:
                 with Undo() as undo:
                     site, missing = self._place.find_site(size)
                     self._place.map(site, self._cut(missing), undo)
-                    undo.pop_all()
+                    undo.keep()
             except DriverOutOfMemoryError:
                 return False
             gap = self._home.find(size)
@@ -199,7 +199,7 @@ class ElasticHeap:
                 except DriverOutOfMemoryError:
                     pass  # the device holds less than the cap says: stitch
                 else:
-                    undo.pop_all()
+                    undo.keep()
                     address = place_for_stream(self._home, self._clock, size, alignment, stream)
                     if address is None:
                         raise InvariantError(f"no gap of {size} bytes after growing {self!r}")
@@ -255,7 +255,7 @@ class ElasticHeap:
                 chunks = [c for piece in pieces for c in self._chunks.covering(piece.start, piece.end)]
                 self._place.take(pieces, undo)
                 address = self.windows.open(pieces, chunks, alignment).block.start
-            undo.pop_all()
+            undo.keep()
         return address
 
     def _cut(self, size: int) -> Iterator[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from smartpool.errors import DriverError, InvariantError
@@ -70,13 +71,11 @@ class Home:
         """
         granularity = self._driver.granularity
         best: tuple[int, int] | None = None
-        for examined, hole in enumerate(self._addresses.gaps_by_size()):
-            if examined == _SITES_EXAMINED:
-                break
-            gap = None if fresh else self.arena.gap_before(hole.start)
+        for start, room in islice(self._addresses.gaps_by_size(), _SITES_EXAMINED):
+            gap = None if fresh else self.arena.gap_before(start)
             missing = align_up(size - gap.size if gap else size, granularity)
-            if hole.size >= missing and (best is None or missing < best[1]):
-                best = (hole.start, missing)
+            if room >= missing and (best is None or missing < best[1]):
+                best = (start, missing)
         if best is None:
             total = self._driver.memory_info().total
             reserved = align_up(max(_RESERVE_FACTOR * total, size), granularity)

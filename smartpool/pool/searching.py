@@ -158,9 +158,11 @@ class SearchingPool(PoolBooks):
             )
         self._grows += 1
         self._flush_for(bin_)
-        pointer = None
-        with suppress(DriverOutOfMemoryError):
+        pointer: int | None
+        try:
             pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
+        except DriverOutOfMemoryError:
+            pointer = None  # what is raised from here on is not about this
         if pointer is None:
             pointer = self._extend_under_pressure(bin_, alignment)
         self._peak_live_bytes = max(self._peak_live_bytes, self._heap.live_bytes)

