@@ -1,12 +1,14 @@
 """Eight threads on eight streams, allocating and freeing, every byte checked on the device.
 
-    python bench/gpu/threads.py [--seconds 60] [--threads 8] [--max-bytes 4GiB] [--policy balanced]
+    python bench/gpu/threads.py [--seconds 60] [--threads 8] [--max-bytes 1GiB] [--policy balanced]
 
 Each thread has a stream and up to 48 blocks of 512 B to 32 MiB. A block is filled with its own number by
 a kernel on the thread's stream when it is requested, and looked through by a kernel before it is freed;
 one in eight is handed to another thread first, which checks and frees it on its own stream, behind an
 event. A byte that another thread wrote counts as an error on the device. Beside it, one thread does the
-same alone for a quarter of the time. The cap makes the pool remap all the while.
+same alone for a quarter of the time, and CuPy's own pool does it with one thread and with all (without
+handing over, which it has no order for): what threads of Python cost each other shows there too. The
+cap makes the pool remap all the while.
 
 Writes `bench/results/threads.json`, and a copy under $OUT where that is set.
 """
@@ -53,6 +55,7 @@ class Worker(threading.Thread):
         self.inbox: queue.SimpleQueue[tuple[int, int, int, Any]] = queue.SimpleQueue()
         self.operations = self.handed = self.refused = 0
         self.tag = number << 24
+        self.hands_over = True
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -83,7 +86,7 @@ class Worker(threading.Thread):
                     self.operations += 1
                 elif held:
                     block = held.pop(self.dice.randrange(len(held)))
-                    if len(shared.workers) > 1 and self.dice.random() < 0.125:
+                    if self.hands_over and len(shared.workers) > 1 and self.dice.random() < 0.125:
                         self.hand_over(*block)
                     else:
                         self.give(*block)
@@ -110,6 +113,22 @@ class Worker(threading.Thread):
             self.give(pointer, words, tag)
 
 
+class CuPyPool:
+    """CuPy's own pool behind the two functions that the workers call."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.pool = cupy.cuda.MemoryPool()
+        self.held: dict[int, Any] = {}
+
+    def malloc(self, nbytes: int, stream: int) -> int:  # noqa: ARG002 - CuPy's current one
+        memory = self.pool.malloc(nbytes)
+        self.held[memory.ptr] = memory
+        return int(memory.ptr)
+
+    def free(self, pointer: int, stream: int) -> None:  # noqa: ARG002
+        del self.held[pointer]
+
+
 class Shared:
     """What the workers have in common."""
 
@@ -123,10 +142,23 @@ class Shared:
         self.workers: list[Worker] = []
 
 
-def run(pool: Any, threads: int, seconds: float) -> dict[str, Any]:
+def run_cupy(threads: int, seconds: float) -> dict[str, Any]:
     shared = Shared()
+    pool = CuPyPool(shared.cupy)
     shared.workers = [Worker(number + 1, shared, pool, seconds) for number in range(threads)]
-    before = pool.statistics.devices[0]
+    for worker in shared.workers:
+        worker.hands_over = False
+    elapsed = work_off(shared)
+    operations = sum(worker.operations for worker in shared.workers)
+    return {
+        "pool": "CuPy", "threads": threads, "seconds": round(elapsed, 2), "operations": operations,
+        "operations_per_second": round(operations / elapsed), "wrong_words": int(shared.bad[0]),
+        "peak_reserved_bytes": pool.pool.total_bytes(),
+    }  # fmt: skip
+
+
+def work_off(shared: Shared) -> float:
+    """Let the workers work, and return the seconds that it took."""
     begin = time.perf_counter()
     for worker in shared.workers:
         worker.start()
@@ -140,11 +172,19 @@ def run(pool: Any, threads: int, seconds: float) -> dict[str, Any]:
     failed = [worker.error for worker in shared.workers if worker.error is not None]
     if failed:
         raise failed[0]
+    return elapsed
+
+
+def run(pool: Any, threads: int, seconds: float) -> dict[str, Any]:
+    shared = Shared()
+    shared.workers = [Worker(number + 1, shared, pool, seconds) for number in range(threads)]
+    before = pool.statistics.devices[0]
+    elapsed = work_off(shared)
     pool.check()
     now = pool.statistics.devices[0]
     operations = sum(worker.operations for worker in shared.workers)
     return {
-        "threads": threads, "seconds": round(elapsed, 2), "operations": operations,
+        "pool": "SmartPool", "threads": threads, "seconds": round(elapsed, 2), "operations": operations,
         "operations_per_second": round(operations / elapsed),
         "handed_over": sum(worker.handed for worker in shared.workers),
         "refused": sum(worker.refused for worker in shared.workers), "wrong_words": int(shared.bad[0]),
@@ -161,7 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--max-bytes", default="4GiB")
+    parser.add_argument("--max-bytes", default="1GiB")
     parser.add_argument("--policy", default="balanced")
     parser.add_argument("--no-results", action="store_true")
     arguments = parser.parse_args()
@@ -174,7 +214,11 @@ def main() -> None:
             row = run(pool, threads, seconds)
         print(row, flush=True)
         rows.append(row)
-    if any(row["wrong_words"] or row["live_blocks_left"] for row in rows):
+    if not arguments.no_results:
+        for threads in (1, arguments.threads):
+            rows.append(run_cupy(threads, arguments.seconds / 6))
+            print(rows[-1], flush=True)
+    if any(row["wrong_words"] or row.get("live_blocks_left") for row in rows):
         sys.exit("corrupted, or blocks are left")
     if arguments.no_results:
         return
@@ -182,11 +226,11 @@ def main() -> None:
 
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    ratio = rows[1]["operations_per_second"] / rows[0]["operations_per_second"]
+    speeds = [row["operations_per_second"] for row in rows]
+    ratios = {"SmartPool": round(speeds[1] / speeds[0], 3), "CuPy": round(speeds[3] / speeds[2], 3)}
     options = {"max_bytes": arguments.max_bytes, "policy": arguments.policy}
-    path = write_results(
-        "threads", {"rows": rows, "throughput_ratio": round(ratio, 3), "gpu": gpu, **options}
-    )
+    results = {"rows": rows, "throughput_over_one_thread": ratios, "gpu": gpu, **options}
+    path = write_results("threads", results)
     if "OUT" in os.environ:
         shutil.copy(path, os.environ["OUT"])
 

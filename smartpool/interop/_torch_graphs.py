@@ -9,6 +9,7 @@ PyTorch does not say which stream is captured, so each request's stream is asked
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ class Graphs:
         self._users: dict[MemoryId, int] = {}  # graphs, and captures under way
         self._capturing: set[int] = set()  # devices
         self._lock = threading.RLock()
+        self._finalizing = sys.is_finalizing  # bound: modules are empty when PyTorch drops its last graphs
 
     def begin(self, device: int, first: int, second: int, _filter: object = None) -> None:
         """Learn that a capture is about to begin on `device`."""
@@ -57,6 +59,8 @@ class Graphs:
 
     def release(self, device: int, first: int, second: int) -> None:
         """Learn that one user of a memory is gone; with the last its free blocks become ordinary."""
+        if self._finalizing():
+            return  # the end of the process gives all back
         key = device, first, second
         with self._lock:
             if key not in self._users:

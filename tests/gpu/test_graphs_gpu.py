@@ -40,6 +40,16 @@ def stream(request):
     return cupy.cuda.Stream(non_blocking=request.param)
 
 
+class Foreign:
+    """Somebody's stream, by its handle."""
+
+    def __init__(self, handle):
+        self.handle = handle
+
+    def __cuda_stream__(self):
+        return 0, self.handle
+
+
 def others_write(pool, size=32 * MiB):
     """Fill whatever the pool hands out, to spoil what was not kept."""
     blocks = [pool.malloc(size) for _ in range(40)]
@@ -249,7 +259,7 @@ def test_handles_of_destroyed_streams_are_not_reused_while_their_work_is_pending
         assert code == 0
         handle = int(stream)
         reused += handle in busy
-        with cupy.cuda.ExternalStream(handle):
+        with cupy.cuda.Stream.from_external(Foreign(handle)):
             spin((1,), (1,), (cupy.int64(400_000_000),))
         assert API.cuStreamDestroy(stream)[0] == 0
         busy.add(handle)

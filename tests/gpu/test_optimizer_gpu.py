@@ -69,12 +69,12 @@ def test_shapes_of_kernels_of_numba(optimizer):
         if i < x.size:
             x[i] *= 2
 
-    data = cuda.to_device(numpy.ones(1000, dtype=numpy.float32))
-    double[10, 100](data)
-    shape = optimizer.launch_shape(double, threads=1000)
+    data = cuda.to_device(numpy.ones(1 << 20, dtype=numpy.float32))
+    double[1 << 12, 256](data)
+    shape = optimizer.launch_shape(double, threads=1 << 20)
     assert shape.block >= 32
     double[shape.grid, shape.block](data)
-    assert data.copy_to_host().sum() == 4000
+    assert data.copy_to_host().sum() == 4 << 20
 
 
 def test_shapes_of_kernels_of_cuda_core(optimizer):
@@ -93,7 +93,7 @@ def test_frameworks_take_the_streams(optimizer):
     cupy = pytest.importorskip("cupy")
     first, second = optimizer.streams().next(), optimizer.streams().next()
     assert optimizer.streams().next() is first
-    with cupy.cuda.ExternalStream(first.ptr):
+    with cupy.cuda.Stream.from_external(first):
         array = cupy.ones(1000)
     first.synchronize()
     assert float(array.sum()) == 1000
