@@ -94,9 +94,13 @@ def read_npz(
         except _DAMAGED as error:
             raise TraceFormatError(
                 f"{path}: expected an .npz archive with the columns {', '.join(names)}; it is truncated, "
-                f"damaged or of another format ({type(error).__name__}: {error!s:.120})"
+                f"damaged or of another format ({type(error).__name__}: {_said(error):.120})"
             ) from None
     return columns, meta
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def write_npz(

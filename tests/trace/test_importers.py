@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smartpool import files
 from smartpool.errors import (
     DriverNotInstalledError,
     TraceError,
@@ -27,7 +28,6 @@ from smartpool.trace import (
     from_torch_snapshot,
     read_any,
 )
-from smartpool import files
 
 DATA = Path(__file__).parents[1] / "data"
 SNAPSHOT = DATA / "inputs" / "torch_snapshot.pickle"
