@@ -56,6 +56,10 @@ class SmartPoolConfig:
     prices
         What the driver's calls cost, by which the policy decides; None for the model's own table, and
         on `cuda` for a measurement of less than a millisecond when the pool first grows.
+    expected_bytes
+        What the program is expected to need at most on a device, as an integer or a size such as
+        ``"24GiB"``, from an earlier run: it is mapped ahead of demand, on a thread of its own. None when
+        unknown; then only what a pool needed before is mapped ahead, after it was given back.
     max_bytes
         Hard cap on reserved bytes a device: an integer, a size such as ``"24GiB"``, a share of the
         device as a float in (0, 1), or None for no cap but the device.
@@ -98,6 +102,7 @@ class SmartPoolConfig:
     memory_pressure_threshold: float = 0.85
     policy: str | float = "balanced"
     prices: Prices | None = None
+    expected_bytes: int | str | None = None
     max_bytes: int | float | str | None = None
     record: bool = False
     track: bool = False
@@ -129,6 +134,8 @@ class SmartPoolConfig:
         if self.prices is not None and not isinstance(self.prices, Prices):
             raise ConfigurationError("prices", f"expected Prices or None, got {self.prices!r}")
         self._check_max_bytes()
+        if self.expected_bytes is not None:
+            _check_size("expected_bytes", self.expected_bytes)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> SmartPoolConfig:
@@ -175,12 +182,16 @@ class SmartPoolConfig:
         if isinstance(limit, float):
             _check_number("max_bytes", limit, low=0.0, high=1.0, above=True)
             return
-        try:
-            parsed = parse_size(limit)
-        except InvalidSizeError as error:
-            raise ConfigurationError("max_bytes", str(error)) from None
-        if isinstance(limit, bool) or parsed == 0:
-            raise ConfigurationError("max_bytes", f"expected a size above 0, got {limit!r}")
+        _check_size("max_bytes", limit)
+
+
+def _check_size(name: str, size: int | str) -> None:
+    try:
+        parsed = parse_size(size)
+    except InvalidSizeError as error:
+        raise ConfigurationError(name, str(error)) from None
+    if isinstance(size, bool) or parsed == 0:
+        raise ConfigurationError(name, f"expected a size above 0, got {size!r}")
 
 
 def _check_policy(policy: object) -> None:

@@ -27,6 +27,7 @@ SHARES = ["fragmentation_threshold", "target_fragmentation_reduction"]
     + [("memory_pressure_threshold", bad) for bad in (0, -0.5, 1.01, math.nan, "0.8", None, True)]
     + [("policy", bad) for bad in ("fastest", "", None, 3, -0.1, 1.01, math.nan, True, ["tight"])]
     + [("prices", bad) for bad in (3, "dear", {"map": 2})]
+    + [("expected_bytes", bad) for bad in (0, -1, 0.5, "0", "much", True)]
     + [("max_bytes", bad) for bad in (0, -1, 0.0, -0.5, 1.5, math.nan, "0", "much", True, [1], "-1GiB")],
 )
 def test_a_wrong_field_is_named(field, bad):

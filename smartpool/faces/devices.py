@@ -10,8 +10,9 @@ from typing import Self
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
 from smartpool.errors import BackgroundError, DeviceNotFoundError, PoolClosedError
-from smartpool.pool.background import Background
+from smartpool.pool.background import NEVER, Background
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.mapper import Mapper
 from smartpool.pool.pressure import PressureCallbacks
 from smartpool.pool.statistics import MemorySnapshot, OptimizationOutcome
 from smartpool.units import format_size
@@ -39,6 +40,8 @@ class DevicePool:
         self._closed = False
         self.background = Background(self, config.optimization_interval)
         self.pressure_callbacks = PressureCallbacks(config.memory_pressure_threshold)
+        self._mapper = Mapper(managers)
+        self._mapping = Background(self._mapper, NEVER, name="smartpool-mapper")
 
     def __repr__(self) -> str:
         devices = ", ".join(manager.driver.name for manager in self.managers)
@@ -115,6 +118,7 @@ class DevicePool:
             return
         self._closed = True
         self.background.stop()
+        self._mapping.stop()
         allocations, self._allocations = self._allocations, {}
         allocations.clear()
         for manager in self.managers:
@@ -150,8 +154,10 @@ class DevicePool:
         due = [manager for manager in self.managers if self._under_pressure(manager.snapshot())]
         if due and not self._closed:
             self._optimize(due)
-        for manager in self.managers:
-            self._memory_freed_bytes += manager.keep_up(time.monotonic())
+        freed = sum(manager.keep_up(time.monotonic()) for manager in self.managers)
+        self._memory_freed_bytes += freed
+        if freed and not self._closed:
+            self._map_ahead()
 
     def _under_pressure(self, now: MemorySnapshot) -> bool:
         idle = now.reserved_bytes > now.live_bytes
@@ -194,3 +200,12 @@ class DevicePool:
         for manager in self.managers:
             manager.on_pressure = self.background.wake
         self.background.start()
+        if self.config.expected_bytes is not None:
+            self._map_ahead()
+
+    def _map_ahead(self) -> None:
+        """Let the mapper look at each growth from now on: something can be foreseen."""
+        if self.config.enable_predictive_allocation:
+            for manager in self.managers:
+                manager.on_growth = self._mapping.wake
+            self._mapping.start()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["Background", "Optimizable"]
+__all__ = ["NEVER", "Background", "Optimizable"]
+
+NEVER: Final = threading.TIMEOUT_MAX
 
 _LOGGER = logging.getLogger("smartpool")
 
@@ -30,10 +32,13 @@ class Background:
     target
         The pool.
     interval
-        Seconds between two passes.
+        Seconds between two passes; `NEVER` for one that only wakes.
+    name
+        The thread's name.
     """
 
-    def __init__(self, target: Optimizable, interval: float) -> None:
+    def __init__(self, target: Optimizable, interval: float, *, name: str = "smartpool-optimizer") -> None:
+        self._name = name
         self._target = weakref.ref(target, self._target_died)
         self._interval = interval
         self._wake = threading.Event()
@@ -51,7 +56,7 @@ class Background:
         """Start the thread unless it runs."""
         if not self.running:
             self._stopping = False
-            self._thread = threading.Thread(target=self._run, name="smartpool-optimizer", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
 
     def wake(self) -> None:

@@ -78,6 +78,7 @@ class PoolBooks:
         self._released = False
         self._disowned = False
         self.on_pressure: Callable[[], None] | None = None
+        self.on_growth: Callable[[], None] | None = None
         self.out_of_memory_callbacks: list[Callable[[int], bool]] = []
         self.late_frees: Callable[[], None] | None = None
         self._several_streams = False

@@ -40,6 +40,7 @@ from smartpool.pool.streams import StreamClock
 from smartpool.pool.undoing import Undo
 from smartpool.pool.windows import Windows
 from smartpool.prices import Prices
+from smartpool.units import align_down
 
 __all__ = ["ElasticHeap"]
 
@@ -277,6 +278,23 @@ class ElasticHeap:
         for piece in pieces if self._home.uses else ():
             joined = join_uses(joined, self._home.uses_of(self._place.gap_around(piece)))
         self._clock.wait(joined or uses, stream)
+
+    def map_ahead(self, limit_bytes: int) -> int:
+        """Map one new chunk of at most `limit_bytes` behind the last one; return its bytes, 0 for none.
+
+        Raises `DriverOutOfMemoryError` when the device holds no more.
+        """
+        if not self._priced:
+            return 0
+        limit = align_down(min(limit_bytes, self._memory.room_bytes), self._driver.granularity)
+        if limit <= 0:
+            return 0
+        size = next(self._cut(limit))
+        with Undo() as undo:
+            site, _ = self._place.find_site(size, fresh=True)
+            self._place.map(site, [size], undo)
+            undo.pop_all()
+        return size
 
     # ------------------------------------------------------------------ giving memory back
 

@@ -169,6 +169,8 @@ class SearchingPool(PoolBooks):
         limit = self.config.memory_pressure_threshold * self._memory.cap_bytes
         if self.on_pressure is not None and self._memory.reserved_bytes > limit:
             self.on_pressure()
+        if self.on_growth is not None:
+            self.on_growth()
         return pointer
 
     def _extend_under_pressure(self, bin_: Bin, alignment: int) -> int:

@@ -1,4 +1,4 @@
-"""What a pool does for itself between requests: it gives memory back that has aged, and moves blocks.
+"""What a pool does for itself between requests: it gives back, maps ahead, and moves blocks.
 
 It runs under the pool's lock, on a thread that is not in a hurry.
 """
@@ -9,11 +9,15 @@ from typing import Final
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Driver
+from smartpool.errors import DriverOutOfMemoryError
 from smartpool.pool.aging import IdleAge
+from smartpool.pool.ahead import Forecast
 from smartpool.pool.compaction import Compactor, Movables
+from smartpool.pool.elastic import ElasticHeap
 from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.stepping import StepStatistics
 from smartpool.pool.watched import WatchedPool
+from smartpool.units import parse_size
 
 __all__ = ["UpkeepPool"]
 
@@ -28,6 +32,8 @@ class UpkeepPool(WatchedPool):
     ----------
     beside_capture
         Whether a stream is being captured into a graph: then nothing is moved or given back.
+    forecast
+        What the pool will need, as far as it can be known.
     movables
         The blocks that may be moved.
     """
@@ -41,7 +47,10 @@ class UpkeepPool(WatchedPool):
         self._hurry = 1.0 if age is None else min(1.0, interval / age)
         self._steps_then: StepStatistics | None = None
         self._steps_changed = 0.0
+        self._high_since = 0  # the most in use since memory was given back
         self.movables = Movables()
+        expected = self.config.expected_bytes
+        self.forecast = Forecast(0 if expected is None else parse_size(expected))
 
     def keep_up(self, now: float) -> int:
         """Give back what nobody needed for `idle_age`; return the bytes.
@@ -62,6 +71,7 @@ class UpkeepPool(WatchedPool):
             fragmented = overall > self.config.fragmentation_threshold
             hurry = self._hurry if fragmented else 1.0
             used = max(self.high_water_bytes, self._gauge.live_bytes)
+            self._high_since = max(self._high_since, used)
             idle = max(0, self._gauge.extent_bytes - used)
             if self._steps_rest(now, hurry * self._idle_age.seconds):
                 self._steps.release_idle(self)
@@ -71,11 +81,35 @@ class UpkeepPool(WatchedPool):
             aged = self._idle_age.observe(now, idle_bytes=idle, reserved_bytes=held, hurry=hurry)
             if not aged or aged < _LEAST_SHARE * held or not (fragmented or self.config.idle_age):
                 return 0
+            extent = self._gauge.extent_bytes
             self._free_doomed(wait=False)
             self._release_idle(aged, wait=False, exact=True)
             left = self._memory.reserved_bytes
             self._idle_age.gave_back(now, held - left, left)
+            if left < held:
+                live = self._gauge.live_bytes
+                self.forecast.gave_back(extent_before=extent, high_water=self._high_since, live_bytes=live)
+                self._high_since = live
             return held - left
+
+    def map_ahead(self) -> int:
+        """Map one chunk that will be needed, if there is one to be foreseen; return its bytes.
+
+        For a thread other than the callers': they wait for a chunk at most.
+        """
+        heap: object = self._heap
+        if not isinstance(heap, ElasticHeap):
+            return 0
+        with self._writing():
+            if self._closed or self.beside_capture:
+                return 0
+            wanted = self.forecast.ahead(self._gauge.live_bytes, self._gauge.extent_bytes)
+            try:
+                mapped = heap.map_ahead(wanted)
+            except DriverOutOfMemoryError:
+                return 0  # somebody else has it: who really needs memory will ask again
+            self.forecast.mapped(mapped)
+            return mapped
 
     def compact(self) -> int:
         """Copy movable blocks together where the device has no virtual memory; return the bytes copied.
