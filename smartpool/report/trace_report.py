@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 import smartpool
-from smartpool.pool.tiers import Tier, tier_of
+from smartpool.pool.tiers import tier_of
 from smartpool.report.analysis import Analysis, title_of
 from smartpool.report.chart import swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, PEAK_LIVE, best_of
@@ -23,10 +23,10 @@ from smartpool.report.packing import packed
 from smartpool.report.page import data_block, html_page, text_block
 from smartpool.report.svg import escaped
 from smartpool.report.text import counted, format_bytes, format_count, format_duration, format_share
+from smartpool.report.trace_data import TIERS, about, columns_of, slot_of, tag_of
 from smartpool.trace.layouts import RECORDED, Layout
 from smartpool.trace.optimum import OPTIMUM
 from smartpool.trace.trace import Trace
-from smartpool.units import MiB
 
 __all__ = ["trace_report", "write_trace_report"]
 
@@ -35,13 +35,6 @@ SCRIPTS: Final = (
     "format.js", "columns.js", "series.js", "raster.js", "data.js", "canvas.js", "view.js", "curves.js",
     "overview.js", "timeline.js", "maps.js", "moment.js", "report.js",
 )  # fmt: skip
-_COLOURS: Final = 8
-_TIERS: Final = (
-    (Tier.SMALL, MiB - 1),
-    (Tier.MEDIUM, 16 * MiB - 1),
-    (Tier.LARGE, 256 * MiB),
-    (Tier.HUGE, None),
-)
 _SAMPLES: Final = 24
 _NO_SCRIPT: Final = (
     "<noscript><p>The pictures need JavaScript; what is in words and tables does not.</p></noscript>"
@@ -74,8 +67,8 @@ def trace_report(found: Analysis, *, title: str | None = None) -> str:
     """Return the report as the text of an HTML page. See `write_trace_report`."""
     trace = found.trace
     heading = trace.name if title is None else title
-    directory, columns = packed(_columns(found))
-    about = {**_about(found), "columns": directory}
+    directory, columns = packed(columns_of(found))
+    facts = {**about(found), "columns": directory}
     body = "\n".join(
         [
             _header(found, heading),
@@ -89,89 +82,11 @@ def trace_report(found: Analysis, *, title: str | None = None) -> str:
             _table_section(found),
             "</main>",
             _footer(),
-            data_block(about, name="about"),
+            data_block(facts, name="about"),
             text_block(columns, kind="application/octet-stream", name="columns"),
         ]
     )
     return html_page(heading, body, styles=STYLES, scripts=SCRIPTS)
-
-
-# ---------------------------------------------------------------------- data
-
-
-def _columns(found: Analysis) -> dict[str, NDArray[Any]]:
-    """Return every column that the script wants, by name."""
-    trace = found.trace
-    lifetimes = trace.lifetimes()
-    columns: dict[str, NDArray[Any]] = {
-        "time": trace.t_us,
-        "start": lifetimes.start,
-        "life": lifetimes.end - lifetimes.start,
-        "size": lifetimes.size,
-        "stream": trace.stream[lifetimes.start],
-    }
-    if trace.site is not None:
-        columns["site"] = trace.site[lifetimes.start]
-    for index, layout in enumerate(found.layouts):
-        columns |= {f"{index}.{name}": values for name, values in _layout_columns(layout, trace).items()}
-    return columns
-
-
-def _layout_columns(layout: Layout, trace: Trace) -> dict[str, NDArray[Any]]:
-    columns = {
-        "offset": layout.offset,
-        "held_start": layout.held_start,
-        "held_end": layout.held_end,
-        "held_offset": layout.held_offset,
-        "held_size": layout.held_size,
-        "change": layout.change,
-        "reserved": layout.reserved,
-    }
-    if not np.array_equal(layout.number, np.arange(trace.allocations)):
-        columns |= {"number": layout.number, "size": layout.size}  # otherwise one rectangle an allocation
-    return columns
-
-
-def _about(found: Analysis) -> dict[str, Any]:
-    """Return what the script needs to know beside the columns."""
-    trace = found.trace
-    return {
-        "name": trace.name,
-        "events": trace.events,
-        "streams": trace.streams,
-        "tiers": [{"name": _tier_name(tier, most), "most": most} for tier, most in _TIERS],
-        "sites": list(trace.sites),
-        "tags": [_tag_of(site) for site in trace.sites],
-        "layouts": [
-            {
-                "name": layout.allocator,
-                "title": title_of(layout),
-                "slot": _slot(found, layout),
-                "span": layout.span_bytes,
-            }
-            for layout in found.layouts
-        ],
-    }
-
-
-def _tag_of(site: str) -> str | None:
-    """Return the tag that a recording of ours puts below a stack (`smartpool.pool.labels`), or None."""
-    last = site.splitlines()[-1] if site else ""
-    return last.removeprefix("tag ") if last.startswith("tag ") else None
-
-
-def _slot(found: Analysis, layout: Layout) -> int | None:
-    """Return the colour of an allocator that was replayed; None for plans and recordings."""
-    names = [run.allocator for run in found.runs]
-    if layout.allocator not in names:
-        return None
-    index = names.index(layout.allocator)
-    return index and 1 + (index - 1) % (_COLOURS - 1)
-
-
-def _tier_name(tier: Tier, most: int | None) -> str:
-    below = {Tier.SMALL: "below 1 MiB", Tier.MEDIUM: "1 to 16 MiB", Tier.LARGE: "16 to 256 MiB"}
-    return f"{tier.value}: {below.get(tier, 'above 256 MiB')}" if most or tier is Tier.HUGE else tier.value
 
 
 # ---------------------------------------------------------------------- the parts of the page
@@ -185,7 +100,7 @@ def _header(found: Analysis, heading: str) -> str:
     cards = [("peak live", format_bytes(trace.peak_live_bytes), "", "")]
     for run, layout in zip(found.runs, found.layouts, strict=False):
         note = f"{format_share(run.fragmentation)} fragmentation"
-        kind = ' class="ours"' if _slot(found, layout) == 0 else ""
+        kind = ' class="ours"' if slot_of(found, layout) == 0 else ""
         cards.append(
             (f"{escaped(title_of(layout))} reserved", format_bytes(run.peak_reserved_bytes), note, kind)
         )
@@ -222,12 +137,12 @@ def _keys(found: Analysis) -> str:
         f'<button type="button" class="key" aria-pressed="true" data-name="{index}">'
         f"{_pen(found, layout)}{escaped(title_of(layout))}</button>"
         for index, layout in enumerate(found.layouts)
-        if _slot(found, layout) is not None
+        if slot_of(found, layout) is not None
     )
 
 
 def _pen(found: Analysis, layout: Layout) -> str:
-    slot = _slot(found, layout)
+    slot = slot_of(found, layout)
     return "" if slot is None else swatch(slot)
 
 
@@ -242,7 +157,7 @@ def _groups(found: Analysis) -> list[tuple[str, str]]:
         groups.append(("stream", "stream"))
     if found.trace.sites:
         groups.append(("site", "place in the program"))
-    if any(map(_tag_of, found.trace.sites)):
+    if any(map(tag_of, found.trace.sites)):
         groups.append(("tag", "tag"))
     return groups
 
@@ -346,11 +261,11 @@ def _peak_rows(trace: Trace) -> str:
     sizes = trace.lifetimes().size[_peak_numbers(trace)]
     tiers = np.array([tier_of(size).value for size in sizes.tolist()])
     rows = []
-    for tier, most in _TIERS:
+    for tier, _, name in TIERS:
         chosen = sizes[tiers == tier.value] if len(sizes) else sizes
         share = format_share(int(chosen.sum()) / max(1, trace.peak_live_bytes))
         rows.append(
-            f'<tr><th scope="row">{_tier_name(tier, most)}</th><td>{format_count(len(chosen))}</td>'
+            f'<tr><th scope="row">{name}</th><td>{format_count(len(chosen))}</td>'
             f"<td>{format_bytes(int(chosen.sum()))}</td><td>{share}</td><td></td></tr>"
         )
     return "".join(rows)
@@ -374,7 +289,7 @@ def _table_section(found: Analysis) -> str:
             cells.append(f'<td class="{marked}">{text}</td>')
         calls = format_count(sum(run.driver_calls.values()))
         live, reserved = run.peak_live_bytes / most, run.peak_reserved_bytes / most
-        slot = _slot(found, layout)
+        slot = slot_of(found, layout)
         meter = (
             f'<td class="meter" style="--color:var(--c{slot})"><div>'
             f'<i style="width:{live:.2%}"></i><i style="width:{reserved - live:.2%}"></i></div></td>'
