@@ -293,7 +293,7 @@ class ElasticHeap:
         with Undo() as undo:
             site, _ = self._place.find_site(size, fresh=True)
             self._place.map(site, [size], undo)
-            undo.pop_all()
+            undo.keep()
         return size
 
     # ------------------------------------------------------------------ giving memory back
