@@ -7,6 +7,7 @@ allocations and streams, and dropping what began before, waits until a trace is 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.pool.journal import FIELDS, FREED
@@ -41,7 +42,7 @@ class DeviceRecording:
     def __len__(self) -> int:
         """Return the number of events that are kept."""
         self._manager.settle()
-        return len(self._kept.events) // FIELDS
+        return len(self._kept)
 
     @property
     def overflowed(self) -> bool:
@@ -63,7 +64,7 @@ class DeviceRecording:
         self._manager.settle()
         name = f"recording of {self._manager.driver.name}"
         builder = TraceBuilder(name, ticks_per_us=1000)
-        columns = iter(self._kept.events.copy())
+        columns = chain.from_iterable(self._kept.batches.copy())
         for pointer, bin_, label, time in zip(columns, columns, columns, columns, strict=True):
             if pointer < 0:
                 continue  # a scope begins or ends
@@ -77,17 +78,21 @@ class DeviceRecording:
 class _Kept:
     """What the journal hands over. Knows no manager: a pool that nobody holds is to go at once."""
 
-    __slots__ = ("_limit", "events", "overflowed")
+    __slots__ = ("_left", "batches", "overflowed")
 
     def __init__(self, limit: int) -> None:
-        self.events: list[Any] = []
+        self.batches: list[list[Any]] = []  # as they come: joining them would be a third of the price
         self.overflowed = False
-        self._limit = limit
+        self._left = limit
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches)) // FIELDS
 
     def read(self, batch: list[Any]) -> None:
         """Keep a batch; see `Journal.readers`."""
-        if len(self.events) < self._limit:
-            self.events += batch
+        if self._left > 0:
+            self.batches.append(batch)
+            self._left -= len(batch)
         else:
             self.overflowed = True
 

@@ -10,6 +10,7 @@ from typing import Self
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
 from smartpool.errors import BackgroundError, DeviceNotFoundError, PoolClosedError
+from smartpool.log import LOGGER
 from smartpool.pool.background import NEVER, Background
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.mapper import Mapper
@@ -153,11 +154,16 @@ class DevicePool:
             self.pressure_callbacks.look(index, manager.snapshot())
         due = [manager for manager in self.managers if self._under_pressure(manager.snapshot())]
         if due and not self._closed:
-            self._optimize(due)
-        freed = sum(manager.keep_up(time.monotonic()) for manager in self.managers)
-        self._memory_freed_bytes += freed
-        if freed and not self._closed:
-            self._map_ahead()
+            outcome = self._optimize(due)
+            if outcome.memory_freed_bytes:
+                devices, freed = ", ".join(outcome.devices), format_size(outcome.memory_freed_bytes)
+                LOGGER.info("%s gave %s back under memory pressure", devices, freed)
+        for manager in self.managers:
+            freed_bytes = manager.keep_up(time.monotonic())
+            self._memory_freed_bytes += freed_bytes
+            if freed_bytes:
+                LOGGER.info("%s gave %s back that idled", manager.driver.name, format_size(freed_bytes))
+                self._map_ahead()
 
     def _under_pressure(self, now: MemorySnapshot) -> bool:
         idle = now.reserved_bytes > now.live_bytes
@@ -205,7 +211,7 @@ class DevicePool:
 
     def _map_ahead(self) -> None:
         """Let the mapper look at each growth from now on: something can be foreseen."""
-        if self.config.enable_predictive_allocation:
+        if self.config.enable_predictive_allocation and not self._closed:
             for manager in self.managers:
                 manager.on_growth = self._mapping.wake
             self._mapping.start()

@@ -55,7 +55,7 @@ class MemorySnapshot:
     reserved_bytes, peak_reserved_bytes
         Physical memory that the pool holds, now and at most.
     peak_live_bytes
-        The largest `live_bytes` seen at a search, a flush or a snapshot; exact while recording.
+        The largest `live_bytes` seen at a search, a flush or a snapshot; exact while tracking.
     largest_free_bytes
         The largest gap.
     cap_bytes, device_free_bytes, device_total_bytes

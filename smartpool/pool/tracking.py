@@ -32,14 +32,15 @@ __all__ = ["ENTERED", "LEFT", "UNTAGGED", "Counts", "ProfileRecord", "Scope", "T
 
 UNTAGGED: Final = "(untagged)"
 OTHER_TAGS: Final = "(other tags)"
-MOST_TAGS: Final = 1000
-"""Tags that have figures of their own; further ones are counted together."""
+OTHER_STREAMS: Final = -1
+MOST_GROUPS: Final = 1000
+"""Tags, and streams, that have figures of their own; further ones are counted together."""
 
 ENTERED: Final = Label("entered")
 LEFT: Final = Label("left")
 
 Integers = NDArray[np.int64]
-_TIERS: Final = tuple(Tier)
+Numbers = NDArray[np.int16]  # of that size NumPy sorts them by radix
 _nbytes: Final = attrgetter("nbytes")
 _stream: Final = attrgetter("stream")
 
@@ -230,7 +231,7 @@ class Tracker:
         self._since = time.time()
         self._labels: dict[int, Label] = {}  # of the live blocks that have one
         self._total = _Group()
-        self._tiers: dict[int, _Group] = {}
+        self._tiers = [_Group() for _ in Tier]
         self._streams: dict[int, _Group] = {}
         self._tags: dict[str, _Group] = {}
         self._tags_at_peak: dict[str, int] = {}
@@ -248,7 +249,7 @@ class Tracker:
             return Tracked(
                 since=self._since,
                 total=self._total.frozen(),
-                tiers={_TIERS[key].value: group.frozen() for key, group in sorted(self._tiers.items())},
+                tiers={tier.value: group.frozen() for tier, group in zip(Tier, self._tiers, strict=True)},
                 streams={key: group.frozen() for key, group in self._streams.items()},
                 tags={key: group.frozen() for key, group in self._tags.items()},
                 tags_at_peak=dict(self._tags_at_peak),
@@ -268,7 +269,7 @@ class Tracker:
             self._tags_at_peak = self._tags_now()
 
     def _groups(self) -> Iterable[_Group]:
-        return (self._total, *self._tiers.values(), *self._streams.values(), *self._tags.values())
+        return (self._total, *self._tiers, *self._streams.values(), *self._tags.values())
 
     def _tags_now(self) -> dict[str, int]:
         return {tag: group.current_bytes for tag, group in self._tags.items() if group.current_bytes}
@@ -335,13 +336,9 @@ class Tracker:
             now = {name: self._tags[name].current_bytes + int(moved[i]) for i, name in enumerate(names)}
             self._tags_at_peak = {name: size for name, size in now.items() if size}
         _fold([self._total], None, nbytes, sign)
-        tiers = np.searchsorted(LARGEST, nbytes)
-        _fold_named(self._tiers, tiers, nbytes, sign)
-        handles = np.array(streams, np.uint64) if streams.count(streams[0]) != len(streams) else None
-        if handles is None:
-            _fold([_group_of(self._streams, streams[0])], None, nbytes, sign)
-        else:
-            _fold_named(self._streams, handles, nbytes, sign)
+        _fold(self._tiers, np.searchsorted(LARGEST, nbytes).astype(np.int16), nbytes, sign)
+        numbers = self._numbered_streams(streams)
+        _fold(list(self._streams.values()), numbers, nbytes, sign)
         _fold(list(self._tags.values()), tags, nbytes, sign)
         if len(self._tags) == 1 and self._total.peak_bytes > peak_before:
             self._tags_at_peak = {next(iter(self._tags)): self._total.peak_bytes}
@@ -352,21 +349,28 @@ class Tracker:
         index = int(live.argmax())
         return index if live[index] > self._total.peak_bytes else -1
 
-    def _numbered_tags(self, labels: list[Label]) -> Integers:
+    def _numbered_tags(self, labels: list[Label]) -> Numbers:
         """Return the number of each label's tag, in the order of `_tags`, where new ones are entered."""
         numbers = {name: number for number, name in enumerate(self._tags)}
         by_label: dict[Label, int] = {}
         for label in set(labels):
             name = (UNTAGGED if label is NOBODY or label is FREED else label.tag) or UNTAGGED
-            if name not in numbers and len(numbers) >= MOST_TAGS:
+            if name not in numbers and len(numbers) >= MOST_GROUPS:
                 name = OTHER_TAGS
             number = numbers.setdefault(name, len(numbers))
             if name not in self._tags:
                 self._tags[name] = _Group()
             by_label[label] = number
-        if len(by_label) == 1:
-            return np.full(len(labels), next(iter(by_label.values())))
-        return np.fromiter(map(by_label.__getitem__, labels), np.int64, len(labels))
+        return _numbered(labels, by_label)
+
+    def _numbered_streams(self, streams: list[int]) -> Numbers:
+        """Return the number of each stream, in the order of `_streams`, where new ones are entered."""
+        found = {streams[0]} if streams.count(streams[0]) == len(streams) else set(streams)
+        for stream in found - self._streams.keys():
+            self._streams[stream if len(self._streams) < MOST_GROUPS else OTHER_STREAMS] = _Group()
+        number_of = {stream: number for number, stream in enumerate(self._streams)}
+        others = number_of.get(OTHER_STREAMS, 0)
+        return _numbered(streams, {stream: number_of.get(stream, others) for stream in found})
 
     # ------------------------------------------------------------------ scopes
 
@@ -394,28 +398,22 @@ class Tracker:
             start = end
 
 
-def _group_of(groups: dict[int, _Group], key: int) -> _Group:
-    group = groups.get(key)
-    if group is None:
-        group = groups[key] = _Group()
-    return group
+def _numbered(keys: list[Any], number_of: dict[Any, int]) -> Numbers:
+    """Return the number of each key."""
+    if len(number_of) == 1:
+        return np.full(len(keys), number_of[keys[0]], np.int16)
+    return np.fromiter(map(number_of.__getitem__, keys), np.int16, len(keys))
 
 
-def _fold_named(groups: dict[int, _Group], keys: NDArray[Any], nbytes: Integers, sign: Integers) -> None:
-    """Fold by keys of any value; new ones are entered."""
-    found, numbers = np.unique(keys, return_inverse=True)
-    _fold([_group_of(groups, key) for key in found.tolist()], numbers, nbytes, sign)
-
-
-def _fold(groups: list[_Group], numbers: Integers | None, nbytes: Integers, sign: Integers) -> None:
+def _fold(groups: list[_Group], numbers: Numbers | None, nbytes: Integers, sign: Integers) -> None:
     """Add events to the groups of their numbers; None: all to the only one. O(n log n).
 
     Sorted by group, each group's events are a stretch; a running sum over all, less its value before
     the stretch, is the group's own.
     """
-    if numbers is None:
+    if numbers is None or numbers.min() == numbers.max():  # nothing to sort
         starts = np.zeros(1, np.int64)
-        present = [0]
+        present = [0 if numbers is None else int(numbers[0])]
     else:
         order = np.argsort(numbers, kind="stable")
         numbers, nbytes, sign = numbers[order], nbytes[order], sign[order]

@@ -138,8 +138,16 @@ class WatchedPool(SearchingPool):
 
     def _snapshot(self) -> MemorySnapshot:
         shown = super()._snapshot()
-        tracked = None if self.tracker is None else self.tracker.tracked()
-        return replace(shown, tracked=tracked, out_of_memory_errors=self._failures)
+        if self.tracker is None:
+            return replace(shown, out_of_memory_errors=self._failures)
+        tracked = self.tracker.tracked()
+        self._peak_live_bytes = max(shown.peak_live_bytes, tracked.total.peak_bytes)
+        return replace(
+            shown,
+            tracked=tracked,
+            peak_live_bytes=self._peak_live_bytes,
+            out_of_memory_errors=self._failures,
+        )
 
     def _choose_table(self) -> None:
         if self._closed:

@@ -101,7 +101,7 @@ def compare(pool, model):
     assert tracked.total == model.groups["total"].counts()
     for kind, shown in (("tier", tracked.tiers), ("stream", tracked.streams), ("tag", tracked.tags)):
         expected = {key[1]: count.counts() for key, count in model.groups.items() if key[0] == kind}
-        assert dict(shown) == expected
+        assert {key: counts for key, counts in shown.items() if counts != Counts()} == expected
     assert dict(tracked.tags_at_peak) == model.tags_at_peak
     assert without_time(tracked.profiles) == model.profiles
     assert tracked.total.current_bytes == pool.live_bytes
@@ -220,7 +220,7 @@ def test_a_tag_costs_nothing_to_those_who_do_not_track():
 
 
 def test_too_many_tags_are_counted_together(monkeypatch):
-    monkeypatch.setattr(tracking, "MOST_TAGS", 3)
+    monkeypatch.setattr(tracking, "MOST_GROUPS", 3)
     with SmartPool("model:1GiB") as pool:
         pool.start_tracking()
         for number in range(6):
@@ -229,6 +229,18 @@ def test_too_many_tags_are_counted_together(monkeypatch):
         tags = pool.statistics.devices[0].tracked.tags
         assert len(tags) == 4
         assert tags[tracking.OTHER_TAGS].current_bytes == 30
+
+
+def test_too_many_streams_are_counted_together(monkeypatch):
+    monkeypatch.setattr(tracking, "MOST_GROUPS", 3)
+    with SmartPool("model:1GiB") as pool:
+        pool.start_tracking()
+        streams = [pool.managers[0].driver.create_stream() for _ in range(6)]
+        for stream in streams:
+            pool.malloc(10, stream)
+        counts = pool.statistics.devices[0].tracked.streams
+        assert len(counts) == 4
+        assert counts[tracking.OTHER_STREAMS].current_bytes == 30
 
 
 def test_a_scope_tells_of_itself_and_decorates():
