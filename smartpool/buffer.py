@@ -11,6 +11,7 @@ and the failure is reported through `sys.unraisablehook`.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from functools import partial
@@ -46,6 +47,16 @@ __all__ = ["Buffer", "byte_count", "checked_shape"]
 _BYTES = DType.parse("uint8")
 _HOST = (int(DeviceType.CPU), 0)
 _hand_over = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    """Replace the lock: the thread that held it does not exist here."""
+    global _hand_over  # noqa: PLW0603
+    _hand_over = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Buffer:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
+from smartpool.interpreters import require_main_interpreter
+
 __all__ = ["lazy_names"]
 
 
@@ -26,6 +28,7 @@ def lazy_names(
         home = home_of.get(name)
         if home is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        require_main_interpreter()
         value = getattr(import_module(home), name)
         setattr(sys.modules[package], name, value)  # the next time it is found without asking
         return value

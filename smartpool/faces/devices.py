@@ -9,7 +9,7 @@ from typing import Self
 
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
-from smartpool.errors import BackgroundError, DeviceNotFoundError, PoolClosedError
+from smartpool.errors import BackgroundError, DeviceNotFoundError, DriverError, PoolClosedError
 from smartpool.log import LOGGER
 from smartpool.pool.background import NEVER, Background
 from smartpool.pool.manager import AdvancedMemoryPoolManager
@@ -46,6 +46,8 @@ class DevicePool:
 
     def __repr__(self) -> str:
         devices = ", ".join(manager.driver.name for manager in self.managers)
+        if any(manager.disowned for manager in self.managers):
+            return f"<SmartPool on {devices}: the parent process's, not this one's>"
         if self._closed:
             return f"<SmartPool on {devices}: closed>"
         live = sum(manager.live_bytes for manager in self.managers)
@@ -114,16 +116,27 @@ class DevicePool:
             manager.check()
 
     def close(self) -> None:
-        """Refuse requests from now on. Memory goes back once nothing is live. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self.background.stop()
-        self._mapping.stop()
-        allocations, self._allocations = self._allocations, {}
-        allocations.clear()
-        for manager in self.managers:
-            manager.close()
+        """Refuse requests from now on. Memory goes back once nothing is live. Idempotent.
+
+        Raises
+        ------
+        DriverError
+            When a device did not take its memory back. The other devices are closed; call it again.
+        """
+        if not self._closed:
+            self._closed = True
+            self.background.stop()
+            self._mapping.stop()
+            allocations, self._allocations = self._allocations, {}
+            allocations.clear()
+        failures: list[DriverError] = []
+        for manager in self.managers:  # each of them, and again if one failed before
+            try:
+                manager.close()
+            except DriverError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def optimize_memory(self) -> OptimizationOutcome:
         """Empty the bins, join free ranges, and give idle memory back to the devices.

@@ -35,6 +35,7 @@ from smartpool.errors import (
     SmartPoolError,
     UnknownPointerError,
 )
+from smartpool.interpreters import require_main_interpreter
 from smartpool.memory.arena import Range, Uses
 from smartpool.pool.bins import Bin, DisownedTable, LiveTable
 from smartpool.pool.device_memory import DeviceMemory
@@ -62,6 +63,7 @@ class PoolBooks:
     """State of one device's pool, and all questions about it. `AdvancedMemoryPoolManager` is the whole."""
 
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
+        require_main_interpreter()
         self.driver = driver
         self.config = config or SmartPoolConfig()
         if self.config.shareable:
@@ -74,6 +76,7 @@ class PoolBooks:
         self._lock = threading.RLock()
         self._busy = False  # whether the books are being written: never true twice on one thread
         self._torn = False  # whether writing them was broken off in the middle
+        self._mending = False
         self._closed = False
         self._released = False
         self._disowned = False
@@ -131,16 +134,19 @@ class PoolBooks:
                 yield
             except BaseException as error:
                 self._torn = True  # first, since the question may be interrupted, too
-                self._torn = not is_whole(error)
+                self._torn = self._mending or not is_whole(error)
                 raise
             finally:
                 self._busy = False
 
     def _mend(self) -> None:
         """Make the books anew after a call that was broken off: see `Heap.mend`."""
+        self._mending = True  # until it is done: what fails here is to be done again
+        if self._disowned:  # and never is: what they say is the parent's
+            raise self._closed_error()
         self._heap.mend(self._clock.mark(list(self._bins_of)) if self._several_streams else None)
         self._touch_every_bin()
-        self._torn = False
+        self._torn = self._mending = False
 
     def _touch_every_bin(self) -> None:
         """Let the next flush see all that is cached: a free that was broken off may not have said so."""
@@ -154,7 +160,7 @@ class PoolBooks:
         Requests are refused, frees are accepted and do nothing, and no driver is called any more.
         """
         self._lock = threading.RLock()  # a thread that held it does not exist here
-        self._disowned = self._closed = self._released = True
+        self._disowned = self._closed = self._released = self._torn = True
         for bins in self._bins_of.values():
             bins.clear()
         self._touched.clear()
@@ -163,6 +169,11 @@ class PoolBooks:
         self._live.__class__ = DisownedTable
 
     # ------------------------------------------------------------------ questions
+
+    @property
+    def disowned(self) -> bool:
+        """Whether this is a forked child, and the pool the parent's."""
+        return self._disowned
 
     @property
     def reserved_bytes(self) -> int:
@@ -177,6 +188,8 @@ class PoolBooks:
     @property
     def available_bytes(self) -> int:
         """What a request could get at most: free on the device, and idle in the pool, under the cap."""
+        if self._disowned:
+            raise self._closed_error()
         idle = self._memory.reserved_bytes - self.live_bytes
         return min(self.driver.memory_info().free, self._memory.room_bytes) + idle
 

@@ -70,6 +70,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     """
 
     def __repr__(self) -> str:
+        if self._disowned:
+            return f"<AdvancedMemoryPoolManager on {self.driver.name}: the parent process's, not this one's>"
         state = "closed, " if self._closed else ""
         return (
             f"<AdvancedMemoryPoolManager on {self.driver.name}: {state}{len(self._live)} live blocks, "

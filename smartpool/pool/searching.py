@@ -119,7 +119,7 @@ class SearchingPool(PoolBooks):
                 return pointer  # noqa: TRY300
             except BaseException as error:
                 self._torn = True
-                self._torn = not is_whole(error)
+                self._torn = self._mending or not is_whole(error)
                 raise
             finally:
                 self._busy = False
