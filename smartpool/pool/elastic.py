@@ -25,6 +25,7 @@ Home itself, with what a failing driver call leaves behind, is `smartpool.pool.h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
@@ -43,6 +44,8 @@ from smartpool.prices import Prices
 from smartpool.units import align_down
 
 __all__ = ["ElasticHeap"]
+
+_NEAR: Final = 1 / 2  # of the cap; with 3/4 one recorded trace needs 0.75 points more memory
 
 
 class ElasticHeap:
@@ -67,7 +70,6 @@ class ElasticHeap:
         self.peak_live_bytes = 0
         self._place = Home(memory)
         self._home = self._place.arena
-        self._home.roomy, self._home.trifle = policy.roomy, policy.trifle
         self._small = Arena()
         self._slabs: set[int] = set()
         self._chunks = self._place.chunks
@@ -79,6 +81,7 @@ class ElasticHeap:
         self._priced = False
         self._slab_limit = policy.slab_limit
         self._tidy = policy.tidy
+        self._take_care()
 
     def __repr__(self) -> str:
         return f"<ElasticHeap: {self._home!r}, {len(self._chunks)} chunks, {len(self.windows)} windows>"
@@ -108,10 +111,18 @@ class ElasticHeap:
         before = self.peak_live_bytes
         self.peak_live_bytes = max(before, self.live_bytes + size)
         try:
-            return self._extend(size, alignment, stream, uses)
+            address = self._extend(size, alignment, stream, uses)
         except BaseException:
             self.peak_live_bytes = before  # a refused request buys no budget
             raise
+        self._take_care()
+        return address
+
+    def _take_care(self) -> None:
+        """Be careful with every gap once the cap is near: what then fits nowhere fails."""
+        near = self._memory.reserved_bytes > _NEAR * self._memory.cap_bytes
+        self._home.roomy = 1.0 if near else self._policy.roomy
+        self._home.trifle = 0.0 if near else self._policy.trifle
 
     def _extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         if self.windows.crowded:

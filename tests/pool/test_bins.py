@@ -492,3 +492,17 @@ def test_one_slab_more_is_cheaper_than_emptying_the_small_bins(gap, kept):
     assert now.flushes == before.flushes + (0 if kept else 1)
     assert now.reserved_bytes == before.reserved_bytes
     pool.check()
+
+
+@pytest.mark.parametrize(("capacity", "careful"), [(4096 * MiB, False), (1500 * MiB, True)])
+def test_gaps_are_precious_once_the_cap_is_near(capacity, careful):
+    pool = AdvancedMemoryPoolManager(ModelDriver(capacity))
+    held = [pool.malloc(nbytes) for nbytes in (400 * MiB, 2 * MiB, 600 * MiB)]
+    for pointer in (held[0], held[2]):
+        pool.free(pointer)
+    pool.flush()  # most of what is reserved is free, in gaps
+    pool.free(held[1])
+    before = pool.snapshot().flushes
+    pool.malloc(200 * MiB)
+    assert pool.snapshot().flushes - before == (1 if careful else 0)
+    pool.check()
