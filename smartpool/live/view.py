@@ -12,6 +12,7 @@ takes at most a fifth of one core. Several pages that look at once share one fra
 from __future__ import annotations
 
 import base64
+import itertools
 import threading
 import time
 from collections import deque
@@ -59,18 +60,16 @@ class LiveView:
         self._lock = threading.Lock()
         self._looks: dict[int, _Look] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
-        self._numbers = 0
+        self._numbers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"<LiveView of {self._pool!r}>"
 
     def note_failure(self, story: OutOfMemoryStory) -> None:
         """Show on every page that a request failed for lack of memory."""
-        text = story.message()
-        with self._lock:
-            self._numbers += 1
-            clock = time.strftime("%H:%M:%S")
-            self._events.append({"number": self._numbers, "clock": clock, "text": text})
+        # Without our lock: this runs under the pool's, and who makes a frame takes them the other way round.
+        clock = time.strftime("%H:%M:%S")
+        self._events.append({"number": next(self._numbers), "clock": clock, "text": story.message()})
 
     def frame(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Return a frame, ready for JSON; `docs/live.md` describes it.

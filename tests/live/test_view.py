@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -146,3 +147,31 @@ def test_a_closed_server_is_told_nothing_more():
         assert pool.hooks.out_of_memory
         server.close()
         assert not pool.hooks.out_of_memory
+
+
+def test_a_failure_is_noted_while_a_frame_is_made():
+    """It is noted under the pool's lock, which the maker of a frame waits for."""
+    config = smartpool.SmartPoolConfig(max_bytes="64MiB")
+    with smartpool.SmartPool("model:1GiB", config) as pool:
+        view = LiveView(pool)
+        forget = pool.hooks.on_out_of_memory(view.note_failure)
+        held = pool.malloc(40 * MiB)
+        asked, go_on = threading.Event(), threading.Event()
+        original = pool.managers[0].snapshot
+
+        def waiting_snapshot():
+            asked.set()
+            assert go_on.wait(20)
+            return original()
+
+        pool.managers[0].snapshot = waiting_snapshot
+        looker = threading.Thread(target=view.frame, args=(WHOLE,))
+        looker.start()
+        assert asked.wait(20)
+        with pytest.raises(smartpool.errors.OutOfMemoryError):
+            pool.malloc(50 * MiB)
+        go_on.set()
+        looker.join(20)
+        assert not looker.is_alive()
+        forget()
+        pool.free(held)

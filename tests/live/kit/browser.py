@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ FLAGS = (
 )  # fmt: skip
 
 
+_PATIENCE_S = 60.0
 _BEGIN = """\
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -50,6 +52,7 @@ class Browser:
         self._numbers = itertools.count(1)
         self._pending = b""
         self._session = None
+        self._loaded = True
         self.said = []  # what the page wrote to its console, and what it failed with
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -81,6 +84,10 @@ class Browser:
 
     def _next(self):
         while b"\0" not in self._pending:
+            if not select.select([self._read], [], [], _PATIENCE_S)[0]:
+                raise AssertionError(
+                    f"the browser said nothing for {_PATIENCE_S} s; the page said {self.said}"
+                )
             part = os.read(self._read, 1 << 16)
             if not part:
                 raise AssertionError("the browser went away")
@@ -90,7 +97,9 @@ class Browser:
 
     def _note(self, event):
         params = event.get("params", {})
-        if event.get("method") == "Runtime.exceptionThrown":
+        if event.get("method") == "Page.loadEventFired":
+            self._loaded = True
+        elif event.get("method") == "Runtime.exceptionThrown":
             self.said.append(str(params["exceptionDetails"].get("exception", params["exceptionDetails"])))
         elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.said.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
@@ -98,7 +107,11 @@ class Browser:
             self.said.append(str(params["args"]))
 
     def open(self, url):
+        """Go to a page and wait until it is loaded: a script in between would be lost with the old one."""
+        self._loaded = False
         self.ask("Page.navigate", url=url)
+        while not self._loaded:
+            self._note(self._next())
 
     def run(self, script):
         """Return the value of a JavaScript expression; promises are awaited."""
