@@ -237,6 +237,11 @@ def test_nothing_sticks_out_at_any_width(browser, tmp_path, width):
             "[...document.querySelectorAll('canvas')].map(c => [c.width, c.parentElement.clientWidth])"
         )
         assert all(abs(pixels - shown) <= 1 for pixels, shown in sizes)
+        for number in range(len(sizes)):  # each is painted once it comes into view
+            canvas = f"document.querySelectorAll('canvas')[{number}]"
+            browser.run(f"{canvas}.scrollIntoView()")
+            pixels = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
+            browser.until(f"(c => {pixels}.some(Boolean))({canvas})")
         assert browser.said == []
     finally:
         browser.ask("Emulation.clearDeviceMetricsOverride")
