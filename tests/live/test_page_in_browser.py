@@ -20,13 +20,20 @@ BLOCKS = "document.getElementById('live-note').textContent"
 HOSTILE = "<img src=x onerror=document.title='gotcha'>"
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
 @pytest.fixture
-def shown(tmp_path):
+def shown(browser):
     config = smartpool.SmartPoolConfig(max_bytes="256MiB")
-    with smartpool.SmartPool("cpu", config) as pool, pool.serve() as server, Browser(tmp_path) as browser:
+    with smartpool.SmartPool("cpu", config) as pool, pool.serve() as server:
         browser.open(server.url)
         browser.until("document.getElementById('state')?.textContent === 'live'")
         yield pool, browser
+        browser.open("about:blank")
         assert browser.said == []
 
 
