@@ -7,6 +7,7 @@ tools of this field (PyTorch, RMM, `nvidia-smi`) do; what SmartPool prints alway
 from __future__ import annotations
 
 import re
+from operator import index
 from typing import Final
 
 from smartpool.errors import InvalidSizeError
@@ -69,11 +70,23 @@ def parse_size(text: str | int) -> int:
 def format_size(nbytes: int) -> str:
     """Return `nbytes` for a reader: three significant digits and a binary unit.
 
+    Raises
+    ------
+    InvalidSizeError
+        When it is no integer. NumPy's are accepted.
+
     Examples
     --------
     >>> format_size(512), format_size(10 * MiB), format_size(85899345920), format_size(1234567)
     ('512 B', '10 MiB', '80 GiB', '1.18 MiB')
     """
+    try:
+        nbytes = index(nbytes)
+    except TypeError:
+        raise InvalidSizeError(
+            f"expected a number of bytes as an integer, got {nbytes!r} of type {type(nbytes).__name__}; "
+            "round it, or read text with parse_size()"
+        ) from None
     for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
         if abs(nbytes) >= factor:
             value = nbytes / factor

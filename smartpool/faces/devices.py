@@ -9,7 +9,13 @@ from typing import Self
 
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
-from smartpool.errors import BackgroundError, DeviceNotFoundError, DriverError, PoolClosedError
+from smartpool.errors import (
+    BackgroundError,
+    DeviceNotFoundError,
+    DriverError,
+    InvalidRequestError,
+    PoolClosedError,
+)
 from smartpool.log import LOGGER
 from smartpool.pool.background import NEVER, Background
 from smartpool.pool.manager import AdvancedMemoryPoolManager
@@ -97,6 +103,11 @@ class DevicePool:
         ...     pool.statistics.devices[0].steps.hits
         2
         """
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                f"name: expected the name of a kind of step, such as 'training', got {name!r}; "
+                "steps of one name share a plan"
+            )
         with ExitStack() as ended:
             for manager in self.managers:
                 manager.begin_step(name, wait_for_plan=wait_for_plan)

@@ -10,13 +10,16 @@ that a lower one does not exist.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 
+from smartpool.errors import InvalidRequestError
 from smartpool.planner.attempts import enter
 from smartpool.planner.clock import Clock, OutOfTime
 from smartpool.planner.decompose import Part, decompose
@@ -76,6 +79,8 @@ def plan(
     ------
     PlanningError
         When the intervals are malformed; see `IntervalSet.from_arrays`.
+    InvalidRequestError
+        When another argument is wrong, or missing.
 
     Notes
     -----
@@ -88,15 +93,17 @@ def plan(
     (30, [20, 0, 20], True)
     """
     if isinstance(start, IntervalSet):
+        if any(column is not None for column in (end, size, alignment, fixed)):
+            raise InvalidRequestError(
+                "expected an IntervalSet alone, got columns beside it; put them into it, or pass columns"
+            )
         intervals = start
-    else:
-        intervals = IntervalSet.from_arrays(
-            start,
-            () if end is None else end,
-            () if size is None else size,
-            alignment=alignment,
-            fixed=fixed,
+    elif end is None or size is None:
+        raise InvalidRequestError(
+            f"expected start, end and size, or an IntervalSet alone, got no {'end' if end is None else 'size'}"
         )
+    else:
+        intervals = IntervalSet.from_arrays(start, end, size, alignment=alignment, fixed=fixed)
     return solve(intervals, capacity=capacity, time_limit=time_limit, seed=seed, progress=progress, stop=stop)
 
 
@@ -110,6 +117,7 @@ def solve(
     stop: Callable[[], bool] | None = None,
 ) -> Plan:
     """Plan an `IntervalSet`; see `plan`."""
+    _check_arguments(intervals, capacity, time_limit, seed, progress, stop)
     began = time.perf_counter()
     limit = default_time_limit(len(intervals)) if time_limit is None else time_limit
     clock = Clock.for_seconds(limit, stop)
@@ -122,6 +130,33 @@ def solve(
         with suppress(KeyboardInterrupt, OutOfTime):
             _run(problem, best, goal, clock, seed)
     return best.plan()
+
+
+def _check_arguments(  # noqa: PLR0917 - one call
+    intervals: object, capacity: object, time_limit: object, seed: object, progress: object, stop: object
+) -> None:
+    """Raise `InvalidRequestError` for what `plan` and `solve` cannot use."""
+    for name, value, good, expected in (
+        ("intervals", intervals, isinstance(intervals, IntervalSet), "an IntervalSet"),
+        ("capacity", capacity, capacity is None or _is_count(capacity), "bytes as an integer of at least 0"),
+        ("time_limit", time_limit, time_limit is None or _is_duration(time_limit), "seconds of at least 0"),
+        ("seed", seed, _is_count(seed), "an integer of at least 0"),
+        ("progress", progress, progress is None or callable(progress), "a function of a Plan"),
+        ("stop", stop, stop is None or callable(stop), "a function of no arguments"),
+    ):
+        if not good:
+            raise InvalidRequestError(
+                f"{name}: expected {expected}, got {value!r:.80} of type {type(value).__name__}"
+            )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def _is_duration(value: object) -> bool:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and 0 <= value < math.inf  # type: ignore[operator]
 
 
 def _run(problem: Problem, best: _Best, goal: int, clock: Clock, seed: int) -> None:

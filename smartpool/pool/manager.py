@@ -29,6 +29,7 @@ from smartpool.errors import DriverError, InvalidRequestError
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
 from smartpool.pool.steps import StepBin
 from smartpool.pool.upkeep import UpkeepPool
+from smartpool.request import checked_size
 from smartpool.units import format_size
 
 __all__ = ["AdvancedMemoryPoolManager"]
@@ -271,8 +272,9 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         """Give idle memory back to the device until at most `keep_bytes` are reserved.
 
         Returns the bytes given back. Without `wait`, memory that the device may still touch is
-        left for the next time.
+        left for the next time. `InvalidSizeError` when `keep_bytes` is no size.
         """
+        keep_bytes = checked_size(keep_bytes)
         with self._writing():
             if self._released:
                 return 0

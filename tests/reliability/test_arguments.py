@@ -1,0 +1,124 @@
+"""What a caller may get wrong: one clear error, of ours, that says what was expected and what came."""
+
+import math
+
+import numpy as np
+import pytest
+
+import smartpool
+from smartpool.errors import InvalidRequestError, InvalidSizeError, PlanningError, SmartPoolError
+from smartpool.planner import IntervalSet, solve
+from smartpool.units import format_size
+
+GOOD = ([0, 2], [3, 6], [10, 20])
+SET = IntervalSet.from_arrays(*GOOD)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "error", "message"),
+    [
+        (([0],), {}, InvalidRequestError, "got no end"),
+        (([0], [1]), {}, InvalidRequestError, "got no size"),
+        ((SET, [1]), {}, InvalidRequestError, "an IntervalSet alone"),
+        ((SET,), {"alignment": 512}, InvalidRequestError, "an IntervalSet alone"),
+        (
+            GOOD,
+            {"capacity": "1GiB"},
+            InvalidRequestError,
+            "capacity: expected bytes .* got '1GiB' of type str",
+        ),
+        (GOOD, {"capacity": -1}, InvalidRequestError, "capacity: .* got -1"),
+        (GOOD, {"capacity": 1.5}, InvalidRequestError, "capacity"),
+        (GOOD, {"time_limit": "1"}, InvalidRequestError, "time_limit: expected seconds"),
+        (GOOD, {"time_limit": -1}, InvalidRequestError, "time_limit"),
+        (GOOD, {"time_limit": math.nan}, InvalidRequestError, "time_limit"),
+        (GOOD, {"seed": None}, InvalidRequestError, "seed: expected an integer"),
+        (GOOD, {"seed": 0.5}, InvalidRequestError, "seed"),
+        (GOOD, {"progress": 1}, InvalidRequestError, "progress: expected a function"),
+        (GOOD, {"stop": True}, InvalidRequestError, "stop: expected a function"),
+        (([0.5], [1], [1]), {}, PlanningError, "expected integers"),
+        ((["a"], [1], [1]), {}, PlanningError, "expected integers"),
+        (([[0]], [1], [1]), {}, PlanningError, "one dimension"),
+        (([0], [1, 2], [1]), {}, PlanningError, "end: expected 1 values"),
+    ],
+)
+def test_plan(arguments, named, error, message):
+    with pytest.raises(error, match=message):
+        smartpool.plan(*arguments, **named)
+
+
+def test_plan_takes_what_is_right():
+    assert smartpool.plan(SET, capacity=np.int64(100), time_limit=np.float32(1), seed=np.int8(3)).height == 30
+    assert smartpool.plan(*GOOD, time_limit=0).height == 30
+    with pytest.raises(InvalidRequestError, match="intervals: expected an IntervalSet"):
+        solve([1, 2])
+
+
+@pytest.fixture
+def pool():
+    with smartpool.SmartPool("model:1GiB") as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("keep", [-1, 1.5, "1GiB", None, True])
+def test_trim(pool, keep):
+    pool.free(pool.malloc(1000))
+    before = pool.managers[0].reserved_bytes
+    for trim in (pool.trim, pool.managers[0].trim):
+        with pytest.raises(InvalidSizeError, match="expected a size"):
+            trim(keep)
+    assert pool.managers[0].reserved_bytes == before
+    assert pool.trim(np.int64(0)) == before
+
+
+@pytest.mark.parametrize("name", [None, 3, ["train"], b"train"])
+def test_step(pool, name):
+    with (
+        pytest.raises(InvalidRequestError, match="name: expected the name of a kind of step"),
+        pool.step(name),
+    ):
+        raise AssertionError("not entered")
+    with pool.step("train"):
+        pool.free(pool.malloc(10))
+
+
+@pytest.mark.parametrize("nbytes", ["10", None, 1.5, [1], math.inf])
+def test_format_size(nbytes):
+    with pytest.raises(InvalidSizeError, match="expected a number of bytes as an integer, got"):
+        format_size(nbytes)
+
+
+def test_format_size_takes_integers_of_all_sorts():
+    assert [format_size(np.uint64(1 << 40)), format_size(-2048), format_size(0)] == ["1 TiB", "-2 KiB", "0 B"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pool: pool.malloc("1"),
+        lambda pool: pool.malloc(1, "stream"),
+        lambda pool: pool.free(None),
+        lambda pool: pool.free("0"),
+        lambda pool: pool.empty("3"),
+        lambda pool: pool.empty((2, -1)),
+        lambda pool: pool.empty(3, "float99"),
+        lambda pool: pool.empty(3, alignment=3),
+        lambda pool: pool.empty(3, device_id=7),
+        lambda pool: pool.allocate(-1),
+        lambda pool: pool.allocate_memory(5),
+        lambda pool: pool.deallocate_memory(None),
+        lambda pool: pool.recording(9),
+        lambda pool: pool.add_out_of_memory_callback(3),
+        lambda _: smartpool.SmartPool("nothing:0"),
+        lambda _: smartpool.SmartPool(["cpu", 3]),
+        lambda _: smartpool.SmartPool("cpu", {"policy": "fast"}),
+        lambda _: smartpool.SmartPoolConfig(policy="quick"),
+        lambda _: smartpool.GPUMemoryOptimizer({"device_id": 0}),
+        lambda _: smartpool.AllocationRequest(size="1"),
+    ],
+)
+def test_every_face_answers_with_an_error_of_ours(pool, call):
+    with pytest.raises(SmartPoolError) as caught:
+        call(pool)
+    assert "expected" in str(caught.value) or "; use " in str(caught.value)
+    pool.check()
