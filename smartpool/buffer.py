@@ -230,12 +230,16 @@ class Buffer:
         manager = self._pool()
         if manager.driver.dl_device[0] != DeviceType.CUDA:
             raise AttributeError(f"__cuda_array_interface__: {manager.driver.name} is not a CUDA device")
+        stream = manager.driver.native_stream(manager.stream_of(self.pointer))
+        if stream is None:  # it may be gone by now, or has no name for others: the default stream stands in
+            manager.order_after(self.pointer, manager.driver.default_stream)
+            stream = manager.driver.default_stream
         return cuda_array_interface(
             pointer=self.pointer,
             shape=self.shape,
             dtype=self.dtype,
             read_only=self.read_only,
-            stream=manager.stream_of(self.pointer),
+            stream=stream,
         )
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> Any:  # noqa: FBT001 - NumPy's

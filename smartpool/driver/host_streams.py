@@ -62,6 +62,10 @@ class HostStreams(ABC):
             f"it is destroyed, or not a stream of {self.name}"
         )
 
+    def native_stream(self, stream: int) -> int | None:
+        """Return the handle: streams here are nobody else's, and are given once."""
+        return stream
+
     def create_stream(self) -> int:
         """Return a new stream."""
         with self._lock:

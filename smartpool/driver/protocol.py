@@ -159,9 +159,13 @@ class Driver(Protocol):
 
         None is the default stream, an integer is a handle, anything with ``__cuda_stream__`` (on
         CUDA) is asked. Raises `StreamError` for everything else, and for streams of others. Equal
-        handles are one stream, on whichever thread: CUDA's per-thread default stream (2) becomes a
-        handle of its own for each thread.
+        results are one stream, on whichever thread: CUDA's per-thread default stream (2) becomes a
+        number of its own for each thread, and a stream that somebody else made one that no later
+        stream has. What it returns may be passed to it again.
         """
+
+    def native_stream(self, stream: int) -> int | None:
+        """Return the handle by which other libraries know a stream that lasts; None where there is none."""
 
     def create_stream(self) -> int:
         """Return a new stream that does not synchronise with the default stream."""

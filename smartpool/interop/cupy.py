@@ -47,15 +47,16 @@ def allocator(pool: SmartPool) -> Callable[[int], Any]:
     pointer_to, unowned = cuda.MemoryPointer, cuda.UnownedMemory
     current_device, current_stream = cuda.device.get_device_id, cuda.get_current_stream
     first, allocate = next(iter(managers)), pool.allocate
+    identify = managers[first].driver.stream  # its result takes the pool's quick path, a handle does not
 
     def allocate_for_cupy(nbytes: int) -> Any:
         device = current_device()
         stream = current_stream().ptr
         if device == first:
-            buffer = allocate(nbytes, stream or None)
+            buffer = allocate(nbytes, identify(stream) if stream else None)
         else:
             manager = manager_for(managers, device)
-            buffer = Buffer(manager, manager.malloc(nbytes, stream), nbytes)
+            buffer = Buffer(manager, manager.malloc(nbytes, manager.driver.stream(stream)), nbytes)
         return pointer_to(unowned(buffer.pointer, nbytes, buffer, device), 0)
 
     return allocate_for_cupy

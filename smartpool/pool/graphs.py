@@ -173,7 +173,7 @@ class CapturingPool(GraphPool):
 
     def order_after(self, pointer: int, stream: int) -> None:
         """Order within the captured streams is the program's; across the border there is none."""
-        own = self.stream_of(pointer)
+        own, stream = self.stream_of(pointer), self.driver.stream(stream)
         if own == stream:
             return
         if self.driver.is_capturing(own) or self.driver.is_capturing(stream):

@@ -201,7 +201,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
 
     def order_after(self, pointer: int, stream: int) -> None:
         """Let `stream` use the live block behind all work queued so far on the block's own stream."""
-        own = self.stream_of(pointer)
+        own, stream = self.stream_of(pointer), self.driver.stream(stream)
         if own == stream:
             return
         with self._writing():

@@ -367,16 +367,43 @@ def test_the_per_thread_stream_is_one_a_thread(driver):
         driver.synchronize(stream)
 
 
-def test_streams_of_other_libraries_are_asked_once(fake, driver):
+def test_streams_of_other_libraries_are_asked_once_for_their_context(fake, driver):
     handle = fake.cpus[0].create_stream()
     # real handles are pointers; the fake's are small numbers, which are refused unasked
     with pytest.raises(StreamError, match="no stream has that handle"):
         driver.stream(handle)
     asked = []
     fake.cuStreamGetCtx = lambda stream: asked.append(int(stream)) or (CUresult(0), fake_context(driver))
+    token = driver.stream(0x7F0000001000)
     for _ in range(3):
-        assert driver.stream(0x7F0000001000) == driver.stream(Named((0, 0x7F0000001000))) == 0x7F0000001000
+        assert driver.stream(0x7F0000001000) == driver.stream(Named((0, 0x7F0000001000))) == token
+        assert driver.stream(token) == token
+        assert int(driver.stream_handle(token)) == int(driver.stream_handle(0x7F0000001000)) == 0x7F0000001000
     assert asked == [0x7F0000001000]
+    assert driver.native_stream(token) is None
+
+
+def test_a_handle_that_the_driver_gives_again_is_another_stream(fake, driver):
+    fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
+    before = driver.stream(0x7F0000001000)
+    fake.ids[0x7F0000001000] = 99
+    after = driver.stream(0x7F0000001000)
+    assert after != before
+    assert driver.stream(before) == before  # what the pool has noted is still the old one
+    fake.plant("cuStreamGetId", CUresult.CUDA_ERROR_INVALID_HANDLE)
+    driver._streams._ask_id = fake.cuStreamGetId
+    with pytest.raises(StreamError, match="INVALID_HANDLE"):
+        driver.stream(0x7F0000002000)
+
+
+def test_what_others_may_be_told(fake, driver):
+    fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
+    own, kept = driver.create_stream(), driver.keep_stream(0x7F0000003000)
+    assert kept == driver.stream(kept) == 0x7F0000003000
+    assert [driver.native_stream(stream) for stream in (0, own, kept)] == [0, own, kept]
+    assert driver.native_stream(driver.stream(2)) is None
+    assert driver.keep_stream(own) == own
+    assert driver.keep_stream(None) == 0
 
 
 def fake_context(driver):
@@ -442,7 +469,7 @@ def test_an_event_behind_a_stream_that_may_be_gone_stands_for_the_whole_context(
     foreign = 0x7F0000001000
     fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
     fake._stream = lambda stream: 0
-    assert driver.stream(foreign) == foreign
+    assert driver.stream(foreign) == foreign << 3 | 3
     event, recorded = driver.create_event(), []
     everything = driver._events._record_context
     driver._events._record_context = lambda *values: recorded.append(values) or everything(*values)

@@ -196,16 +196,18 @@ def test_streams_of_frameworks(driver):
     seen.append(cupy.cuda.Stream(non_blocking=True))
     torch = pytest.importorskip("torch")
     stream = torch.cuda.Stream()
-    assert driver.stream(stream.cuda_stream) == stream.cuda_stream
+    assert driver.stream(stream.cuda_stream) == driver.stream(stream.cuda_stream) != stream.cuda_stream
+    assert driver.keep_stream(stream.cuda_stream) == stream.cuda_stream == driver.stream(stream.cuda_stream)
     for stream in seen:
-        assert driver.stream(stream) == driver.stream(stream.ptr) == stream.ptr
+        assert driver.stream(stream) == driver.stream(stream.ptr)
+        assert int(driver.stream_handle(driver.stream(stream))) == stream.ptr
         driver.synchronize(driver.stream(stream))
 
     class Named:
         def __cuda_stream__(self):
             return (0, seen[0].ptr)
 
-    assert driver.stream(Named()) == seen[0].ptr
+    assert driver.stream(Named()) == driver.stream(seen[0].ptr)
 
 
 def test_answers_that_are_no_streams(driver):

@@ -19,9 +19,6 @@ except (DriverNotInstalledError, DeviceNotFoundError) as error:
 cupy = pytest.importorskip("cupy")
 
 MiB = 1 << 20
-SPIN = r"""
-extern "C" __global__ void spin(long long n) { long long t = clock64(); while (clock64() - t < n); }
-"""
 API = KEEPER.context.api
 
 
@@ -38,16 +35,6 @@ def pool(request):
 @pytest.fixture(params=[True, False], ids=["non-blocking", "blocking"])
 def stream(request):
     return cupy.cuda.Stream(non_blocking=request.param)
-
-
-class Foreign:
-    """Somebody's stream, by its handle."""
-
-    def __init__(self, handle):
-        self.handle = handle
-
-    def __cuda_stream__(self):
-        return 0, self.handle
 
 
 def others_write(pool, size=32 * MiB):
@@ -247,21 +234,3 @@ def test_other_threads_beside_a_capture(pool):
         for thread in threads:
             thread.join()
     assert not errors
-
-
-def test_handles_of_destroyed_streams_are_not_reused_while_their_work_is_pending():
-    """What the pool relies on when it takes equal handles for one stream (`docs/drivers.md`)."""
-    spin = cupy.RawKernel(SPIN, "spin")
-    spin((1,), (1,), (cupy.int64(1000),))
-    busy, reused = set(), 0
-    for _ in range(50):
-        code, stream = API.cuStreamCreate(1)
-        assert code == 0
-        handle = int(stream)
-        reused += handle in busy
-        with cupy.cuda.Stream.from_external(Foreign(handle)):
-            spin((1,), (1,), (cupy.int64(400_000_000),))
-        assert API.cuStreamDestroy(stream)[0] == 0
-        busy.add(handle)
-    KEEPER.synchronize()
-    assert reused == 0

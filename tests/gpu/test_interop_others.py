@@ -68,7 +68,7 @@ def test_cupy_streams(for_cupy, pool):
     cupy, manager = for_cupy, pool.managers[0]
     with cupy.cuda.Stream(non_blocking=True) as stream:
         array = cupy.empty(MiB, cupy.uint8)
-        assert manager.stream_of(array.data.ptr) == stream.ptr
+        assert manager.stream_of(array.data.ptr) == manager.driver.stream(stream.ptr)
         address = array.data.ptr
         del array
         assert cupy.empty(MiB, cupy.uint8).data.ptr == address
@@ -141,7 +141,7 @@ def test_cuda_core(core, pool):
     stream = device.create_stream()
     buffer = resource.allocate(3 * MiB, stream=stream)
     address = int(buffer.handle)
-    assert manager.stream_of(address) == int(stream.handle)
+    assert manager.stream_of(address) == manager.driver.stream(int(stream.handle))
     assert (buffer.size, buffer.memory_resource) == (3 * MiB, resource)
     assert (buffer.is_device_accessible, buffer.is_host_accessible, buffer.device_id) == (True, False, 0)
     buffer.close()
@@ -191,7 +191,7 @@ def test_rmm(pool):
         assert manager.live_blocks() == {buffer.ptr: MiB}
         stream = rmm.pylibrmm.stream.Stream()
         other = rmm.DeviceBuffer(size=2 * MiB, stream=stream)
-        assert manager.stream_of(other.ptr) == stream.__cuda_stream__()[1]
+        assert manager.stream_of(other.ptr) == manager.driver.stream(stream)
         del other
         stream.synchronize()
         with pytest.raises(MemoryError):

@@ -49,6 +49,8 @@ class CudaDriver(VirtualMemory):
         See `StreamTable.identify`, and there for 0, 1 and 2.
     keep_stream
         See `StreamTable.keep`: for streams that are never destroyed.
+    native_stream
+        See `StreamTable.native`: what may be told to others.
     stream_handle
         The driver's object for a stream, as the calling thread means it.
 
@@ -71,7 +73,7 @@ class CudaDriver(VirtualMemory):
         self.calls = context.calls
         self._streams = StreamTable(context.bindings, self.name, context.handle)
         self.stream, self.stream_handle = self._streams.identify, self._streams.handle
-        self.keep_stream = self._streams.keep
+        self.keep_stream, self.native_stream = self._streams.keep, self._streams.native
         self._events = events = Events(context, self._streams)
         self.record_event, self.event_done = events.record, events.done
         self.wait_event, self.synchronize_event = events.wait, events.synchronize

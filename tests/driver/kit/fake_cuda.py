@@ -77,6 +77,7 @@ class FakeCuda:
         self.retained = [0] * devices
         self.made = []
         self.mode = "GLOBAL"
+        self.ids = {}
         self._thread = threading.local()
 
     def plant(self, function, code):
@@ -238,6 +239,10 @@ class FakeCuda:
             if cpu._queues.knows_stream(int(stream)):
                 return OK, _Handle(self.context(device))
         return (CUresult.CUDA_ERROR_INVALID_HANDLE,)
+
+    def cuStreamGetId(self, stream):
+        """Handles are not given twice here, unless a test says that one was."""
+        return OK, self.ids.get(int(stream), int(stream))
 
     def cuStreamCreate(self, flags):
         code, *value = self._do("create_stream")
