@@ -36,7 +36,7 @@ from smartpool.errors import StepError
 from smartpool.log import LOGGER
 from smartpool.pool.aside import Aside
 from smartpool.pool.repetition import EVIDENCE, agreeing_periods, repetition_in
-from smartpool.pool.step_plans import Sequence, StepPlan, make_plan
+from smartpool.pool.step_plans import Sequence, StepPlan, load_of, make_plan
 from smartpool.pool.steps import DoorBin
 from smartpool.pool.watching import LogEntry, Watch, busiest_thread, sequences
 
@@ -63,9 +63,10 @@ _SHORT: Final = 16384  # requests and frees of the first watch
 _LONG: Final = 1 << 20  # and of the longest
 _CONTEXT: Final = 16  # requests that tell the end of a repetition
 _PERIODS: Final = 3  # to wait at the door
-_PLANNED: Final = 0.9  # of the requests of a repetition are in the plan, or it is not worth serving
+_PLANNED: Final = 0.75  # of the requests of a repetition are in the plan, or it is not worth serving
 _OWN: Final = 0.8  # of all requests are those of a thread that is served alone
 _ATTEMPTS: Final = 3  # to make a plan that fits
+_SPARE: Final = 0.03  # of the load, at most, is left to the heap before it is known what there is room for
 _PIECES: Final = 8  # what is free beside a region lies in at least half as many pieces, one expects
 _KNOWN: Final = 4  # plans that are kept for when the program comes back to them
 
@@ -307,7 +308,8 @@ def _find(log: list[LogEntry], rest_bytes: int) -> Found | None:
         repetition = repetition_in(sequences(log, thread=alone)[stream])
         if repetition is not None:
             taking_turns = None if repetition.shared else thread
-            return Found(repetition, stream, taking_turns, count, rest_bytes, rest_bytes // _PIECES)
+            spare = min(rest_bytes, int(_SPARE * load_of(repetition)))
+            return Found(repetition, stream, taking_turns, count, spare, rest_bytes // _PIECES)
     return None
 
 

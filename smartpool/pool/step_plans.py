@@ -7,12 +7,17 @@ alone, no addresses. `make_plan` colours it with the planner.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.units import align_up
 
-__all__ = ["OUTLIVED", "Sequence", "StepPlan", "make_plan"]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Int64s = np.ndarray[Any, np.dtype[np.int64]]
+
+__all__ = ["OUTLIVED", "Sequence", "StepPlan", "load_of", "make_plan"]
 
 OUTLIVED: Final = -1
 _PLANNING_SECONDS: Final = 5.0
@@ -89,13 +94,7 @@ def make_plan(sequence: Sequence, *, spare_bytes: int = 0, piece_bytes: int = 0)
     from smartpool.planner import plan  # noqa: PLC0415 - and with it NumPy, only where steps are planned
 
     count = len(sequence)
-    lives = {
-        number: _Life(0, count, nbytes, wraps=True)
-        if freed > count
-        else _Life(number, max(freed, number + 1), nbytes)
-        for number, (nbytes, freed) in enumerate(zip(sequence.nbytes, sequence.freed_before, strict=True))
-        if OUTLIVED != freed <= count + number
-    }
+    lives = _lives_of(sequence)
     if spare_bytes > 0:
         _leave_out(lives, count, spare_bytes, piece_bytes)
     offsets = [-1] * count
@@ -113,6 +112,15 @@ def make_plan(sequence: Sequence, *, spare_bytes: int = 0, piece_bytes: int = 0)
     return StepPlan(sequence.nbytes, tuple(offsets), tuple(map(tuple, due)), height, sequence.shared)
 
 
+def load_of(sequence: Sequence) -> int:
+    """Return the most bytes that requests of a repetition, which do not outlive it, hold at an instant.
+
+    >>> load_of(Sequence((512, 1024, 512), (2, OUTLIVED, 3)))
+    512
+    """
+    return int(_load_of(_lives_of(sequence), len(sequence)).max())
+
+
 class _Life:
     """When a request is live, and how large its block is."""
 
@@ -125,15 +133,32 @@ class _Life:
         self.wraps = wraps
 
 
-def _leave_out(lives: dict[int, _Life], count: int, spare_bytes: int, piece_bytes: int) -> None:
-    """Take requests out until the load is lower: few, so the longest of those live where it is highest."""
+def _lives_of(sequence: Sequence) -> dict[int, _Life]:
+    """Return when each request that can be planned is live, by its number."""
+    count = len(sequence)
+    return {
+        number: _Life(0, count, nbytes, wraps=True)
+        if freed > count
+        else _Life(number, max(freed, number + 1), nbytes)
+        for number, (nbytes, freed) in enumerate(zip(sequence.nbytes, sequence.freed_before, strict=True))
+        if OUTLIVED != freed <= count + number
+    }
+
+
+def _load_of(lives: dict[int, _Life], count: int) -> Int64s:
+    """Return the load at each request."""
     import numpy as np  # noqa: PLC0415
 
     change = np.zeros(count + 1, dtype=np.int64)
     for life in lives.values():
         change[life.start] += life.size
         change[life.end] -= life.size
-    load = np.cumsum(change)
+    return np.cumsum(change)
+
+
+def _leave_out(lives: dict[int, _Life], count: int, spare_bytes: int, piece_bytes: int) -> None:
+    """Take requests out until the load is lower: few, so the longest of those live where it is highest."""
+    load = _load_of(lives, count)
     limit = int(load.max()) - spare_bytes
     while load.max() > max(limit, 0):
         peak = int(load.argmax())
