@@ -150,8 +150,10 @@ def play(
     return runs
 
 
-def find_trace(name: str) -> Trace:
+def find_trace(name: str, *, device: int | None = None) -> Trace:
     """Return the trace in a file, or the bundled one of that name.
+
+    `device` says which one of a snapshot of several.
 
     Raises
     ------
@@ -160,7 +162,7 @@ def find_trace(name: str) -> Trace:
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
-        return read_any(path)
+        return read_any(path, device=device)
     if name in bundled_names():
         return Trace.load(bundled(name))
     if path.is_dir():

@@ -51,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="the page (default: the source's name, .html)"
     )
+    parser.add_argument("--gpu", type=int, metavar="N", help="which device of a snapshot of several")
     parser.add_argument("--title", help="the heading (default: the trace's name)")
     parser.add_argument(
         "--against",
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         facts: dict[str, object] = {"kind": "out-of-memory", "requested_bytes": dump.story["requested_bytes"]}
         line = f"{format_bytes(dump.story['requested_bytes'])} asked for"
     else:
-        trace = find_trace(args.source)
+        trace = find_trace(args.source, device=args.gpu)
         peers = [name for name in args.against if name != OPTIMUM]  # the plan is always there
         with replay_progress(len(peers) + 2) as begin:
             found = analysis(
