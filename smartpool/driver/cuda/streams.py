@@ -1,9 +1,9 @@
 """Which streams a CUDA device knows, as plain integers.
 
-0 is the legacy default stream (1, its other name, becomes 0). A stream of ours is its handle, and so is
-one that `keep` was told to last. 2, the per-thread default stream, is a different stream in every thread, so as a
-key it would let one thread reuse memory that another thread's work still touches; each thread
-therefore gets a token of its own for it. Used by the thread that owns it a token means that
+0 is the legacy default stream (1, its other name, becomes 0). A stream of ours is its handle, and so
+is one that `keep` was told to last. 2, the per-thread default stream, is a different stream in every
+thread, so as a key it would let one thread reuse memory that another thread's work still touches;
+each thread therefore gets a token of its own for it. Used by the thread that owns it a token means that
 thread's stream; used by any other thread it means the legacy default stream, which the driver
 orders after all per-thread streams: slower, and right.
 
