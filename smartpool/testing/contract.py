@@ -62,7 +62,8 @@ class Contract:
     rounding
         What a block counts in the figures: a multiple (512), or a function of the size asked for.
     must_serve
-        ``must_serve(live sizes, nbytes)`` says that a request may not be refused.
+        ``must_serve(live sizes, nbytes)`` says that a request may not be refused; `nbytes` is the alignment
+        where that is asked for and larger.
     refill
         The largest request that was ever served is served again once nothing is live. False for
         allocators that never join what was split.

@@ -139,6 +139,14 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ everything else
 
+    @precondition(lambda self: self.contract.record_stream is not None and self.session.live)
+    @rule(which=st.integers(0, 50), stream=st.integers(0, 7))
+    def record_stream(self, which: int, stream: int) -> None:
+        """Say that a further stream uses a block."""
+        number = self.stream_of(stream)
+        if number is not None:
+            self.session.record_stream(self.pick(which), number)
+
     @precondition(lambda self: self.contract.upkeep)
     @rule(which=st.integers(0, 15))
     def upkeep(self, which: int) -> None:

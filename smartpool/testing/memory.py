@@ -8,6 +8,7 @@ stamped whole; larger ones at both ends and in the middle.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -110,11 +111,18 @@ def stamp_bytes(number: int, start: int, nbytes: int) -> bytes:
     >>> stamp_bytes(2, 8, 10).hex()
     '01000000020000000200'
     """
+    return _short_stamp(number, start, nbytes) if nbytes <= _EDGE else _stamp(number, start, nbytes)
+
+
+def _stamp(number: int, start: int, nbytes: int) -> bytes:
     first = start // _WORD
     if nbytes <= _WORD:
         return (first | (number & _NUMBER) << 32).to_bytes(_WORD, "little")[:nbytes]
     words = np.arange(first, first + -(-nbytes // _WORD), dtype="<u8") | np.uint64((number & _NUMBER) << 32)
     return words.tobytes()[:nbytes]
+
+
+_short_stamp = lru_cache(4096)(_stamp)
 
 
 def spans(nbytes: int) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,19 @@ if TYPE_CHECKING:
     from smartpool.testing.contract import Hook
     from smartpool.testing.session import Block, Session
 
-__all__ = ["BadFree", "BadSize", "Call", "Fault", "Free", "Malloc", "Program", "Step", "Upkeep", "Wording"]
+__all__ = [
+    "BadFree",
+    "BadSize",
+    "Call",
+    "Fault",
+    "Free",
+    "Malloc",
+    "Program",
+    "Record",
+    "Step",
+    "Upkeep",
+    "Wording",
+]
 
 _REFUSED: Final = """\
 def refused(call):
@@ -134,6 +146,24 @@ class BadFree:
         target = f"{self.name} + {self.offset}" if self.offset else self.name
         call = words.refused(words.release(target, self.nbytes, None))
         return [f"assert {call}" if self.refused else call]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A further stream that uses a live block, told to the allocator."""
+
+    name: str
+    stream: int
+
+    def run(self, session: Session, blocks: dict[str, Block]) -> None:
+        """Tell it again, if the block is there."""
+        block = blocks.get(self.name)
+        if block is not None and block.name in session.live:
+            session.record_stream(block, self.stream)
+
+    def lines(self, words: Wording) -> list[str]:
+        """Write the call."""
+        return [words.hook("record_stream", self.name, *words.stream_itself(self.stream))]
 
 
 @dataclass(frozen=True, slots=True)

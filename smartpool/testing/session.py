@@ -29,6 +29,7 @@ from smartpool.testing.program import (
     Free,
     Malloc,
     Program,
+    Record,
     Step,
     Upkeep,
     Wording,
@@ -208,6 +209,18 @@ class Session:
         self.steps.append(step)
         self._agrees()
 
+    def record_stream(self, block: Block, stream: int) -> None:
+        """Say that a further stream uses a live block, by the contract's hook."""
+        self.steps.append(Record(name=block.name, stream=stream))
+        assert self.contract.record_stream is not None, "the contract says how"
+        try:
+            self._hook(self.contract.record_stream)(block.handle, self.subject.streams[stream])
+        except Exception as error:
+            if not isinstance(error, self._allowed()):
+                raise self._violation(Invariant.ERRORS, f"record_stream raised {error!r}") from error
+            self.steps.pop()
+        self._agrees()
+
     def script_fault(self, call: str, nth: int) -> None:
         """Let the `nth` driver call of that name from now fail."""
         self._faulty = True
@@ -348,7 +361,7 @@ class Session:
         must = self.contract.must_serve
         if must is not None and not self._faulty:
             self.checked[Invariant.SERVED] += 1
-            if must(sizes, step.nbytes):
+            if must(sizes, max(step.nbytes, step.alignment or 0)):
                 self.steps[-1] = replace(step, name="block", refused=False)
                 raise self._violation(
                     Invariant.SERVED,

@@ -177,6 +177,11 @@ class StreamSession(Session):
         self._filled.add((block.name, stream))
         self._agrees()
 
+    def record_stream(self, block: Block, stream: int) -> None:
+        """Let a further stream use the block, from what was queued so far on."""
+        if block.nbytes:
+            self.use(block, stream)
+
     def look(self, block: Block, stream: int) -> None:
         """Queue a look at a block that was filled, on a stream that uses it."""
         if (block.name, stream) in self._filled:

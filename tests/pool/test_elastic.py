@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from random import Random
+import os
 
 import pytest
 
@@ -13,14 +13,16 @@ from smartpool.errors import (
     DriverError,
     InvalidRequestError,
     InvariantError,
-    OutOfMemoryError,
     RequestTooLargeError,
 )
 from smartpool.memory.chunks import MappedChunk
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.testing import check_allocator
+from smartpool.testing.promises import pool_promises
 from smartpool.units import KiB, MiB
 
 CAPACITY = 64 * MiB
+EXPLORE = {"examples": 1000, "seconds": 120.0, "seed": None} if os.environ.get("HYPOTHESIS_PROFILE") else {}
 
 
 def open_pool(driver, **config):
@@ -28,40 +30,16 @@ def open_pool(driver, **config):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("seed", range(40))
-def test_any_program_of_any_alignment_on_a_device_of_any_size(policy, seed):
-    """Small devices, limits that are no whole chunks, alignments up to 16 MiB, two streams."""
-    random = Random(seed)
-    capacity = random.choice([2, 4, 6, 16, 64]) * MiB
-    limit = capacity - random.randrange(MiB) if capacity > 4 * MiB and random.random() < 0.5 else None
-    driver = ModelDriver(capacity)
-    pool = open_pool(driver, policy=policy, max_bytes=limit)
-    streams, live = [0, driver.create_stream()], []
-    for _ in range(60):
-        choice = random.random()
-        if choice < 0.6:
-            nbytes = int(random.choice([512, 5e3, 1e5, 2e6, 7e6]) * random.random() * 2)
-            alignment = 1 << random.randrange(25)
-            try:
-                pointer = pool.malloc_aligned(nbytes, alignment, random.choice(streams))
-            except OutOfMemoryError:
-                continue
-            assert pointer % alignment == 0
-            live.append(pointer)
-        elif live:
-            pool.free(live.pop(random.randrange(len(live))), random.choice([None, *streams]))
-        if choice > 0.97:
-            pool.trim()
-        if choice > 0.9:
-            pool.check()
-    for pointer in live:
-        pool.free(pointer)
-    pool.check()
-    pool.trim(wait=True)
-    assert pool.reserved_bytes == 0
-    pool.free(pool.malloc(pool.snapshot().cap_bytes))
-    pool.close()
-    assert not any(driver.held().values())
+@pytest.mark.parametrize(("capacity", "spared"), [(2, 0), (4, 0), (6, 0), (16, 12_345), (64, 777_777)])
+def test_any_program_of_any_alignment_on_a_device_of_any_size(policy, capacity, spared):
+    """Small devices, limits that are no whole chunks, alignments up to 8 MiB, two streams."""
+    config = SmartPoolConfig(policy=policy, max_bytes=capacity * MiB - spared)
+    check_allocator(
+        lambda driver: AdvancedMemoryPoolManager(driver, config),
+        driver=lambda: ModelDriver(capacity * MiB),
+        streams=1,
+        **{"examples": 10, **EXPLORE, **pool_promises(capacity * MiB - spared)},
+    )
 
 
 @pytest.mark.parametrize("bad", [0, -512, 3, 513, 1000, 512.0, "512", None, True])

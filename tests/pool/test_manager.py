@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from random import Random
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from smartpool.config import SmartPoolConfig
+from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import (
     DoubleFreeError,
-    DriverError,
     InvalidSizeError,
     OutOfMemoryError,
     PoolClosedError,
@@ -25,171 +22,30 @@ from smartpool.errors import (
     UnknownPointerError,
 )
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.units import KiB, MiB
+from smartpool.testing import Invariant, check_allocator
+from smartpool.testing.promises import pool_promises
+from smartpool.units import MiB
 
 CAPACITY = 64 * MiB
-SIZES = st.one_of(
-    st.integers(0, 4 * KiB),
-    st.integers(0, 3 * MiB),
-    st.sampled_from([512, 1 * MiB, 2 * MiB, 2 * MiB + 1, 5 * MiB, 17 * MiB]),
+EXPLORE = {"examples": 2000, "seconds": 120.0, "seed": None} if os.environ.get("HYPOTHESIS_PROFILE") else {}
+
+
+@pytest.mark.parametrize("device", [ModelDriver, CpuDriver])
+@pytest.mark.parametrize(
+    ("policy", "faults"), [*((policy, False) for policy in POLICIES), ("balanced", True)]
 )
-
-
-class PoolMachine(RuleBasedStateMachine):
-    """Any program of requests, frees, streams, trims and failing driver calls."""
-
-    readable = False
-
-    def __init__(self):
-        super().__init__()
-        self.live = {}  # pointer -> (nbytes, pattern)
-
-    def open(self):
-        return ModelDriver(CAPACITY)
-
-    def configure(self, policy):
-        return SmartPoolConfig(policy=policy)
-
-    @initialize(policy=st.sampled_from(["balanced", "tight", "fast"]))
-    def start(self, policy):
-        self.driver = self.open()
-        self.pool = AdvancedMemoryPoolManager(self.driver, self.configure(policy))
-        self.streams = [0, self.driver.create_stream(), self.driver.create_stream()]
-
-    def teardown(self):
-        if not hasattr(self, "pool"):
-            return
-        self.driver.faults.clear()
-        for stream in self.streams:
-            self.driver.resume(stream)
-        for pointer in list(self.live):
-            self.drop(pointer)
-        self.pool.trim(wait=True)
-        assert self.pool.reserved_bytes == 0
-        self.pool.check()
-        self.pool.close()
-
-    def take(self, nbytes, pointer):
-        assert pointer % 512 == 0
-        for other, (size, _) in self.live.items():
-            assert pointer + max(nbytes, 1) <= other or other + max(size, 1) <= pointer
-        pattern = (pointer >> 9) * 37 % 251 + 1
-        if self.readable and nbytes:
-            ends = min(nbytes, 4 * KiB)
-            self.driver.write(pointer, bytes([pattern]) * ends)
-            self.driver.write(pointer + nbytes - ends, bytes([pattern]) * ends)
-        self.live[pointer] = (nbytes, pattern)
-
-    def drop(self, pointer, stream=None):
-        nbytes, pattern = self.live[pointer]
-        if self.readable and nbytes:
-            ends = min(nbytes, 4 * KiB)
-            assert self.driver.read(pointer, ends) == bytes([pattern]) * ends
-            assert self.driver.read(pointer + nbytes - ends, ends) == bytes([pattern]) * ends
-        self.pool.free(pointer, stream)
-        del self.live[pointer]
-
-    @rule(nbytes=SIZES, stream=st.sampled_from([None, 0, 1, 2]))
-    def malloc(self, nbytes, stream):
-        handle = None if stream is None else self.streams[stream]
-        try:
-            pointer = self.pool.malloc(nbytes, handle)
-        except OutOfMemoryError:
-            live = sum(max(2 * MiB, size) for size, _ in self.live.values())
-            refused_too_early = live + nbytes + 8 * MiB <= CAPACITY
-            assert self.faulty or not refused_too_early
-            return
-        except DriverError:
-            assert self.faulty
-            return
-        self.take(nbytes, pointer)
-
-    faulty = False
-
-    @rule(nbytes=SIZES, shift=st.integers(9, 23))
-    def malloc_aligned(self, nbytes, shift):
-        try:
-            pointer = self.pool.malloc_aligned(nbytes, 1 << shift)
-        except (OutOfMemoryError, DriverError):
-            return
-        assert pointer % (1 << shift) == 0
-        self.take(nbytes, pointer)
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), stream=st.sampled_from([None, 0, 1, 2]))
-    def free(self, data, stream):
-        pointer = data.draw(st.sampled_from(sorted(self.live)))
-        self.drop(pointer, None if stream is None else self.streams[stream])
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), stream=st.sampled_from([0, 1, 2]))
-    def record_stream(self, data, stream):
-        self.pool.record_stream(data.draw(st.sampled_from(sorted(self.live))), self.streams[stream])
-
-    @rule(keep=st.integers(0, CAPACITY), wait=st.booleans())
-    def trim(self, keep, wait):
-        try:
-            self.pool.trim(keep, wait=wait)
-        except DriverError:
-            assert self.faulty
-
-    @rule()
-    def flush(self):
-        try:
-            self.pool.flush()
-        except DriverError:
-            assert self.faulty
-
-    @rule(pointer=st.integers(0, 1 << 50))
-    def free_what_is_not_ours(self, pointer):
-        if pointer not in self.live:
-            with pytest.raises((UnknownPointerError, DoubleFreeError)):
-                self.pool.free(pointer)
-
-    @invariant()
-    def agrees(self):
-        if hasattr(self, "pool"):
-            self.pool.check()
-            assert self.pool.live_blocks() == {pointer: size for pointer, (size, _) in self.live.items()}
-            assert self.pool.live_bytes == sum(size for size, _ in self.live.values())
-            assert self.pool.live_bytes <= self.pool.reserved_bytes <= CAPACITY
-
-
-class CpuPoolMachine(PoolMachine):
-    readable = True
-
-    def open(self):
-        return CpuDriver(capacity=CAPACITY)
-
-
-class FaultyPoolMachine(PoolMachine):
-    """Driver calls fail in the middle of steps; nothing may be lost or left half done."""
-
-    faulty = True
-
-    @rule(
-        call=st.sampled_from(
-            [
-                "create_chunk",
-                "map_chunk",
-                "enable_access",
-                "unmap",
-                "release_chunk",
-                "reserve",
-                "record_event",
-            ]
-        ),
-        nth=st.integers(1, 4),
+def test_any_program_of_requests_frees_streams_trims_and_failing_calls(policy, device, faults):
+    """The kit that ships for everybody's allocators, on ours: `pool_promises` says what is held."""
+    config = SmartPoolConfig(policy=policy)
+    report = check_allocator(
+        lambda driver: AdvancedMemoryPoolManager(driver, config),
+        driver=lambda: device(capacity=CAPACITY),
+        streams=2,
+        faults=faults,
+        **{"examples": 25, **EXPLORE, **pool_promises(CAPACITY)},
     )
-    def script_fault(self, call, nth):
-        self.driver.faults.fail(call, nth=nth)
-
-
-for machine in (PoolMachine, CpuPoolMachine, FaultyPoolMachine):
-    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestPool = PoolMachine.TestCase
-TestPoolOnCpu = CpuPoolMachine.TestCase
-TestPoolWithFaults = FaultyPoolMachine.TestCase
+    unseen = {Invariant.CONTENTS, Invariant.USABLE} if device is ModelDriver else set()
+    assert set(report.unchecked) == {Invariant.STREAM_ORDER} | unseen
 
 
 @pytest.fixture

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from random import Random
+import os
 
 import pytest
 
+from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import DriverError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.streams import PENDING, StreamClock
-from smartpool.units import KiB, MiB
+from smartpool.testing import Invariant, check_stream_order
+from smartpool.testing.promises import pool_promises
+from smartpool.units import MiB
 
 CAPACITY = 64 * MiB
+EXPLORE = {"examples": 1000, "seconds": 120.0, "seed": None} if os.environ.get("HYPOTHESIS_PROFILE") else {}
 
 
 @pytest.fixture
@@ -149,87 +153,25 @@ def test_what_is_freed_during_a_flush_is_covered_too():
     assert is_behind(driver, second)
 
 
-class ObservedDevice(CpuDriver):
-    """Real bytes; goes on when the host waits for it."""
+@pytest.mark.parametrize(
+    ("policy", "device", "by"),
+    [
+        *((policy, ModelDriver, "events") for policy in POLICIES),
+        ("balanced", CpuDriver, "events"),
+        ("balanced", CpuDriver, "bytes"),
+    ],
+)
+def test_every_user_of_a_block_finds_its_own_bytes(policy, device, by):
+    """Any program of streams that are busy at will, with blocks that are used and freed on several.
 
-    streams = ()
-
-    def go_on(self):
-        for stream in self.streams:
-            self.resume(stream)
-
-    def synchronize(self, stream=None):
-        self.go_on()
-        super().synchronize(stream)
-
-    def synchronize_event(self, event):
-        self.go_on()
-        super().synchronize_event(event)
-
-
-ACTIONS = ["malloc", "malloc", "malloc", "malloc", "free", "free", "free_on", "also", "pause", "resume"]
-SIZES = [600 * KiB, 1 * MiB, 2 * MiB, 3 * MiB + 512, 5 * MiB, 8 * MiB]
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_every_user_of_a_block_finds_its_own_bytes(seed):
-    """Streams pause and resume at will; each block is filled first and looked at last on its streams.
-
-    A look is a copy into memory that the pool does not know. If a block were handed on too early, to
-    another stream or at another address of the same chunk, someone's look would show foreign bytes.
+    By events each request is decided by vector clocks, over second mappings too; by bytes, work that is
+    queued before a free looks at what it finds. 24 MiB, so that memory has to wander between the streams.
     """
-    random = Random(seed)
-    driver = ObservedDevice(capacity=24 * MiB)
-    pool = AdvancedMemoryPoolManager(driver)
-    streams = driver.streams = [0, driver.create_stream(), driver.create_stream()]
-    live, looks, number = [], [], 0
-
-    def look(pointer, nbytes, value, stream):
-        slot = driver.allocate(64)
-        driver.copy(slot, pointer, 32, stream)
-        driver.copy(slot + 32, pointer + nbytes - 32, 32, stream)
-        looks.append((slot, value))
-
-    for _ in range(150):
-        action, stream, nbytes = random.choice(ACTIONS), random.choice(streams), random.choice(SIZES)
-        if action == "malloc":
-            if sum(size for _, size, _, _ in live) + nbytes > 20 * MiB:
-                continue
-            try:
-                pointer = pool.malloc(nbytes, stream)
-            except MemoryError:
-                continue
-            number = number % 250 + 1
-            driver.fill(pointer, number, 32, stream)
-            driver.fill(pointer + nbytes - 32, number, 32, stream)
-            live.append((pointer, nbytes, number, stream))
-        elif action == "pause":
-            driver.pause(stream)
-        elif action == "resume":
-            driver.resume(stream)
-        elif live:
-            pointer, size, value, own = live.pop(random.randrange(len(live)))
-            if action == "also" and stream != own:
-                event = driver.create_event()  # the caller's own order: behind the fill
-                driver.record_event(event, own)
-                driver.wait_event(stream, event)
-                pool.record_stream(pointer, stream)
-                look(pointer, size, value, stream)
-            look(pointer, size, value, own)
-            if action == "free_on" and stream != own:
-                event = driver.create_event()
-                driver.record_event(event, own)
-                driver.wait_event(stream, event)
-                look(pointer, size, value, stream)
-                pool.free(pointer, stream)
-            else:
-                pool.free(pointer)
-    pool.check()
-    for stream in random.sample(streams, 3):
-        driver.resume(stream)
-    for slot, value in looks:
-        assert driver.read(slot, 64) == bytes([value]) * 64
-    assert driver.faults.lost is None
-    for pointer, *_ in live:
-        pool.free(pointer)
-    pool.close()
+    config, spare = SmartPoolConfig(policy=policy), 2 * MiB if by == "bytes" else 0
+    report = check_stream_order(
+        lambda driver: AdvancedMemoryPoolManager(driver, config),
+        driver=lambda: device(capacity=24 * MiB + spare),
+        by=by,
+        **{"examples": 30, **EXPLORE, **pool_promises(24 * MiB)},
+    )
+    assert report.checked[Invariant.STREAM_ORDER] > 300
