@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from random import Random
 
 import pytest
@@ -278,6 +279,118 @@ def test_no_surprise_makes_two_live_blocks_overlap(seed, surprises):
             player.give(pointer)
         pool.trim(wait=True)
         assert pool.reserved_bytes == 0
+
+
+def test_a_step_on_a_user_stream_has_a_plan_of_its_own(pool):
+    """Two streams within one step: each is served by index from a region of its own."""
+    stream = pool.driver.create_stream()
+    home, other = program(10, 60), program(11, 40)
+
+    def once():
+        with step(pool):
+            pointers = {}
+            for steps, on in ((home, None), (other, stream), (home, None)):
+                count = 0
+                for kind, value in steps:
+                    if kind == "take":
+                        pointers[count] = pool.malloc(value, on)
+                        assert pool.stream_of(pointers[count]) == (on or pool.driver.default_stream)
+                        count += 1
+                    else:
+                        pool.free(pointers.pop(value))
+
+    for _ in range(3):
+        once()
+    before = pool.snapshot()
+    once()
+    after = pool.snapshot()
+    assert after.steps.hits - before.steps.hits == 2 * 60 + 40
+    assert (after.searches, after.steps.misses) == (before.searches, 0)
+    assert len(pool._steps.regions()) == 2
+
+
+def test_other_threads_are_served_while_a_step_is_under_way(pool):
+    """They ask for the same sizes, and take no slot; what they hold is theirs when the step ends."""
+    player, steps = Player(pool), program(12, 100)
+    repeat(pool, player, steps, 3)
+    before = pool.snapshot().steps
+    held = []
+
+    def ask():
+        for kind, value in steps:
+            if kind == "take":
+                held.append(player.take(value))
+
+    with step(pool):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        player.play(steps)
+    after = pool.snapshot().steps
+    assert (after.hits - before.hits, after.misses - before.misses) == (100, 0)
+    for pointer in held:
+        player.give(pointer)
+    repeat(pool, player, steps, 1)
+
+
+def test_threads_that_take_turns_within_a_step_share_its_plan(pool):
+    """Once two recorded repetitions have shown that they always do so in the same order."""
+    player, steps = Player(pool), program(13, 50)
+
+    def turn():
+        player.play(steps)
+
+    def once():
+        with step(pool):
+            player.play(steps)
+            thread = threading.Thread(target=turn)
+            thread.start()
+            thread.join()
+            player.play(steps)
+
+    for _ in range(3):
+        once()
+    assert pool.snapshot().steps.recorded == 2
+    before = pool.snapshot()
+    once()
+    after = pool.snapshot()
+    assert (after.steps.hits - before.steps.hits, after.steps.misses) == (150, 0)
+    assert after.searches == before.searches
+
+
+def test_a_step_goes_back_after_it_went_on_too_far(pool):
+    """Three requests that look like the end of the step, and then the rest of it."""
+    sizes = [(number + 1) * 64 * KiB for number in range(40)]
+    steps = [entry for number, size in enumerate(sizes) for entry in (("take", size), ("give", number))]
+    player = Player(pool)
+    repeat(pool, player, steps, 3)
+    before = pool.snapshot().steps
+    with step(pool):
+        for size in [*sizes[:10], *sizes[-3:], *sizes[10:]]:
+            player.give(player.take(size))
+    after = pool.snapshot().steps
+    assert after.misses - before.misses <= 5
+    assert after.hits - before.hits >= 37
+
+
+def test_extra_requests_are_counted_also_where_their_bin_serves(pool):
+    player, steps = Player(pool), program(14, 60)
+    player.give(player.take(123_456))
+    repeat(pool, player, steps, 3)
+    player.give(player.take(123_456))
+    before = pool.snapshot()
+    with step(pool):
+        player.play(steps, extra={5, 30})
+    after = pool.snapshot()
+    assert (after.steps.hits - before.steps.hits, after.steps.misses - before.steps.misses) == (60, 2)
+    assert after.searches == before.searches
+
+
+def test_a_program_that_never_repeats_is_recorded_ever_less_often(pool):
+    player = Player(pool)
+    for seed in range(60):
+        repeat(pool, player, program(seed + 100, 30), 1)
+    assert pool.snapshot().steps.recorded <= 12
 
 
 def test_a_plan_knows_when_slots_are_due():
