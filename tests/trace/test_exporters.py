@@ -208,18 +208,28 @@ class TestChrome:
         path = tmp_path_factory.mktemp("chrome") / "t.json"
         to_chrome_trace(trace, path, allocators=["smartpool", "cupy"])
         counters = defaultdict(list)
-        for event in json.loads(path.read_text())["traceEvents"]:
-            if event["ph"] == "C":
+        latest: dict[str, list[float]] = {"smartpool": [], "cupy": []}
+        reserved = dict.fromkeys(latest, 0)
+        shown = dict.fromkeys(latest, 0.0)
+        for event in [*json.loads(path.read_text())["traceEvents"][1:], {"ph": "b"}]:
+            kind, _, name = event.get("name", "").partition(", ")
+            if event["ph"] != "C":  # the counters of the event before are over
+                for known, seen in latest.items():
+                    seen.append((reserved[known], shown[known]))
+            elif kind == "reserved bytes":
+                reserved[name] = event["args"]["reserved"]
+            elif kind == "fragmentation":
+                shown[name] = event["args"]["not live, percent"]
+            else:
                 counters[event["name"]].append(event["args"])
         live = [sum(values.values()) for values in counters["live bytes"]]
         assert live == trace.live_bytes().tolist()
         assert all(values[name] >= 0 for values in counters["live bytes"] for name in values)
-        for name in ("smartpool", "cupy"):
-            shares = [values["not live, percent"] for values in counters[f"fragmentation, {name}"]]
-            assert len(shares) == len(trace)
-            assert all(0 <= share <= 100 for share in shares)
-            most = max(values["reserved"] for values in counters[f"reserved bytes, {name}"])
-            assert most >= trace.peak_live_bytes
+        for after in (seen[1:] for seen in latest.values()):
+            assert len(after) == len(trace)
+            for nbytes, (held, percent) in zip(live, after, strict=True):
+                assert held >= nbytes
+                assert percent == round((1 - nbytes / held) * 100, 1)
 
     def test_a_recording_has_addresses_and_stacks(self):
         events = list(chrome_events(from_torch_snapshot(SNAPSHOT)))

@@ -60,7 +60,7 @@ def to_chrome_trace(
     with Path(path).open("w", encoding="ascii") as file:
         file.write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps(other)}, "traceEvents": [')
         events = enumerate(chrome_events(trace, layouts))
-        file.writelines(f"{',' if number else ''}\n{json.dumps(event)}" for number, event in events)
+        file.writelines(f"{',' if number else ''}\n{_line(event)}" for number, event in events)
         file.write("\n]}\n")
 
 
@@ -74,24 +74,39 @@ def chrome_events(trace: Trace, layouts: Sequence[Layout] = ()) -> Iterator[Even
     ['M', 'b', 'C', 'e', 'C']
     """
     yield {"ph": "M", "pid": _PROCESS, "tid": 0, "name": "process_name", "args": {"name": trace.name}}
-    reserved = [iter(zip(one.change.tolist(), one.reserved.tolist(), strict=True)) for one in layouts]
-    following = [next(one, None) for one in reserved]
-    held = [0] * len(layouts)
+    counters = [_Counters(layout) for layout in layouts]
     live = [0] * trace.streams
-    for number, (event, allocation) in enumerate(_allocation_events(trace)):
+    for number, (event, (change, stream)) in enumerate(_allocation_events(trace)):
         yield event
-        live[allocation[1]] += allocation[0]
+        live[stream] += change
         time = event["ts"]
         yield _counter("live bytes", time, {f"stream {name}": nbytes for name, nbytes in enumerate(live)})
-        for index, layout in enumerate(layouts):
-            step = following[index]
-            if step is not None and step[0] == number:
-                held[index], following[index] = step[1], next(reserved[index], None)
-                yield _counter(f"reserved bytes, {layout.allocator}", time, {"reserved": held[index]})
-            share = max(0.0, 1 - sum(live) / held[index]) if held[index] else 0.0
-            yield _counter(
-                f"fragmentation, {layout.allocator}", time, {"not live, percent": round(share * 100, 2)}
-            )
+        total = sum(live)
+        for counter in counters:
+            yield from counter.after(number, time, total)
+
+
+class _Counters:
+    """What one allocator reserved and how much of it is not live, each where it changes."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._name = layout.allocator
+        self._steps = iter(zip(layout.change.tolist(), layout.reserved.tolist(), strict=True))
+        self._next = next(self._steps, None)
+        self._reserved = 0
+        self._percent = -1.0
+
+    def after(self, number: int, time: int, live: int) -> Iterator[Event]:
+        """Yield what changed with an event."""
+        if self._next is not None and self._next[0] == number:
+            self._reserved = self._next[1]
+            self._next = next(self._steps, None)
+            yield _counter(f"reserved bytes, {self._name}", time, {"reserved": self._reserved})
+        share = max(0.0, 1 - live / self._reserved) if self._reserved else 0.0
+        percent = round(share * 100, 1)
+        if percent != self._percent:
+            self._percent = percent
+            yield _counter(f"fragmentation, {self._name}", time, {"not live, percent": percent})
 
 
 def _allocation_events(trace: Trace) -> Iterator[tuple[Event, tuple[int, int]]]:
@@ -124,6 +139,10 @@ def _allocation_events(trace: Trace) -> Iterator[tuple[Event, tuple[int, int]]]:
             if place >= 0:
                 event["args"]["stack"] = sites[place]
         yield event, (size if op == ALLOCATE else -size, partner_stream[number])
+
+
+def _line(event: Event) -> str:
+    return json.dumps(event, separators=(",", ":"))
 
 
 def _counter(name: str, time: int, values: dict[str, Any]) -> Event:
