@@ -1,8 +1,10 @@
 """Eight threads on eight streams, allocating and freeing, every byte checked on the device.
 
-    python bench/gpu/threads.py [--seconds 60] [--threads 8] [--max-bytes 1GiB] [--policy balanced]
+    python bench/gpu/threads.py [--seconds 60] [--threads 8] [--max-bytes 2GiB] [--policy balanced]
 
-Each thread has a stream and up to 48 blocks of 512 B to 32 MiB. A block is filled with its own number by
+Each thread has a stream of the pool's own set and up to 48 blocks of 512 B to 32 MiB: of 32 sizes, and
+one in ten of a size that never came before (in a shorter second run all of them, the worst case for a
+pool that keeps freed blocks by size). A block is filled with its own number by
 a kernel on the thread's stream when it is requested, and looked through by a kernel before it is freed;
 one in eight is handed to another thread first, which checks and frees it on its own stream, behind an
 event. A byte that another thread wrote counts as an error on the device. Beside it, one thread does the
@@ -31,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 BLOCKS = 48
+SIZES = [int(2 ** (9 + 16 * step / 31)) // 512 * 512 for step in range(32)]  # 512 B to 32 MiB
 SOURCE = r"""
 extern "C" __global__ void put(unsigned *p, unsigned long n, unsigned tag) {
     for (unsigned long i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
@@ -46,12 +49,11 @@ extern "C" __global__ void look(const unsigned *p, unsigned long n, unsigned tag
 class Worker(threading.Thread):
     """One thread with its stream."""
 
-    def __init__(self, number: int, shared: Any, pool: Any, seconds: float) -> None:
+    def __init__(self, number: int, shared: Any, pool: Any, seconds: float, stream: Any, odd: float) -> None:
         super().__init__(name=f"worker-{number}")
-        cupy = shared.cupy
-        self.shared, self.pool, self.seconds = shared, pool, seconds
+        self.shared, self.pool, self.seconds, self.odd = shared, pool, seconds, odd
         self.dice = random.Random(number)
-        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream = stream
         self.inbox: queue.SimpleQueue[tuple[int, int, int, Any]] = queue.SimpleQueue()
         self.operations = self.handed = self.refused = 0
         self.tag = number << 24
@@ -72,7 +74,8 @@ class Worker(threading.Thread):
             while time.perf_counter() < deadline:
                 self.take_in()
                 if len(held) < BLOCKS and self.dice.random() < 0.55:
-                    words = int(2 ** self.dice.uniform(7, 23))
+                    odd = self.dice.random() < self.odd
+                    words = int(2 ** self.dice.uniform(7, 23)) if odd else self.dice.choice(SIZES) // 4
                     try:
                         pointer = self.pool.malloc(4 * words, stream.ptr)
                     except MemoryError:
@@ -142,16 +145,20 @@ class Shared:
         self.workers: list[Worker] = []
 
 
-def run_cupy(threads: int, seconds: float) -> dict[str, Any]:
+def run_cupy(threads: int, seconds: float, odd: float) -> dict[str, Any]:
     shared = Shared()
     pool = CuPyPool(shared.cupy)
-    shared.workers = [Worker(number + 1, shared, pool, seconds) for number in range(threads)]
+    streams = [shared.cupy.cuda.Stream(non_blocking=True) for _ in range(threads)]
+    shared.workers = [
+        Worker(number + 1, shared, pool, seconds, stream, odd) for number, stream in enumerate(streams)
+    ]
     for worker in shared.workers:
         worker.hands_over = False
     elapsed = work_off(shared)
     operations = sum(worker.operations for worker in shared.workers)
     return {
-        "pool": "CuPy", "threads": threads, "seconds": round(elapsed, 2), "operations": operations,
+        "pool": "CuPy", "odd_sizes": odd, "threads": threads, "seconds": round(elapsed, 2),
+        "operations": operations,
         "operations_per_second": round(operations / elapsed), "wrong_words": int(shared.bad[0]),
         "peak_reserved_bytes": pool.pool.total_bytes(),
     }  # fmt: skip
@@ -175,16 +182,24 @@ def work_off(shared: Shared) -> float:
     return elapsed
 
 
-def run(pool: Any, threads: int, seconds: float) -> dict[str, Any]:
+def run(pool: Any, threads: int, seconds: float, odd: float) -> dict[str, Any]:
+    from smartpool.streams import StreamSet
+
     shared = Shared()
-    shared.workers = [Worker(number + 1, shared, pool, seconds) for number in range(threads)]
+    streams = StreamSet(pool.managers[0].driver, threads)
+    theirs = [shared.cupy.cuda.Stream.from_external(streams.next()) for _ in range(threads)]
+    shared.workers = [
+        Worker(number + 1, shared, pool, seconds, stream, odd) for number, stream in enumerate(theirs)
+    ]
     before = pool.statistics.devices[0]
     elapsed = work_off(shared)
+    streams.close()
     pool.check()
     now = pool.statistics.devices[0]
     operations = sum(worker.operations for worker in shared.workers)
     return {
-        "pool": "SmartPool", "threads": threads, "seconds": round(elapsed, 2), "operations": operations,
+        "pool": "SmartPool", "odd_sizes": odd, "threads": threads, "seconds": round(elapsed, 2),
+        "operations": operations,
         "operations_per_second": round(operations / elapsed),
         "handed_over": sum(worker.handed for worker in shared.workers),
         "refused": sum(worker.refused for worker in shared.workers), "wrong_words": int(shared.bad[0]),
@@ -201,23 +216,27 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--max-bytes", default="1GiB")
+    parser.add_argument("--max-bytes", default="2GiB")
     parser.add_argument("--policy", default="balanced")
     parser.add_argument("--no-results", action="store_true")
     arguments = parser.parse_args()
     import smartpool
 
     rows = []
-    for threads, seconds in ((1, arguments.seconds / 4), (arguments.threads, arguments.seconds)):
+    plan = [(1, arguments.seconds / 4, 0.1), (arguments.threads, arguments.seconds, 0.1)]
+    if not arguments.no_results:
+        plan += [(1, arguments.seconds / 8, 1.0), (arguments.threads, arguments.seconds / 8, 1.0)]
+    for threads, seconds, odd in plan:
         config = smartpool.SmartPoolConfig(max_bytes=arguments.max_bytes, policy=arguments.policy)
         with smartpool.SmartPool("cuda:0", config) as pool:
-            row = run(pool, threads, seconds)
+            row = run(pool, threads, seconds, odd)
         print(row, flush=True)
         rows.append(row)
     if not arguments.no_results:
-        for threads in (1, arguments.threads):
-            rows.append(run_cupy(threads, arguments.seconds / 6))
-            print(rows[-1], flush=True)
+        for odd in (0.1, 1.0):
+            for threads in (1, arguments.threads):
+                rows.append(run_cupy(threads, arguments.seconds / 8, odd))
+                print(rows[-1], flush=True)
     if any(row["wrong_words"] or row.get("live_blocks_left") for row in rows):
         sys.exit("corrupted, or blocks are left")
     if arguments.no_results:
@@ -227,7 +246,8 @@ def main() -> None:
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     speeds = [row["operations_per_second"] for row in rows]
-    ratios = {"SmartPool": round(speeds[1] / speeds[0], 3), "CuPy": round(speeds[3] / speeds[2], 3)}
+    names = ("SmartPool", "SmartPool, odd sizes", "CuPy", "CuPy, odd sizes")
+    ratios = {name: round(speeds[2 * at + 1] / speeds[2 * at], 3) for at, name in enumerate(names)}
     options = {"max_bytes": arguments.max_bytes, "policy": arguments.policy}
     results = {"rows": rows, "throughput_over_one_thread": ratios, "gpu": gpu, **options}
     path = write_results("threads", results)

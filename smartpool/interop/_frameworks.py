@@ -12,7 +12,7 @@ from smartpool.smart_pool import SmartPool
 if TYPE_CHECKING:
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
-__all__ = ["cuda_managers", "framework", "manager_for"]
+__all__ = ["cuda_managers", "framework", "manager_for", "one_manager"]
 
 
 def framework(name: str, *, install: str) -> Any:
@@ -56,6 +56,13 @@ def cuda_managers(pool: SmartPool) -> dict[int, AdvancedMemoryPoolManager]:
             )
         managers[ordinal] = manager
     return managers
+
+
+def one_manager(pool: SmartPool, device_id: int | None) -> tuple[int, AdvancedMemoryPoolManager]:
+    """Return a CUDA device number of `pool` with its manager: `device_id`, or the first where that is None."""
+    managers = cuda_managers(pool)
+    ordinal = next(iter(managers)) if device_id is None else device_id
+    return ordinal, manager_for(managers, ordinal)
 
 
 def manager_for(managers: dict[int, AdvancedMemoryPoolManager], ordinal: int) -> AdvancedMemoryPoolManager:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from smartpool.interop._frameworks import cuda_managers, framework, manager_for
+from smartpool.interop._frameworks import framework, one_manager
 from smartpool.smart_pool import SmartPool
 
 if TYPE_CHECKING:
@@ -22,25 +22,13 @@ _INSTALL: Final = "pip install cuda-core"
 
 
 def memory_resource(pool: SmartPool, device_id: int | None = None) -> Any:
-    """Return a `cuda.core.MemoryResource` over one device of `pool`.
+    """Return a `cuda.core.MemoryResource` over the CUDA device `device_id` of `pool`, or its first.
 
-    Parameters
-    ----------
-    pool
-        A pool on CUDA devices. The resource keeps it alive.
-    device_id
-        The CUDA device number; None for the pool's first device.
-
-    Raises
-    ------
-    MissingPackageError
-        When cuda.core is not installed.
-    DeviceNotFoundError
-        When the pool has no such device.
+    The resource keeps the pool alive. Raises `MissingPackageError` where cuda.core is not installed, and
+    `DeviceNotFoundError` when the pool has no such device.
     """
-    managers = cuda_managers(pool)
-    ordinal = next(iter(managers)) if device_id is None else device_id
-    return _resource_class()(pool, manager_for(managers, ordinal), ordinal)
+    ordinal, manager = one_manager(pool, device_id)
+    return _resource_class()(pool, manager, ordinal)
 
 
 @cache

@@ -10,7 +10,7 @@ import sys
 from typing import Any, Final
 
 from smartpool.errors import AllocatorError
-from smartpool.interop._frameworks import cuda_managers, framework, manager_for
+from smartpool.interop._frameworks import cuda_managers, framework, one_manager
 from smartpool.smart_pool import SmartPool
 
 __all__ = ["install", "memory_resource", "uninstall"]
@@ -21,27 +21,19 @@ _before: dict[int, Any] = {}  # device number -> the resource that install() rep
 
 
 def memory_resource(pool: SmartPool, device_id: int | None = None) -> Any:
-    """Return an `rmm.mr.CallbackMemoryResource` over one device of `pool`.
+    """Return an `rmm.mr.CallbackMemoryResource` over one device of `pool`: `device_id`, or the first.
 
     RMM says on which stream memory is requested and freed, and the pool keeps to it. RMM raises a
-    `MemoryError` with the pool's message when there is none.
-
-    Parameters
-    ----------
-    pool
-        A pool on CUDA devices. The resource keeps it alive.
-    device_id
-        The CUDA device number; None for the pool's first device.
+    `MemoryError` with the pool's message when there is none, and keeps the pool alive with the resource.
 
     Raises
     ------
     MissingPackageError
         When RMM is not installed.
     DeviceNotFoundError
-        When the pool has no such device.
+        When `device_id` is no CUDA device of the pool.
     """
-    managers = cuda_managers(pool)
-    manager = manager_for(managers, next(iter(managers)) if device_id is None else device_id)
+    _, manager = one_manager(pool, device_id)
     mr = framework("rmm.mr", install=_INSTALL)
     malloc, free, finalizing = manager.malloc, manager.drop, sys.is_finalizing
     handle_of = manager.driver.stream  # an integer takes the pool's quick path, an object does not

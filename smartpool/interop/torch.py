@@ -4,9 +4,12 @@
 own caching allocator does is then the pool's work. `mem_pool` leaves PyTorch's allocator in place
 and only feeds it its segments, inside ``with torch.cuda.use_mem_pool(...)``.
 
-Both go through `torch._C._cuda_customAllocator`, which takes C addresses as integers: two `ctypes`
-callbacks, and no compiled extension. It is private API of PyTorch; what is relied on was read in
-PyTorch 2.11 and 2.13 and is tested on 2.11.
+Both go through `torch._C._cuda_customAllocator`, which takes C addresses as integers, so neither needs a
+compiled extension. Requests are `ctypes` callbacks. So are the frees of segments (`mem_pool`); those of
+`install` are seven x86-64 instructions that this package writes into memory (`_torch_ring`), since
+PyTorch frees tensors where no Python may run. So `install` works on Linux on x86-64, and `mem_pool`
+everywhere. It is private API of PyTorch; what is relied on was read in PyTorch 2.11 and 2.13 and is
+tested on 2.11.
 """
 
 from __future__ import annotations
