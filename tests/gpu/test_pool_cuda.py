@@ -1,12 +1,8 @@
-"""The pool on a real device: the state machine with contents, windows, streams, out of memory."""
+"""The pool on a real device: windows, streams, out of memory. Whole programs: `test_testing_kit.py`."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-from hypothesis import HealthCheck, settings
 
 from smartpool import SmartPool, SmartPoolConfig
 from smartpool.driver import open_driver
@@ -14,51 +10,10 @@ from smartpool.errors import OutOfMemoryError, SmartPoolError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.units import KiB, MiB
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pool"))
-from test_manager import PoolMachine
-
 try:
     DRIVER = open_driver("cuda:0")
 except SmartPoolError as error:
     pytest.skip(str(error), allow_module_level=True)
-
-
-class Unscripted:
-    """Stands in for the fault scripts of the host devices."""
-
-    def clear(self):
-        """Nothing is scripted."""
-
-
-class CudaForMachine:
-    """The cuda driver, with what the machine asks of host drivers only."""
-
-    faults = Unscripted()
-
-    def __init__(self):
-        self.inner = open_driver("cuda:0")
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def resume(self, stream):
-        self.inner.synchronize(stream)
-
-
-class CudaPoolMachine(PoolMachine):
-    readable = True
-
-    def open(self):
-        return CudaForMachine()
-
-    def configure(self, policy):
-        return SmartPoolConfig(policy=policy, max_bytes=64 * MiB)
-
-
-CudaPoolMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestPoolOnCuda = CudaPoolMachine.TestCase
 
 
 @pytest.fixture
