@@ -19,6 +19,7 @@ that a reader can judge the recording:
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Final, cast
@@ -32,7 +33,7 @@ __all__ = ["TraceBuilder"]
 
 _MAX_ADDRESS: Final = 1 << 63
 _MAX_SITE_CHARACTERS: Final = 500_000
-"""Of all places together: they go into the metadata, which may hold 2**20 characters."""
+"""Of all places together, as JSON: they go into the metadata, which may hold 2**20 characters."""
 
 
 class TraceBuilder:
@@ -157,10 +158,11 @@ class TraceBuilder:
             return -1
         number = self._sites.get(site)
         if number is None:
-            if self._site_characters + len(site) > _MAX_SITE_CHARACTERS:
+            written = len(json.dumps(site))  # some characters are six there
+            if self._site_characters + written > _MAX_SITE_CHARACTERS:
                 self.counts["sites_left_out"] += 1
                 return -1
-            self._site_characters += len(site)
+            self._site_characters += written
             number = self._sites[site] = len(self._sites)
         return number
 

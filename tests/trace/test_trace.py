@@ -245,3 +245,37 @@ class TestRecorded:
     def test_bundled_of_another_name(self):
         with pytest.raises(TraceError, match=r"expected one of dataframe-mix, .*, got '\.\./x'"):
             bundled("../x")
+
+
+class TestAddressesAndSites:
+    def made(self, **more) -> Trace:
+        return Trace.from_columns("t", op=[0, 0, 1], id=[0, 1, 0], size=[8, 9, 8], **more)
+
+    def test_they_are_kept_and_compared(self):
+        trace = self.made(address=[64, 128, 64], site=[0, -1, 0], meta={"sites": ["a.py:1 f"]})
+        assert trace.sites == ("a.py:1 f",)
+        assert trace.prefix(2).address.tolist() == [64, 128]
+        assert trace != self.made()
+        assert trace != self.made(address=[64, 128, 65], site=[0, -1, 0], meta={"sites": ["a.py:1 f"]})
+        assert list(self.made().columns()) == ["op", "id", "size", "stream", "t_us"]
+        assert self.made(meta={"sites": ["unused"]}).sites == ()
+        trace.check()
+
+    @pytest.mark.parametrize(
+        ("more", "error", "match"),
+        [
+            ({"address": [1, 2]}, TraceFormatError, "columns of one length"),
+            ({"address": [1, -2, 1]}, TraceInconsistentError, "row 1: expected an address"),
+            ({"site": [0, 0, 0]}, TraceFormatError, "meta\\['sites'\\] to be a list"),
+            ({"site": [0, 0, 0], "meta": {"sites": [7]}}, TraceFormatError, "list of strings"),
+            ({"site": [0, 1, 0], "meta": {"sites": ["f"]}}, TraceInconsistentError, "row 1: expected a site"),
+            (
+                {"site": [0, -2, 0], "meta": {"sites": ["f"]}},
+                TraceInconsistentError,
+                "row 1: expected a site",
+            ),
+        ],
+    )
+    def test_what_they_may_not_be(self, more, error, match):
+        with pytest.raises(error, match=match):
+            self.made(**more)
