@@ -111,11 +111,6 @@ class PoolRecording:
         self._recordings: tuple[DeviceRecording, ...] = ()
         self._reduction: tuple[int, Reduction] | None = None  # the events that it is for, and the figure
 
-    @property
-    def on(self) -> bool:
-        """Whether anything is recorded."""
-        return bool(self._recordings)
-
     def start(self) -> None:
         """Record from now on; a recording that is on goes on."""
         if not self._recordings:

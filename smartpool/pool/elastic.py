@@ -450,7 +450,9 @@ class ElasticHeap:
                 shown[piece.start] = (window.block.start, offset)
                 offset += piece.size
         chunks = {chunk.start: chunk.size for chunk in self._chunks}
-        return Layout(blocks=blocks | small_blocks, gaps=gaps | small_gaps, chunks=chunks, shown=shown)
+        blocks.update(small_blocks)
+        gaps.update(small_gaps)
+        return Layout(blocks=blocks, gaps=gaps, chunks=chunks, shown=shown)
 
     def mark(self, uses: Mapping[int, int]) -> None:
         """Add `uses` to every gap."""

@@ -39,7 +39,6 @@ class WatchedPool(SearchingPool):
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
         super().__init__(driver, config)
         self._journal = self._live.journal = Journal()
-        self._observer: RequestObserver | None = None
         self._hooks: list[Hooks] = []
         self._failures = 0  # requests that failed for lack of memory
         self._unseen = False  # whether a request is the pool's own, which may fail without a word
@@ -50,16 +49,8 @@ class WatchedPool(SearchingPool):
 
     # ------------------------------------------------------------------ who watches
 
-    def observe(self, observer: RequestObserver | None) -> None:
-        """Tell `observer` of every request and free from now on, at once; None ends it."""
-        with self._lock:
-            others = tuple(one for one in self._journal.observers if one is not self._observer)
-            self._observer = observer
-            self._journal.observers = others if observer is None else (*others, observer)
-            self._choose_table()
-
     def add_observer(self, observer: RequestObserver) -> None:
-        """Tell `observer`, beside others, of every request and free from now on."""
+        """Tell `observer` of every request and free from now on, at once."""
         with self._lock:
             self._journal.observers = (*self._journal.observers, observer)
             self._choose_table()

@@ -349,11 +349,11 @@ def test_everything_at_once(pooling):
     def watcher():
         recorder = Recorder()
         while not stop.is_set():
-            pool.observe(recorder)
+            pool.add_observer(recorder)
             now = pool.snapshot()
             assert 0 <= now.fragmentation.overall <= 1
             assert now.live_blocks >= 0
-            pool.observe(None)
+            pool.remove_observer(recorder)
             pool.trim()
 
     interval = sys.getswitchinterval()

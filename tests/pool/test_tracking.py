@@ -431,10 +431,10 @@ def test_observers_come_and_go_beside_each_other():
 
     with SmartPool("model:1GiB") as pool:
         manager, one, two = pool.managers[0], Observer("one"), Observer("two")
-        manager.observe(one)
+        manager.add_observer(one)
         manager.add_observer(two)
         held = pool.malloc(10)
-        manager.observe(None)
+        manager.remove_observer(one)
         pool.free(held)
         manager.remove_observer(two)
         pool.free(pool.malloc(10))
