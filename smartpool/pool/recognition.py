@@ -210,7 +210,10 @@ class Recognition:
         return pool.flushes + _OFTEN
 
     def stop(self, pool: StepPool, steps: Steps) -> None:
-        """Recognise nothing any more."""
+        """Watch and serve nothing any more, until the next look."""
+        if steps.recognised is not None:
+            self.given_up += 1
+            self._serving = None
         self._end_watch(pool)
         steps.leave(pool)
 

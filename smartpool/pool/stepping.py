@@ -272,6 +272,13 @@ class Steps:
         self.attentive = False
         self.release_idle(pool)
 
+    def let_go(self, pool: StepPool) -> None:
+        """Leave what was recognised, and watch nothing for now: something else is about to begin."""
+        if self._automatic:
+            self._recognition.stop(pool, self)
+            self.look_at = pool.flushes + self._recognition.first_look
+        self.release_idle(pool)
+
     def show_door(self, bins: dict[int, Bin], bin_: FaceBin) -> None:
         """Let requests of one size come to `serve`."""
         self._put(bins, bin_)

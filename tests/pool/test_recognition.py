@@ -12,6 +12,7 @@ from smartpool.driver.model import ModelDriver
 from smartpool.errors import ConfigurationError, OutOfMemoryError
 from smartpool.pool import recognition
 from smartpool.pool.bins import Bin, LiveTable
+from smartpool.pool.graphs import GraphMemory, begin_capture, end_capture
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.steps import FaceBin
 from smartpool.pool.watching import Watch, busiest_thread, sequences
@@ -268,6 +269,30 @@ def test_the_memory_of_a_pool_that_nobody_holds_goes_at_once(times):
         assert not any(driver.held().values())
     finally:
         gc.enable()
+
+
+def test_a_capture_takes_no_planned_memory():
+    """It begins while a repetition is served on the very stream, with a slot that is live."""
+    with open_pool() as pool:
+        stream = pool.driver.create_stream()
+        play(pool, times=150, stream=stream)
+        assert steps_of(pool).recognised == 1
+        held = pool.malloc(STEP[0], stream)
+        memory = GraphMemory(pool)
+        begin_capture(pool, memory, stream)
+        assert not faces(pool)
+        inside = [pool.malloc(nbytes, stream) for nbytes in STEP[:4]]
+        for pointer in inside:
+            pool.free(pointer, stream)
+        pool.check()
+        end_capture(pool)
+        pool.free(held, stream)
+        memory.close()
+        play(pool, times=3, stream=stream)
+        pool.check()
+        assert steps_of(pool).left == 1
+        pool.trim(wait=True)
+        assert pool.reserved_bytes == 0
 
 
 def test_a_log_becomes_sequences():
