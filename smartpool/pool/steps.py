@@ -36,6 +36,7 @@ index, and cannot skip a request that is missing. One list a slot, checked under
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from threading import get_ident
@@ -54,7 +55,6 @@ CONTEXT: Final = 3
 LOST: Final = 64
 """Requests in a row, or more misses than hits, after which a step is given up."""
 REPLAN_SHARE: Final = 0.02
-_CANDIDATES: Final = 64
 
 _claim = dict.__setitem__  # not a request: observers are told once, by the one who asked
 _throw_away = deque[int](maxlen=0).append  # takes one argument and does nothing, in C
@@ -228,9 +228,10 @@ class PlannedStep:
             )
             for nbytes, slot, due in zip(plan.nbytes, self._slots, plan.due, strict=False)
         ]
-        self._places: dict[int, list[int]] = {}  # request size -> positions
-        for position, nbytes in enumerate(plan.nbytes):
-            self._places.setdefault(nbytes, []).append(position)
+        self._places: dict[tuple[int, ...], list[int]] = {}  # `CONTEXT` sizes in a row -> where they end
+        for last in range(CONTEXT - 1, len(plan.nbytes)):
+            context = plan.nbytes[last - CONTEXT + 1 : last + 1]
+            self._places.setdefault(context, []).append(last)
         self.position = 0
         self.seat = _NOBODY  # whose turn it is to take slots without the lock, or nobody's
         self._owner = _NOBODY  # who gets the seat back after a slow path
@@ -457,15 +458,11 @@ class PlannedStep:
         if len(tail) < CONTEXT:
             return None
         del tail[:-CONTEXT]
-        sizes, here = self.plan.nbytes, self.position
-        places = self._places.get(nbytes, [])
-        ahead = [place for place in places if place > here]
-        behind = [place for place in places if place < here]
-        for place, _ in zip((*ahead, *behind), range(_CANDIDATES), strict=False):
-            first = place - CONTEXT + 1
-            if first >= 0 and all(sizes[first + step] == tail[step] for step in range(CONTEXT)):
-                return place
-        return None
+        places = self._places.get(tuple(tail))
+        if not places:
+            return None
+        ahead = bisect_right(places, self.position)
+        return places[ahead] if ahead < len(places) else places[0]
 
 
 def _overlap(slot: range, other: range) -> bool:
