@@ -99,9 +99,8 @@ def plan(
             )
         intervals = start
     elif end is None or size is None:
-        raise InvalidRequestError(
-            f"expected start, end and size, or an IntervalSet alone, got no {'end' if end is None else 'size'}"
-        )
+        missing = "end" if end is None else "size"
+        raise InvalidRequestError(f"expected start, end and size, or an IntervalSet alone, got no {missing}")
     else:
         intervals = IntervalSet.from_arrays(start, end, size, alignment=alignment, fixed=fixed)
     return solve(intervals, capacity=capacity, time_limit=time_limit, seed=seed, progress=progress, stop=stop)
