@@ -99,7 +99,6 @@ class Compactor:
         """Move what can be moved, and return the bytes."""
         with movables.lock:
             owners = dict(movables.held())
-            where = {address: address for address in owners}
             moved = 0
             try:
                 streams = {bin_.stream for address in owners if (bin_ := self._live.get(address)) is not None}
@@ -112,10 +111,10 @@ class Compactor:
                     and bin_.stream not in captured
                 )
                 for move in self._plan(free_to_move):
-                    if self._move(move, where):
+                    if self._move(move, owners):
                         moved += move.size
             finally:
-                _let_go(owners, where)
+                _let_go(owners)
         return moved
 
     def _plan(self, movable: frozenset[int]) -> list[Move]:
@@ -128,7 +127,7 @@ class Compactor:
             moves += plan_moves(parts)
         return moves
 
-    def _move(self, move: Move, where: dict[int, int]) -> bool:
+    def _move(self, move: Move, owners: dict[int, Movable]) -> bool:
         """Copy a block and book it at its new place; False when it was freed meanwhile."""
         bin_ = self._live.get(move.source)
         source, target = self._heap.arena_of(move.source), self._heap.arena_of(move.target)
@@ -147,15 +146,25 @@ class Compactor:
         except BaseException:  # who watches may raise
             target.free(move.target, uses)
             raise
-        # From here on the block is at its new place. What comes in between leaks the old one at worst.
-        where[move.source] = move.target
+        # From here on the block is at both places until its owner knows of the new one: what comes in
+        # between leaks one of them at worst.
+        owners[move.source].end_move(move.target)
+        del owners[move.source]
         self._live.pop(move.source)
         source.free(move.source, uses)
         return True
 
 
-def _let_go(owners: dict[int, Movable], where: dict[int, int]) -> None:
-    """Tell all owners where their blocks are. An error on its way would keep those alive that it can see."""
-    while owners:
-        address, owner = owners.popitem()
-        owner.end_move(where[address])
+def _let_go(owners: dict[int, Movable], *, again: bool = False) -> None:
+    """Let go of the blocks that stayed. An error on its way would keep those alive that it can see.
+
+    After an interrupt the rest follows, with the one that it met once more.
+    """
+    try:
+        while owners:
+            address = next(iter(owners))
+            owners[address].end_move(address)
+            del owners[address]
+    finally:
+        if owners and not again:
+            _let_go(owners, again=True)
