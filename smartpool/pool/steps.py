@@ -42,6 +42,8 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Final
 
+import numpy as np
+
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin, LiveTable
@@ -228,6 +230,9 @@ class PlannedStep:
             )
             for nbytes, slot, due in zip(plan.nbytes, self._slots, plan.due, strict=False)
         ]
+        self._plain = self.entries.copy()  # as long as nobody is late
+        self._starts = np.array([slot.start if slot else 0 for slot in self._slots], dtype=np.int64)
+        self._stops = np.array([slot.stop if slot else 0 for slot in self._slots], dtype=np.int64)
         self._places: dict[tuple[int, ...], list[int]] = {}  # `CONTEXT` sizes in a row -> where they end
         for last in range(CONTEXT - 1, len(plan.nbytes)):
             context = plan.nbytes[last - CONTEXT + 1 : last + 1]
@@ -236,7 +241,7 @@ class PlannedStep:
         self.seat = _NOBODY  # whose turn it is to take slots without the lock, or nobody's
         self._owner = _NOBODY  # who gets the seat back after a slow path
         self._closed = True
-        self._late: list[range] = []
+        self._late: set[range] = set()
         self._tail: list[int] = []  # sizes of the last requests that were not found, in a row
         self._tail_at = 0  # the position at which they were not
         self._astray = 0  # how many in a row
@@ -271,7 +276,6 @@ class PlannedStep:
         """Let this thread take slots, from the first one on. What is live still is late."""
         if self._owner.busy:
             return  # another thread is in the middle of a request: no harm, the heap serves
-        self._late = [slot for slot in self._late if slot.start in self.live]
         self._owner = _Seat(get_ident())
         self._astray = 0
         self._tail.clear()
@@ -310,6 +314,12 @@ class PlannedStep:
         self.past_hits += self.hits
         self.past_misses += self.misses
         self.position = self._passed = self.misses = 0
+        late = {slot for slot in self._late if slot.start in self.live}
+        if late != self._late:
+            self._late.clear()
+            self.entries = self._plain.copy()
+            for slot in late:
+                self._bar(slot)
 
     # ------------------------------------------------------------------ the slow path
 
@@ -341,7 +351,7 @@ class PlannedStep:
             self._open_seat()
 
     def _open_seat(self) -> None:
-        if self._closed or self._late or self.elsewhere:
+        if self._closed or self.elsewhere:
             return
         self.seat = self._owner
         if self.elsewhere:  # entered meanwhile, by a free on another thread: see `use_elsewhere`
@@ -370,7 +380,6 @@ class PlannedStep:
 
     def _find(self, nbytes: int) -> int | None:
         """Return the position of a request whose slot can be had, and go on behind it; None for a miss."""
-        self._late = [slot for slot in self._late if slot.start in self.live]
         if self._expected() == nbytes:
             if self.position == len(self.entries):
                 self._finish()
@@ -387,7 +396,7 @@ class PlannedStep:
         if slot is None:  # outlived its step when it was recorded: the heap's
             self._astray = 0
             return None
-        if slot.start in self.live or any(_overlap(slot, other) for other in self._late):
+        if slot.start in self.live or any(self._is_in(slot, other) for other in self.entries[position][2]):
             self._passed += 1
             self._miss()
             return None
@@ -402,8 +411,23 @@ class PlannedStep:
         """Enter what should be free before the request at `position`, and is not, as late."""
         for index in self.plan.due[position]:
             slot = self._slots[index]
-            if slot is not None and slot.start in self.live and slot not in self._late:
-                self._late.append(slot)
+            if slot is not None and slot.start in self.live:
+                self._bar(slot)
+
+    def _bar(self, slot: range) -> None:
+        """Enter a late slot with those that are due before every request whose slot it overlaps."""
+        if slot in self._late:
+            return
+        self._late.add(slot)
+        overlaps = (self._starts < slot.stop) & (slot.start < self._stops)
+        for position in np.flatnonzero(overlaps).tolist():
+            face, address, due = self.entries[position]
+            self.entries[position] = (face, address, (*due, slot.start))
+
+    def _is_in(self, slot: range, address: int) -> bool:
+        """Whether what is live at an address, if anything is, overlaps a slot."""
+        bin_ = self.live.get(address)
+        return bin_ is not None and slot.start < address + bin_.size and address < slot.stop
 
     def _pass_to(self, position: int) -> None:
         """Let the requests before `position` go by, of which there may be none."""
@@ -424,7 +448,9 @@ class PlannedStep:
         else:
             self._passed -= self.position - position
             self.position = position
-            self._late = [slot for slot in self._slots if slot is not None and slot.start in self.live]
+            for slot in self._slots:
+                if slot is not None and slot.start in self.live:
+                    self._bar(slot)
 
     def check(self) -> None:
         """Prove that live slots are disjoint, within the region, and late where the plan has them freed."""
@@ -463,7 +489,3 @@ class PlannedStep:
             return None
         ahead = bisect_right(places, self.position)
         return places[ahead] if ahead < len(places) else places[0]
-
-
-def _overlap(slot: range, other: range) -> bool:
-    return slot.start < other.stop and other.start < slot.stop
