@@ -18,6 +18,7 @@ from smartpool.units import GiB, KiB, MiB, TiB, format_size, parse_size
 if TYPE_CHECKING:
     from smartpool.buffer import Buffer
     from smartpool.config import SmartPoolConfig
+    from smartpool.debug_options import DebugOptions
     from smartpool.movable import MovableBuffer
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
@@ -34,6 +35,7 @@ __all__ = [
     "AllocationResult",
     "Buffer",
     "Cost",
+    "DebugOptions",
     "GPUMemoryOptimizer",
     "GiB",
     "GraphMemory",
@@ -67,6 +69,7 @@ __getattr__, __dir__ = lazy_names(
         "AllocationResult": "smartpool.smart_pool",
         "Buffer": "smartpool.buffer",
         "Cost": "smartpool.prices",
+        "DebugOptions": "smartpool.debug_options",
         "GPUMemoryOptimizer": "smartpool.optimizer",
         "GraphMemory": "smartpool.pool.graphs",
         "IntervalSet": "smartpool.planner",

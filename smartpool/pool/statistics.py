@@ -66,8 +66,10 @@ class MemorySnapshot:
         Waits between streams that were queued on the device.
     steps
         Planned steps: how many, hits, misses, bytes planned.
-    driver_calls, driver_seconds
-        Calls by name, and what they cost.
+    driver_calls
+        Number of driver calls by name.
+    driver_seconds
+        What they cost, where that is measured or modelled.
     tiers, streams
         Live and cached blocks by the tier of the request, and by the stream: that of the request for
         live blocks, that of the last use for cached ones.
