@@ -85,7 +85,7 @@ class Bin(list[int]):
 
     @property
     def home(self) -> Bin:
-        """The bin itself, unless it stands for another (`smartpool.pool.steps`)."""
+        """The bin itself, unless it stands for another (`smartpool.pool.step_faces`)."""
         return self
 
     def __eq__(self, other: object) -> bool:

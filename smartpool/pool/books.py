@@ -48,8 +48,8 @@ from smartpool.pool.held import HeldBin
 from smartpool.pool.policy import policy_of
 from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.statistics import MemorySnapshot, by_stream, by_tier
+from smartpool.pool.step_faces import StepBin
 from smartpool.pool.stepping import Steps
-from smartpool.pool.steps import StepBin
 from smartpool.pool.streams import StreamClock
 from smartpool.units import format_size
 

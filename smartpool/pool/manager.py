@@ -27,7 +27,7 @@ from typing import Final, Self
 
 from smartpool.errors import DriverError, InvalidRequestError
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
-from smartpool.pool.steps import StepBin
+from smartpool.pool.step_faces import StepBin
 from smartpool.pool.upkeep import UpkeepPool
 from smartpool.request import checked_size
 from smartpool.units import format_size

@@ -36,8 +36,8 @@ from smartpool.errors import StepError
 from smartpool.log import LOGGER
 from smartpool.pool.aside import Aside
 from smartpool.pool.repetition import EVIDENCE, agreeing_periods, repetition_in
+from smartpool.pool.step_faces import DoorBin
 from smartpool.pool.step_plans import Sequence, StepPlan, load_of, make_plan
-from smartpool.pool.steps import DoorBin
 from smartpool.pool.watching import LogEntry, Watch, busiest_thread, sequences
 
 if TYPE_CHECKING:

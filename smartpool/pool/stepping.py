@@ -24,9 +24,10 @@ from smartpool.pool.aside import Aside
 from smartpool.pool.bins import Bin
 from smartpool.pool.recognition import NEVER, Recognition
 from smartpool.pool.repetition import AGREEMENT
+from smartpool.pool.step_faces import ExtraBin, FaceBin
 from smartpool.pool.step_plans import Sequence, StepPlan, make_plan
 from smartpool.pool.step_pool import StepPool
-from smartpool.pool.steps import ExtraBin, FaceBin, PlannedStep
+from smartpool.pool.steps import PlannedStep
 from smartpool.pool.watching import Watch, sequences
 
 __all__ = ["StepStatistics", "Steps"]

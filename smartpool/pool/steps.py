@@ -12,10 +12,11 @@ throws away what is put into it: that a slot is live, or free, is written in one
 of live blocks.
 
 *Nothing live is handed out.* With every request comes the list of slots that are *due* before it: by
-the plan they were freed. One that is live still is *late*, and a request whose slot overlaps a late
-one is a miss, which the heap serves. Slots that are neither late nor due are disjoint from the next
-one by the plan. So lifetimes may turn out as they like; a step without surprises pays one look-up
-in the live table for each free, and that is all.
+the plan they were freed. One that is live still is *late*: it is entered among those due before every
+request whose slot it overlaps, and such a request is a miss as long as it is live, which the heap
+serves. Slots that are neither late nor due are disjoint from the next one by the plan. So lifetimes
+may turn out as they like; a step without surprises pays one look-up in the live table for each
+free, and that is all.
 
 *Finding back.* A request that does not match is served by the heap and counted. If the next one
 matches the expected index, it was an extra one. If the last `CONTEXT` requests match the plan
@@ -28,140 +29,40 @@ last thing before it takes a slot. Each side first writes and then looks (Dekker
 the interpreter's lock that is enough. A step that was recorded on several threads (PyTorch's
 backward runs on its own) passes the seat on where the sequence does.
 
-Bound: O(1) for each request, plus O(late slots); the planner runs on its own thread.
+Bound: O(1) for each request, O(requests) for each slot that becomes late; the planner runs on its own
+thread.
 Rejected: handing memory on from slot to slot when it is freed, so that a request is one `list.pop`
-and a free does the work (a marked graph over the overlaps in space): it costs the same, needs no
-index, and cannot skip a request that is missing. One list a slot, checked under the lock: 3.2 us.
+and a free does the work (a marked graph over the overlaps in space): what it saves a request it
+costs the free, and a request that is missing holds up all whose memory it would have handed on. One
+list a slot, checked under the pool's lock: 3.2 us a request, no less than a search. The seat closed
+while any slot is late: 12 us, in a step of which many were.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable
 from threading import get_ident
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT
-from smartpool.pool.bins import Bin, LiveTable
+from smartpool.pool.step_faces import NOBODY, Seat, StepBin
 from smartpool.pool.step_plans import StepPlan
 from smartpool.units import align_up
 
-__all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "DoorBin", "ExtraBin", "FaceBin", "PlannedStep", "StepBin"]
+if TYPE_CHECKING:
+    from smartpool.pool.bins import Bin, LiveTable
+
+__all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "PlannedStep"]
 
 CONTEXT: Final = 3
 """Requests in a row that must match the plan elsewhere before the step goes on from there."""
 LOST: Final = 64
 """Requests in a row, or more misses than hits, after which a step is given up."""
 REPLAN_SHARE: Final = 0.02
-
-_claim = dict.__setitem__  # not a request: observers are told once, by the one who asked
-_throw_away = deque[int](maxlen=0).append  # takes one argument and does nothing, in C
-
-
-class FaceBin(Bin):
-    """Stands in a table of bins for another while a step is served. Holds no block, and is never emptied.
-
-    Attributes
-    ----------
-    home
-        The bin that it stands for.
-    """
-
-    __slots__ = ("home",)
-    home: Bin  # where another bin says that it is its own
-
-    def __init__(self, home: Bin) -> None:
-        super().__init__(home.nbytes, home.size, home.stream, home.tier, set())
-        self.quiet = False
-        self.home = home
-
-
-class DoorBin(FaceBin):
-    """Sends requests of one size, which may be the first of a repetition, to the slow path."""
-
-    __slots__ = ()
-
-
-class StepBin(FaceBin):
-    """All planned requests of one size: its `pop` is the next slot of the plan."""
-
-    __slots__ = ("step",)
-
-    append = staticmethod(_throw_away)  # what is not live is free
-
-    def __init__(self, home: Bin, step: PlannedStep) -> None:
-        super().__init__(home)
-        self.step = step
-        list.append(self, -1)  # a bin that is true is asked (see `Bin`); `__bool__` would be a call more
-
-    def pop(self, index: object = -1) -> int:  # noqa: ARG002 - a bin's method
-        """Return the next slot if it is of this size, free, and ours to take; else `IndexError`."""
-        step = self.step
-        seat = step.seat
-        if seat.owner != get_ident() or seat.busy:
-            raise IndexError
-        seat.busy = True
-        try:
-            position = step.position
-            face, address, due = step.entries[position]  # an IndexError at the end of the repetition
-            live = step.live
-            if face is self and address not in live:
-                for other in due:
-                    if other in live:
-                        break
-                else:
-                    if step.seat is seat:  # last: see the module
-                        step.position = position + 1
-                        _claim(live, address, self)  # before we return: a destructor may ask meanwhile
-                        return address
-        finally:
-            seat.busy = False
-        raise IndexError
-
-
-class ExtraBin(FaceBin):
-    """A size that the plan of a marked step does not know: counts, and passes on to the bin."""
-
-    __slots__ = ("step",)
-
-    def __init__(self, home: Bin, step: PlannedStep) -> None:
-        super().__init__(home)
-        self.step = step
-
-    def __bool__(self) -> bool:
-        return bool(self.home)
-
-    def pop(self, index: object = -1) -> int:  # noqa: ARG002 - a bin's method
-        """Return a block of the bin, and count it as a miss of the step."""
-        pointer = self.home.pop()
-        if self.step.seat.owner == get_ident():
-            self.step.misses += 1
-        return pointer
-
-    def append(self, pointer: int) -> None:
-        """Put the block into the bin."""
-        home = self.home
-        home.append(pointer)  # first: see `Bin`
-        if home.quiet:
-            home.quiet = False
-            home.touched.add(home)
-
-
-class _Seat:
-    """Who takes slots without the lock: a thread, and whether it is about to."""
-
-    __slots__ = ("busy", "owner")
-
-    def __init__(self, owner: int) -> None:
-        self.owner = owner
-        self.busy = False
-
-
-_NOBODY: Final = _Seat(-1)
 
 
 class PlannedStep:
@@ -238,8 +139,8 @@ class PlannedStep:
             context = plan.nbytes[last - CONTEXT + 1 : last + 1]
             self._places.setdefault(context, []).append(last)
         self.position = 0
-        self.seat = _NOBODY  # whose turn it is to take slots without the lock, or nobody's
-        self._owner = _NOBODY  # who gets the seat back after a slow path
+        self.seat = NOBODY  # whose turn it is to take slots without the lock, or nobody's
+        self._owner = NOBODY  # who gets the seat back after a slow path
         self._closed = True
         self._late: set[range] = set()
         self._tail: list[int] = []  # sizes of the last requests that were not found, in a row
@@ -276,7 +177,7 @@ class PlannedStep:
         """Let this thread take slots, from the first one on. What is live still is late."""
         if self._owner.busy:
             return  # another thread is in the middle of a request: no harm, the heap serves
-        self._owner = _Seat(get_ident())
+        self._owner = Seat(get_ident())
         self._astray = 0
         self._tail.clear()
         self._closed = False
@@ -291,7 +192,7 @@ class PlannedStep:
     def close(self) -> None:
         """Serve no more in this repetition. Under the pool's lock."""
         self._closed = True
-        self.seat = _NOBODY
+        self.seat = NOBODY
 
     @property
     def used_by(self) -> set[int]:
@@ -301,7 +202,7 @@ class PlannedStep:
     def use_elsewhere(self, address: int, stream: int) -> None:
         """Learn that another stream uses a live slot; call it before that slot is freed. Needs no lock."""
         self.elsewhere[address] = (*self.elsewhere.get(address, ()), stream)
-        self.seat = _NOBODY
+        self.seat = NOBODY
 
     def _finish(self) -> None:
         """End a repetition: count it, and look who is late for the next."""
@@ -333,7 +234,7 @@ class PlannedStep:
         wait
             Orders a stream, its second argument, behind all work queued so far on others.
         """
-        self.seat = _NOBODY
+        self.seat = NOBODY
         try:
             if self._owner.busy or self._closed:
                 return None  # in the middle of a quick one: a destructor of ours, or another thread
@@ -355,13 +256,13 @@ class PlannedStep:
             return
         self.seat = self._owner
         if self.elsewhere:  # entered meanwhile, by a free on another thread: see `use_elsewhere`
-            self.seat = _NOBODY
+            self.seat = NOBODY
 
     def _passes_on(self, nbytes: int) -> bool:
         """Let another thread go on where the sequence says that it may."""
         if not self.plan.shared or self._expected() != nbytes:
             return False
-        self._owner = _Seat(get_ident())
+        self._owner = Seat(get_ident())
         return True
 
     def _expected(self) -> int:

@@ -14,7 +14,7 @@ from smartpool.pool import recognition
 from smartpool.pool.bins import Bin, LiveTable
 from smartpool.pool.graphs import GraphMemory, begin_capture, end_capture
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.steps import FaceBin
+from smartpool.pool.step_faces import FaceBin
 from smartpool.pool.watching import Watch, busiest_thread, sequences
 from smartpool.units import GiB, KiB
 

@@ -19,8 +19,9 @@ from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import PoolClosedError, ReentrantCallError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.step_faces import StepBin
 from smartpool.pool.step_plans import Sequence, make_plan
-from smartpool.pool.steps import PlannedStep, StepBin
+from smartpool.pool.steps import PlannedStep
 from smartpool.units import KiB, MiB
 
 SIZES = (1 * MiB, 1 * MiB + 512, 300 * KiB, 1 * MiB)
