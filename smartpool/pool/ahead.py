@@ -22,7 +22,7 @@ from typing import Final
 
 __all__ = ["SHARE", "Forecast"]
 
-SHARE: Final = 0.9
+SHARE: Final = 0.8
 """The rest, which is where edges decide how much is needed, is left to the policy."""
 
 _LEAST: Final = 1 / 8  # a factor below that is nothing

@@ -11,8 +11,8 @@ Three choices are made by the driver's prices (`smartpool.prices`):
 
 * how large chunks are. With chunks of a share c, a run makes about a/c calls and wastes about b·c
   bytes, so the sum is least where c is proportional to the square root of a call's price. The numbers
-  below hold for the reference's prices; `Policy.priced` moves them, in steps of a factor 1.4, so that
-  the noise of a measurement does not;
+  below hold for the reference's prices; `Policy.priced` moves them by powers of two: chunks whose
+  sizes halve into each other fit into each other's places, and the noise of a measurement moves nothing;
 * whether to grow or to stitch beyond the budget (`Policy.growing_pays`);
 * which pieces make a window (`smartpool.memory.stitch`).
 
@@ -34,7 +34,6 @@ from smartpool.units import KiB, MiB, align_down, align_up
 
 __all__ = ["POLICY_OF_NAME", "Policy", "policy_of"]
 
-_STEPS: Final = 2  # sizes of chunks an octave
 _MOST_OCTAVES: Final = 3  # beyond a factor of 8 in size nothing was measured
 
 
@@ -90,7 +89,7 @@ class Policy:
     def priced(self, prices: Prices) -> Policy:
         """Return the policy of the same intent for a device with these prices.
 
-        Chunks grow with the square root of what a new and a shown one cost, in steps.
+        Chunks grow with the square root of what a new and a shown one cost, by powers of two.
 
         >>> from smartpool.pool.pricing import REFERENCE
         >>> dear = POLICY_OF_NAME["balanced"].priced(REFERENCE.scaled(create=4, map=4, access=4))
@@ -101,7 +100,7 @@ class Policy:
         reference = REFERENCE.grow(1, 0) + REFERENCE.show(1, 0)
         octaves = math.log2(call / reference) / 2 if call else -_MOST_OCTAVES
         octaves = max(-_MOST_OCTAVES, min(_MOST_OCTAVES, octaves))
-        factor = 2 ** (round(octaves * _STEPS) / _STEPS)
+        factor = 2.0 ** round(octaves)
         return replace(
             self,
             prices=prices,
@@ -164,9 +163,9 @@ class Policy:
 def policy_of(policy: str | float) -> Policy:
     """Return a policy by its name, or by its place on the axis from 0 (tight) to 1 (fast).
 
-    Between two named policies sizes and prices go by equal factors, shares of the budget by equal
-    differences. Tidy placement, which costs twice the time and pays only with the smallest chunks,
-    ends at 0.1.
+    Between two named policies sizes and prices go by equal factors, sizes down to a power of two, and
+    shares of the budget by equal differences. Tidy placement, which costs twice the time and pays only
+    with the smallest chunks, ends at 0.1.
 
     >>> policy_of(0.5) is policy_of("balanced")
     True
@@ -189,8 +188,8 @@ def policy_of(policy: str | float) -> Policy:
         waste=_between(low.waste, high.waste, share),
         roomy=_between(low.roomy, high.roomy, share),
         trifle=_between(low.trifle, high.trifle, share),
-        chunk_share=_by_factor(low.chunk_share, high.chunk_share, share),
-        smallest_chunk=round(_by_factor(low.smallest_chunk, high.smallest_chunk, share)),
+        chunk_share=_power_of_two(_by_factor(low.chunk_share, high.chunk_share, share)),
+        smallest_chunk=int(_power_of_two(_by_factor(low.smallest_chunk, high.smallest_chunk, share))),
         edge_price=_by_factor(low.edge_price, high.edge_price, share),
         mib_price=_by_factor(low.mib_price, high.mib_price, share),
         tidy=low.tidy if policy < _TIDY_UNTIL else high.tidy,
@@ -199,6 +198,11 @@ def policy_of(policy: str | float) -> Policy:
 
 def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
+
+
+def _power_of_two(value: float) -> float:
+    """Return the largest power of two that is not above `value`."""
+    return 2.0 ** math.floor(math.log2(value) + 1e-9)
 
 
 def _by_factor(low: float, high: float, share: float) -> float:

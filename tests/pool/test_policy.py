@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpool.config import POLICIES
-from smartpool.pool.policy import POLICY_OF_NAME
+from smartpool.pool.policy import POLICY_OF_NAME, policy_of
+from smartpool.trace import Trace
+from smartpool.trace.replay import replay
+from smartpool.trace.targets import open_target
 from smartpool.units import GiB, KiB, MiB, TiB
+
+TRACES = Path(__file__).parents[1] / "data" / "traces"
 
 
 @given(
@@ -45,6 +52,30 @@ def test_growing_ahead_stays_in_its_room(name, missing, peak, room):
     grown = policy.growth_bytes(missing * granularity, peak, room * granularity, granularity)
     assert grown % granularity == 0
     assert missing * granularity <= grown <= max(missing, room) * granularity
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_every_number_on_the_axis_is_a_policy_and_more_is_never_tighter(low, high):
+    low, high = sorted((low, high))
+    tighter, looser = policy_of(low), policy_of(high)
+    for field in ("slack", "ahead", "chunk_share", "smallest_chunk"):
+        assert getattr(tighter, field) <= getattr(looser, field)
+    for field in ("mib_price", "edge_price", "tidy"):
+        assert getattr(tighter, field) >= getattr(looser, field)
+    for name, place in POLICIES.items():
+        assert policy_of(place) is policy_of(name)
+
+
+def test_fragmentation_and_driver_time_follow_the_axis():
+    trace = Trace.load(TRACES / "dataframe-mix.npz")
+    reserved, seconds = [], []
+    for policy in (0.0, 0.25, 0.5, 1.0):
+        with open_target("smartpool", "model:8GiB", policy=policy) as target:
+            run = replay(trace, target)
+        reserved.append(run.peak_reserved_bytes)
+        seconds.append(run.driver_seconds)
+    assert reserved == sorted(reserved)
+    assert seconds == sorted(seconds, reverse=True)
 
 
 @pytest.mark.parametrize("smaller, larger", [("tight", "balanced"), ("balanced", "fast")])  # noqa: PT006

@@ -67,7 +67,7 @@ def test_a_failed_measurement_is_none_and_gives_back_what_it_can(call, nth):
     driver = LikeCuda()
     driver.faults.fail(call, nth=nth)
     failed = call != "unreserve" and not (call == "reserve" and nth > 1)
-    assert (measure_prices(driver) is None) == failed
+    assert (measure_prices(driver, clock=lambda: 0.0) is None) == failed  # no deadline passes
     driver.faults.clear()
     held = driver.held()
     if call in {"unmap", "release_chunk"}:
@@ -82,10 +82,11 @@ def test_a_pool_on_cuda_measures_once_and_not_before_it_grows():
     with AdvancedMemoryPoolManager(driver) as pool:
         assert not driver.calls["create_chunk"]
         pool.free(pool.malloc(1 * MiB))
-        assert driver.calls["create_chunk"] == REPEATS + 1
+        measured = driver.calls["create_chunk"] - 1
+        assert 1 <= measured <= REPEATS  # as the machine is busy
         pool.trim()
         pool.free(pool.malloc(1 * MiB))
-        assert driver.calls["create_chunk"] == REPEATS + 2
+        assert driver.calls["create_chunk"] == measured + 2
         pool.check()
 
 
@@ -131,9 +132,10 @@ def test_chunks_grow_with_the_root_of_the_price(name):
     assert policy.priced(REFERENCE.scaled(create=1.2, map=1.2, access=1.2)).smallest_chunk == (
         policy.smallest_chunk
     )
-    twice = policy.priced(REFERENCE.scaled(create=2, map=2, access=2))
-    assert twice.smallest_chunk / policy.smallest_chunk == pytest.approx(2**0.5, rel=1e-3)
-    assert twice.chunk_share / policy.chunk_share == pytest.approx(2**0.5)
+    for times in (4, 16):
+        dearer = policy.priced(REFERENCE.scaled(create=times, map=times, access=times))
+        assert dearer.smallest_chunk == policy.smallest_chunk * times**0.5
+        assert dearer.chunk_share == policy.chunk_share * times**0.5
     free = policy.priced(REFERENCE.scaled(create=0, map=0, access=0))
     assert free.smallest_chunk == policy.smallest_chunk // 8
 
