@@ -48,7 +48,7 @@ def test_numpy_reads_the_very_bytes_of_the_cpu_device():
     ("arguments", "expected"),
     [
         (["--device", "nonsense"], "no device 'nonsense'"),
-        (["--device", "model:1GiB"], "a model device has addresses and no memory"),
+        (["--device", "model:1GiB"], "has addresses and no memory"),
         (["--trace", "nonsense"], "no such file"),
         (["--trace", "multistream-mix", "--output", "missing/picture.html"], "missing/picture.html"),
     ],
