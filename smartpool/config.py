@@ -38,7 +38,7 @@ class SmartPoolConfig:
         of the default.
     recognise_after
         How many requests must have missed their bin before the pool first looks for repetition that
-        nobody marked; None for never. Looking costs some 10 ms once, and then 5 % of what searching
+        nobody marked; None for never. Looking costs some 10 ms once, and then 6 % of what searching
         costs at most; sooner than by the default it does not come in within a short run.
     target_fragmentation_reduction
         Reduction against the caching baseline, in [0, 1], that `statistics.target_achieved` asks for.
