@@ -220,7 +220,7 @@ class Recognition:
     # ------------------------------------------------------------------ watching
 
     def _begin_watch(self, limit: int, pool: StepPool) -> None:
-        self._watch = Watch(limit, _ending(pool))
+        self._watch = Watch(limit, _ending(pool), pool.late_frees)
         self._searched = pool.searches
         self._check_at = max(limit // 2, 2 * EVIDENCE)
         pool.add_observer(self._watch)

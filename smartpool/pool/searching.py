@@ -80,6 +80,8 @@ class SearchingPool(PoolBooks):
             if len(self._bins_of[handle]) > self._bins_limit:
                 self._forget_bins()
             if self._steps.attentive and alignment <= ALIGNMENT:
+                if self.late_frees is not None:
+                    self.late_frees()  # what is due may be among them
                 pointer = self._steps.serve(bin_, self) or 0
                 if pointer:
                     return pointer

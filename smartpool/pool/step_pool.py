@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
@@ -11,6 +12,8 @@ __all__ = ["StepPool"]
 
 class StepPool(Protocol):
     """A pool, as its steps see it. All under its lock."""
+
+    late_frees: Callable[[], None] | None
 
     @property
     def live_table(self) -> LiveTable:

@@ -129,7 +129,7 @@ class Steps:
         if plans is not None:
             self._serve_plans(name, plans, pool)
         elif self._enabled and name not in self._planning and not self._waits(name):
-            self._watch = Watch(MOST, _until_the_end)
+            self._watch = Watch(MOST, _until_the_end, pool.late_frees)
             pool.add_observer(self._watch)
         self._name, self._owner = name, threading.get_ident()
         self.attentive = bool(self._serving)

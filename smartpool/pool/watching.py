@@ -31,6 +31,8 @@ class Watch:
         Requests and frees after which it has seen enough.
     enough
         Called with the watch when it has; called again at every request until the watch is ended.
+    late_frees
+        The pool's: gives back what was put aside, so that it is seen before the next request.
 
     Attributes
     ----------
@@ -38,13 +40,18 @@ class Watch:
         What happened so far.
     """
 
-    def __init__(self, limit: int, enough: Callable[[Watch], None]) -> None:
+    def __init__(
+        self, limit: int, enough: Callable[[Watch], None], late_frees: Callable[[], None] | None = None
+    ) -> None:
         self.log: list[LogEntry] = []
         self._limit = limit
         self._enough = enough
+        self._late_frees = late_frees
 
     def allocated(self, pointer: int, nbytes: int, stream: int) -> None:
         """Note a request."""
+        if self._late_frees is not None:
+            self._late_frees()
         log = self.log
         if len(log) < self._limit:
             log.append((pointer, nbytes, stream, get_ident()))

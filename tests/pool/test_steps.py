@@ -373,6 +373,43 @@ def test_a_step_goes_back_after_it_went_on_too_far(pool):
     assert after.hits - before.hits >= 37
 
 
+def test_frees_that_are_put_aside_are_seen_in_time(pool):
+    """As PyTorch's are: they wait in a ring until the pool asks for them."""
+    ring = []
+
+    def drain():
+        while ring:
+            pool.free(ring.pop())
+
+    pool.late_frees = drain
+    steps = program(15, 100)
+
+    def once():
+        pointers, count = {}, 0
+        with step(pool):
+            for kind, value in steps:
+                if kind == "take":
+                    pointers[count] = pool.malloc(value)
+                    count += 1
+                else:
+                    ring.append(pointers.pop(value))
+        pool.check()
+
+    for _ in range(3):
+        once()
+    before = pool.snapshot()
+    once()
+    after = pool.snapshot()
+    assert (after.steps.hits - before.steps.hits, after.steps.misses) == (100, 0)
+    assert after.searches == before.searches
+    live = peak = 0
+    sizes = [value for kind, value in steps if kind == "take"]
+    for kind, value in steps:
+        live += value if kind == "take" else -sizes[value]
+        peak = max(peak, live)
+    assert after.steps.planned_bytes <= 1.1 * peak
+
+
 def test_extra_requests_are_counted_also_where_their_bin_serves(pool):
     player, steps = Player(pool), program(14, 60)
     player.give(player.take(123_456))
