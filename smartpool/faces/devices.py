@@ -78,8 +78,12 @@ class DevicePool:
         """Mark one repetition of something that repeats itself, such as a training step.
 
         The first repetition is recorded, then planned on another thread; later ones are served
-        from the plan, by index: no search, no driver call. Requests of the thread that entered, on
-        the default stream, take part. What does not match is counted and served as always.
+        from the plan, by index: no search, no driver call. Requests of the thread that entered take
+        part, on each stream by a plan of its own, and those of threads that take turns with it. What
+        does not match is counted and served as always.
+
+        Without marks, the pool looks for repetition by itself once searching has cost enough
+        (`SmartPoolConfig.recognise_after`); the first mark ends that.
 
         Parameters
         ----------
