@@ -79,7 +79,7 @@ class Policy:
     slab_limit: int = 64 * KiB
     slab_bytes: int = 2 * MiB
     waste: float = 0.5
-    roomy: float = 0.5
+    roomy: float = 0.7
     trifle: float = 1 / 128
     tidy: int = 0
     edge_price: float = 4.0
@@ -225,5 +225,7 @@ POLICY_OF_NAME: Final = {
         mib_price=1e5,
     ),
     "balanced": Policy(slack=0.01, chunk_share=1 / 32, smallest_chunk=8 * MiB, ahead=0.01, mib_price=20.0),
-    "fast": Policy(slack=0.03, chunk_share=1 / 16, smallest_chunk=32 * MiB, ahead=0.02, mib_price=10.0),
+    "fast": Policy(
+        slack=0.03, chunk_share=1 / 16, smallest_chunk=32 * MiB, ahead=0.02, mib_price=10.0, roomy=0.5
+    ),
 }
