@@ -8,9 +8,10 @@ byte that was asked for. They are looked at when the block is freed, and by `che
 *Quarantine.* So that there is something to see, the freed blocks of the last megabytes are not reused.
 *Stacks* of the request and of the free of each block, and a report of what was never freed.
 
-Order. Patterns are written on the block's own stream, before the caller can queue anything there; a
-look waits for the device, so work that was queued before the free is judged, and so is work on the
-freed block that was queued until it leaves the quarantine.
+Order. Guards are written on the stream of the request, in the same call, before the caller can queue
+anything there. A look waits for the device, so work that was queued before the free is judged; poison is
+written while the device is idle, so all work on the freed block that is queued until it leaves the
+quarantine is judged, too, whichever the stream.
 
 The pool behind is the ordinary one and sees requests that are larger by the guards. So none of this
 costs anything where it is off, and steps, streams and arenas are those of every day. Rejected: a pool
@@ -158,7 +159,7 @@ class DebuggingManager:
         guard = 0 if plain else self.options.guard_bytes
         front = align_up(guard, max(alignment, ALIGNMENT))
         back = align_up(nbytes, ALIGNMENT) - nbytes + guard if guard else 0
-        address = inner.malloc_aligned(front + nbytes + back, alignment, handle)
+        address = inner.malloc_aligned(front + nbytes + back, alignment, stream)
         try:
             block = DebugBlock(
                 pointer=address + front, nbytes=nbytes, inner=address, front=front, back=back,
@@ -320,7 +321,8 @@ class DebuggingManager:
             self._inspector.raise_found()
 
     def _take_in_pending(self) -> None:
-        self._inner.driver.synchronize()  # whatever the streams that used the blocks
+        driver = self._inner.driver
+        driver.synchronize()  # whatever the streams that used the blocks
         while self._pending:
             block = self._pending[0]
             if block.plain:
@@ -331,9 +333,10 @@ class DebuggingManager:
                 self._quarantine[block.pointer] = block
                 self._quarantined_bytes += block.size
             self._pending.popleft()
-            room = 0 if self._inner._closed else self.options.quarantine_bytes  # noqa: SLF001
-            while self._quarantined_bytes > room:
-                self._let_go()
+        driver.synchronize()  # what is let go may be reused on any stream
+        room = 0 if self._inner._closed else self.options.quarantine_bytes  # noqa: SLF001
+        while self._quarantined_bytes > room:
+            self._let_go()
 
     def _let_go(self) -> None:
         """Give the oldest block of the quarantine back to the pool."""

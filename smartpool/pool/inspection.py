@@ -10,7 +10,6 @@ from smartpool.driver.protocol import Driver
 from smartpool.errors import (
     MemoryCorruptionError,
     OverrunError,
-    StreamError,
     UnsupportedError,
     UseAfterFreeError,
 )
@@ -97,9 +96,12 @@ class Inspector:
         self._fill(block.pointer + block.nbytes, GUARD_BYTE, block.back, block.stream)
 
     def poison(self, block: DebugBlock) -> None:
-        """Fill a freed block."""
+        """Fill a freed block. The device must be idle before, and before the block is reused.
+
+        Not on the block's own stream, which may not exist any more.
+        """
         if self._options.poison:
-            self._fill(block.pointer, FREED_BYTE, block.nbytes, self._living_stream(block))
+            self._fill(block.pointer, FREED_BYTE, block.nbytes, self._driver.default_stream)
 
     def check_guards(self, block: DebugBlock) -> None:
         """Look at the guards of a block."""
@@ -107,7 +109,7 @@ class Inspector:
             at = self._first_other(start, size, GUARD_BYTE)
             if at is not None:
                 self._note(OverrunError, block, at, "outside of", GUARD_BYTE)
-                self._fill(start, GUARD_BYTE, size, self._living_stream(block))  # told once
+                self._fill(start, GUARD_BYTE, size, self._driver.default_stream)  # told once
 
     def check_poison(self, block: DebugBlock) -> None:
         """Look whether a freed block is as `poison` left it, at both ends if it is large."""
@@ -121,7 +123,7 @@ class Inspector:
             at = self._first_other(start, size, FREED_BYTE)
             if at is not None:
                 self._note(UseAfterFreeError, block, at, "after it was freed, into", FREED_BYTE)
-                self._fill(start, FREED_BYTE, size, self._living_stream(block))
+                self._fill(start, FREED_BYTE, size, self._driver.default_stream)
                 return
 
     def raise_found(self) -> None:
@@ -166,13 +168,6 @@ class Inspector:
         )
         LOGGER.error("%s", error)
         self._found.append(error)
-
-    def _living_stream(self, block: DebugBlock) -> int:
-        """Return the block's stream; the default one when it was destroyed meanwhile."""
-        try:
-            return self._driver.stream(block.stream)
-        except StreamError:
-            return self._driver.default_stream
 
     def _fill(self, address: int, value: int, size: int, stream: int) -> None:
         if size:
