@@ -65,8 +65,9 @@ class Contract:
         ``must_serve(live sizes, nbytes)`` says that a request may not be refused; `nbytes` is the alignment
         where that is asked for and larger.
     refill
-        The largest request that was ever served is served again once nothing is live. False for
-        allocators that never join what was split.
+        Once nothing is live, a used allocator serves what a fresh one serves: the largest request that the
+        capacity allows, or, where that is unknown, the largest that was served before. False for allocators
+        that never join what was split.
     address
         The address of what a request returned. By default integers are addresses, and ``ptr``,
         ``pointer``, ``handle``, ``data_ptr()``, array interfaces and Python buffers are known.
@@ -139,6 +140,7 @@ class Contract:
     close: Hook | None = None
     driver: str | Callable[[], Any] | None = None
     faults: bool = False
+    learned: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not callable(self.factory):
@@ -161,7 +163,7 @@ class Contract:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Return the names of all fields, in order."""
-        return tuple(each.name for each in fields(cls))
+        return tuple(each.name for each in fields(cls) if each.init)
 
     @property
     def largest(self) -> int:

@@ -56,7 +56,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         super().__init__()
         self.session = self.make_session()
         self._sizes = sizes(self.contract)
-        self._bad_sizes = 0
+        self._bad_sizes = self._fragmented = 0
 
     def make_session(self) -> Session:
         """Return a fresh session; a subclass may vary the contract here."""
@@ -66,6 +66,14 @@ class AllocatorMachine(RuleBasedStateMachine):
         """Return a live block: 0 the latest, 1 the one before it, and so on around."""
         blocks = list(self.session.live.values())
         return blocks[-1 - which % len(blocks)]
+
+    def take(self, nbytes: int, stream: int | None = None) -> Block | None:
+        """Ask for a block; None when it is refused."""
+        return self.session.malloc(nbytes, stream=self.stream_of(stream))
+
+    def give(self, block: Block, stream: int | None = None) -> None:
+        """Free a live block."""
+        self.session.free(block, stream=self.stream_of(stream))
 
     def stream_of(self, number: int | None) -> int | None:
         """Return a number that is one of the session's streams, or None."""
@@ -77,21 +85,33 @@ class AllocatorMachine(RuleBasedStateMachine):
     @rule(data=st.data(), stream=st.none() | st.integers(0, 7))
     def malloc(self, data: Any, stream: int | None) -> None:
         """Ask for any size that the contract allows."""
-        self.session.malloc(data.draw(self._sizes), stream=self.stream_of(stream))
+        self.take(data.draw(self._sizes), stream)
 
     @rule(data=st.data(), count=st.integers(2, 12), step=st.integers(-8, 8))
     def malloc_many(self, data: Any, count: int, step: int) -> None:
         """Ask for many blocks of nearly one size."""
         nbytes = data.draw(self._sizes) // count
         for turn in range(count):
-            self.session.malloc(max(1, nbytes + turn * step))
+            self.take(max(1, nbytes + turn * step))
+
+    @precondition(lambda self: self._fragmented < _ENOUGH)
+    @rule(count=st.integers(4, 12), data=st.data())
+    def fragment(self, count: int, data: Any) -> None:
+        """Fill the memory, free every second block, and ask for more than any one of the holes."""
+        self._fragmented += 1
+        nbytes = max(1, self.contract.largest // count)
+        blocks = [self.take(nbytes) for _ in range(count)]
+        for block in blocks[::2]:
+            if block is not None:
+                self.give(block)
+        self.take(nbytes * data.draw(st.integers(2, count // 2)))
 
     @precondition(lambda self: self.session.dead)
     @rule(which=st.integers(0, 50), stream=st.none() | st.integers(0, 7))
     def malloc_again(self, which: int, stream: int | None) -> None:
         """Ask for a size that was freed before: what caches are for."""
         dead = list(self.session.dead.values())
-        self.session.malloc(dead[-1 - which % len(dead)].nbytes, stream=self.stream_of(stream))
+        self.take(dead[-1 - which % len(dead)].nbytes, stream)
 
     @precondition(lambda self: self.contract.malloc_aligned is not None)
     @rule(data=st.data(), shift=st.integers(0, 23), stream=st.none() | st.integers(0, 7))
@@ -113,14 +133,14 @@ class AllocatorMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 50), stream=st.none() | st.integers(0, 7))
     def free(self, which: int, stream: int | None) -> None:
         """Free any live block."""
-        self.session.free(self.pick(which), stream=self.stream_of(stream))
+        self.give(self.pick(which), stream)
 
     @precondition(lambda self: len(self.session.live) > 1)
     @rule(every=st.integers(1, 3))
     def free_many(self, every: int) -> None:
         """Free every, every second or every third block: holes, or nothing left."""
         for block in list(self.session.live.values())[::every]:
-            self.session.free(block)
+            self.give(block)
 
     @precondition(lambda self: self.contract.bad_frees != "undefined" and self.session.dead)
     @rule(which=st.integers(0, 50))

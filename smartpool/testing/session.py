@@ -442,18 +442,49 @@ class Session:
             raise error
 
     def _refill(self) -> None:
-        largest = self._largest
-        if largest is None or not self.contract.refill:
+        if not self.contract.refill:
+            return
+        whole = self._whole()
+        if whole:
+            wanted, known = Malloc(name="again", number=0, nbytes=whole), "which a fresh allocator serves"
+        elif self._largest is not None:
+            wanted, known = replace(self._largest, name="again", stamped=False), "which were served before"
+        else:
             return
         try:
-            handle = self._ask(largest.nbytes, largest.stream, largest.alignment)
+            handle = self._ask(wanted.nbytes, wanted.stream, wanted.alignment)
         except Exception as error:
             raise self._violation(
                 Invariant.NO_LEAK,
-                f"nothing is live, and {largest.nbytes} bytes, served before, are refused: {error!r}",
-                replace(largest, name="again", stamped=False).lines,
+                f"nothing is live, and {wanted.nbytes} bytes, {known}, are refused: {error!r}",
+                wanted.lines,
             ) from error
-        self.free(self._served(replace(largest, name=next(self._names), number=next(self._numbers)), handle))
+        self.free(self._served(replace(wanted, name=next(self._names), number=next(self._numbers)), handle))
+
+    def _whole(self) -> int:
+        """Return the largest request that a fresh allocator serves, 0 where that is unknown; asked once."""
+        capacity, learned = self.contract.capacity, self.contract.learned
+        if capacity is not None and "whole" not in learned:
+            learned["whole"] = 0  # also where a fresh one serves nothing of the kind
+            low, high = 0, capacity + 1
+            while high - low > 1:
+                middle = high - 1 if low == 0 and high == capacity + 1 else (low + high) // 2
+                low, high = (middle, high) if self._fresh_serves(middle) else (low, middle)
+            learned["whole"] = low
+        return learned.get("whole", 0)
+
+    def _fresh_serves(self, nbytes: int) -> bool:
+        fresh = Session(self.contract, stamp=False)
+        try:
+            block = fresh.subject.malloc(nbytes)
+        except Exception:  # noqa: BLE001 - whatever it is, it was not served
+            return False
+        else:
+            with suppress(Exception):
+                fresh.subject.free(block, nbytes)
+            return True
+        finally:
+            fresh.abandon()
 
     def _give_back(self) -> None:
         if self.contract.trim is None:

@@ -35,7 +35,7 @@ class StreamMachine(AllocatorMachine):
         """Return a fresh session on streams."""
         return StreamSession(self.contract, by=self.by)
 
-    def take(self, nbytes: int, stream: int | None) -> Block | None:
+    def take(self, nbytes: int, stream: int | None = None) -> Block | None:
         """Ask for a block and fill it where it was asked for."""
         number = self.stream_of(stream)
         block = self.session.malloc(nbytes, stream=number)
@@ -48,11 +48,6 @@ class StreamMachine(AllocatorMachine):
         for user in self.session.users(block) if self.by == "bytes" else ():
             self.session.look(block, user)
         self.session.free(block, stream=self.stream_of(stream))
-
-    @rule(data=st.data(), stream=st.integers(0, 7))
-    def malloc_and_use(self, data: Any, stream: int) -> None:
-        """Ask for a block and fill it."""
-        self.take(data.draw(self._sizes), stream)
 
     @rule(data=st.data(), first=st.integers(0, 7), second=st.integers(0, 7), which=st.integers(0, 50))
     def hand_over(self, data: Any, first: int, second: int, which: int) -> None:
@@ -70,19 +65,6 @@ class StreamMachine(AllocatorMachine):
     def use(self, which: int, stream: int) -> None:
         """Fill a block again, perhaps on another stream."""
         self.session.use(self.pick(which), self.stream_of(stream) or 0)
-
-    @precondition(lambda self: self.session.live)
-    @rule(which=st.integers(0, 50), stream=st.none() | st.integers(0, 7))
-    def free(self, which: int, stream: int | None) -> None:
-        """Free any live block."""
-        self.give(self.pick(which), stream)
-
-    @precondition(lambda self: len(self.session.live) > 1)
-    @rule(every=st.integers(1, 3))
-    def free_many(self, every: int) -> None:
-        """Free every, every second or every third block."""
-        for block in list(self.session.live.values())[::every]:
-            self.give(block)
 
     @rule(stream=st.integers(0, 7))
     def busy(self, stream: int) -> None:

@@ -172,6 +172,6 @@ def test_every_user_of_a_block_finds_its_own_bytes(policy, device, by):
         lambda driver: AdvancedMemoryPoolManager(driver, config),
         driver=lambda: device(capacity=24 * MiB + spare),
         by=by,
-        **{"examples": 30, **EXPLORE, **pool_promises(24 * MiB)},
+        **{"examples": 40, **EXPLORE, **pool_promises(24 * MiB)},
     )
     assert report.checked[Invariant.STREAM_ORDER] > 300

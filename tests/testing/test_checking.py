@@ -11,7 +11,7 @@ import pytest
 
 from smartpool.errors import ConfigurationError
 from smartpool.testing import Contract, Invariant, ViolationError, check_allocator, host_read, host_write
-from smartpool.testing.toys import BASE, CAPACITY, PLANTED, Planted, ToyPool
+from smartpool.testing.toys import BASE, CAPACITY, PLANTED, Planted, ToyPool, must_serve
 
 TOY = {
     "capacity": CAPACITY,
@@ -46,8 +46,8 @@ def test_every_invariant_but_the_streams_has_a_bug():
 
 
 def test_a_sound_pool_passes_and_the_report_says_what_was_looked_at():
-    report = check_allocator(ToyPool, **TOY, examples=120, must_serve=lambda live, nbytes: False)
-    assert report.examples == 120
+    report = check_allocator(ToyPool, **TOY, examples=60, must_serve=must_serve)
+    assert report.examples == 60
     assert set(report.unchecked) == {Invariant.STREAM_ORDER}
     assert "no overlap" in str(report)
     assert "check_stream_order" in str(report)
@@ -120,13 +120,15 @@ def pair():
 
 @pytest.mark.parametrize("factory", [Sized, Views, pair])
 def test_allocators_of_every_kind(factory):
-    report = check_allocator(factory, capacity=CAPACITY, examples=40)
-    assert report.checked[Invariant.NO_OVERLAP] > 200
+    # An empty view says that it begins where its array does.
+    zero_size = "undefined" if factory is Views else "distinct"
+    report = check_allocator(factory, capacity=CAPACITY, zero_size=zero_size, examples=20)
+    assert report.checked[Invariant.NO_OVERLAP] > 100
     assert (Invariant.CONTENTS in report.checked) is (factory is Views)
 
 
 def test_blocks_that_are_views_and_share_bytes():
-    error = found(SharedViews, capacity=CAPACITY, bad_frees="undefined", zero_size="undefined")
+    error = found(SharedViews, capacity=CAPACITY, bad_frees="undefined", zero_size="undefined", refill=False)
     assert error.invariant is Invariant.NO_OVERLAP
     with pytest.raises(AssertionError):
         exec(error.program.source, dict(error.program.names))
@@ -151,9 +153,9 @@ def test_memory_of_this_process_by_address():
         bad_sizes="undefined",
         read=host_read,
         write=host_write,
-        examples=40,
+        examples=20,
     )
-    assert report.checked[Invariant.CONTENTS] > 1000
+    assert report.checked[Invariant.CONTENTS] > 500
 
 
 def test_numpy_arrays_that_free_themselves():
@@ -166,9 +168,9 @@ def test_numpy_arrays_that_free_themselves():
         bad_frees="undefined",
         bad_sizes="undefined",
         errors=(MemoryError, ValueError),
-        examples=40,
+        examples=20,
     )
-    assert report.checked[Invariant.CONTENTS] > 1000
+    assert report.checked[Invariant.CONTENTS] > 500
 
 
 # ---------------------------------------------------------------------- budgets, seeds, errors

@@ -148,7 +148,7 @@ def test_stream_programs_run_on_a_sound_pool(steps):
 def test_programs_find_bugs_too(strategy, session, broken):
     seen = set()
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(strategy)
     def search(steps):
         error = run_program(session(), steps)
@@ -163,7 +163,7 @@ def test_a_program_is_run_again_on_the_allocator_that_it_broke():
     contract = Contract(factory=planted.bug, capacity=4096, alignment=16)
     steps = programs(contract)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(steps)
     def search(drawn):
         error = run_program(Session(contract), drawn)
