@@ -300,17 +300,17 @@ class Tracker:
 
     def read(self, batch: list[Any]) -> None:
         """Take in a batch of events; see `Journal.readers`."""
-        bins, labels = batch[1::FIELDS], batch[2::FIELDS]
+        pointers, bins, labels = batch[::FIELDS], batch[1::FIELDS], batch[2::FIELDS]
         nbytes = np.fromiter(map(_nbytes, bins), np.int64, len(bins))
         sign = np.where(np.fromiter(map(id, labels), np.int64, len(labels)) == id(FREED), -1, 1)
-        self._find_labels(batch[::FIELDS], labels)
         marks = np.flatnonzero(nbytes < 0)
         if marks.size or self._open:
             self._walk_scopes(batch, marks, nbytes, sign)
             kept = np.flatnonzero(nbytes >= 0)
-            bins, labels = [bins[i] for i in kept], [labels[i] for i in kept]
+            pointers, bins, labels = ([column[i] for i in kept] for column in (pointers, bins, labels))
             nbytes, sign = nbytes[kept], sign[kept]
         if bins:
+            self._find_labels(pointers, labels)
             self._count(labels, nbytes, sign, list(map(_stream, bins)))
 
     def _find_labels(self, pointers: list[int], labels: list[Label]) -> None:

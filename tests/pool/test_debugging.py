@@ -59,6 +59,30 @@ def test_one_byte_outside_of_a_block_is_found_when_it_is_freed(nbytes, distance,
         assert pool.managers[0].live_blocks() == {}
 
 
+@pytest.mark.parametrize("nbytes", [0, 1, 511, 512, 1000])
+def test_the_guard_behind_reaches_to_the_end_of_the_block(nbytes):
+    with debugged() as pool:
+        block = pool.malloc(nbytes)
+        last = -(-nbytes // 512) * 512 + 511
+        write(pool, block + last, b"\0")
+        with pytest.raises(OverrunError) as caught:
+            pool.free(block)
+        assert caught.value.offset == last
+
+
+def test_the_books_of_debug_mode_are_empty_when_all_is_free():
+    with debugged() as pool:
+        blocks = [pool.malloc(100) for _ in range(10)]
+        for block in blocks:
+            pool.free(block)
+        pool.trim()
+        manager = pool.managers[0]
+        for book in (manager._inners, manager._live, manager._quarantine, manager._pending):
+            assert not book
+        assert manager._quarantined_bytes == 0
+        assert manager._inner.live_blocks() == {}
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 5000), st.data())
 def test_a_write_into_a_freed_block_is_found_before_it_is_reused(nbytes, data):

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from smartpool import SmartPool, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import OutOfMemoryError
+from smartpool.pool.bins import Bin
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.memory_map import VERSION
+from smartpool.pool.memory_map import VERSION, Layout, make_map
+from smartpool.pool.tiers import tier_of
 from smartpool.units import KiB, MiB
 
 CAPACITY = 64 * MiB
@@ -93,6 +95,31 @@ def test_a_block_in_a_window_has_a_range_for_each_piece():
     ]
     assert len(pieces) == 5
     assert sum(pieces) == 20 * MiB
+
+
+def test_a_region_in_a_window_is_cut_where_its_slots_and_its_pieces_end():
+    """Pieces at home, slots at the addresses of the window: each byte is in one range of the right kind."""
+    slot = Bin(600, 1024, 0, tier_of(600), set())
+    layout = Layout(
+        blocks={0: 1024, 8192: 2048, 16384: 512},
+        gaps={1024: 1024},
+        chunks={0: 2048, 8192: 2048, 16384: 512},
+        shown={0: (1 << 20, 0), 8192: (1 << 20, 1024)},
+    )
+    shown = make_map(
+        layout, {(1 << 20) + 512: slot, 16384: slot}, regions=[(1 << 20, 3072)], labels={},
+        device="d", granularity_bytes=512, reserved_bytes=4608, cap_bytes=1 << 30,
+    )  # fmt: skip
+    ranges = shown.ranges
+    assert list(zip(ranges.address, ranges.nbytes, ranges.state, ranges.block, strict=True)) == [
+        (0, 512, "planned", 1 << 20),
+        (512, 512, "live", (1 << 20) + 512),
+        (1024, 1024, "free", 0),
+        (8192, 512, "live", (1 << 20) + 512),
+        (8704, 1536, "planned", 1 << 20),
+        (16384, 512, "live", 16384),
+    ]
+    assert shown.chunks.used_bytes == [512, 512, 512]
 
 
 def test_regions_of_steps_are_planned_where_no_slot_is_live():

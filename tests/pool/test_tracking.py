@@ -96,8 +96,10 @@ def without_time(profiles):
     }
 
 
-def compare(pool, model):
+def compare(pool, model, live):
     tracked = pool.tracker.tracked()
+    labels = {pointer: label.tag for pointer, label in pool.labels().items()}
+    assert labels == {p: tag for p, _, ((_, _), (_, _), (_, tag)) in live if tag != UNTAGGED}
     assert tracked.total == model.groups["total"].counts()
     for kind, shown in (("tier", tracked.tiers), ("stream", tracked.streams), ("tag", tracked.tags)):
         expected = {key[1]: count.counts() for key, count in model.groups.items() if key[0] == kind}
@@ -145,14 +147,14 @@ def test_every_figure_is_that_of_a_naive_count(actions, batch):
                 entered.pop().close()
                 model.leave()
             elif action == "ask":
-                compare(pool, model)
+                compare(pool, model, live)
             elif action == "reset":
                 pool.tracker.reset_peaks()
                 for count in model.groups.values():
                     count.peak = list(count.current)
                 tags = {key[1]: c.current[0] for key, c in model.groups.items() if key[0] == "tag"}
                 model.tags_at_peak = {tag: size for tag, size in tags.items() if size}
-        compare(pool, model)
+        compare(pool, model, live)
 
 
 def test_what_was_live_before_counts_as_current_and_untagged():
