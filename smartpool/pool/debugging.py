@@ -34,15 +34,13 @@ from weakref import WeakMethod
 
 from smartpool.debug_options import DebugOptions
 from smartpool.errors import (
-    DoubleFreeError,
     InvalidRequestError,
     SmartPoolError,
-    UnknownPointerError,
 )
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT, Range
 from smartpool.pool.books import reentered
-from smartpool.pool.inspection import DebugBlock, Inspector, leak_report, told
+from smartpool.pool.inspection import DebugBlock, Inspector, freed_already, leak_report, points_into
 from smartpool.pool.labels import StackLabels, current_label
 from smartpool.request import checked_size
 from smartpool.units import align_up
@@ -110,7 +108,11 @@ class DebuggingManager:
         _here: Any
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_inner"], name)
+        try:
+            inner = self.__dict__["_inner"]
+        except KeyError:  # not made in full
+            raise AttributeError(name) from None
+        return getattr(inner, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in self.__dict__:
@@ -152,6 +154,8 @@ class DebuggingManager:
             raise reentered()
         nbytes = checked_size(nbytes)
         inner = self._inner
+        if inner._closed:  # noqa: SLF001
+            raise inner._closed_error()  # noqa: SLF001
         if alignment.__class__ is not int or alignment <= 0 or alignment & (alignment - 1):
             raise InvalidRequestError(f"alignment: expected a power of two, got {alignment!r}")
         handle = inner.driver.default_stream if stream is None else inner.driver.stream(stream)
@@ -287,6 +291,8 @@ class DebuggingManager:
         What is live stays valid, as in every pool.
         """
         first = not self._inner._closed  # noqa: SLF001
+        if self._inner._disowned:  # noqa: SLF001
+            return
         try:
             self._look(quietly=True)
             with self._inner._lock:  # noqa: SLF001
@@ -306,6 +312,8 @@ class DebuggingManager:
     def _look(self, *, quietly: bool = False) -> None:
         """Look at blocks that were freed; raise the first thing found unless told not to."""
         inner = self._inner
+        if inner._disowned:  # noqa: SLF001 - a forked child: nothing here is ours
+            self._pending.clear()
         if self._pending:
             with inner._lock:  # noqa: SLF001
                 # In the middle of the pool's own work, or of this: whoever is there looks later.
@@ -383,17 +391,10 @@ class DebuggingManager:
         waiting = {block.pointer: block for block in list(self._pending)}
         block = waiting.get(address) or self._quarantine.get(address) or self._remembered.get(address)
         if block is not None:
-            return DoubleFreeError(
-                f"expected the address of a live block, got {address:#x}, which is free already; free every "
-                f"block once\nrequested at\n{told(block.allocated)}\nfreed at\n{told(block.freed)}"
-            )
+            return freed_already(block)
         for other in list(self._live.values()):
             if other.inner <= address < other.inner + other.size:
-                return UnknownPointerError(
-                    f"expected the address of a live block of this pool, got {address:#x}, at offset "
-                    f"{address - other.pointer} of the block of {other.nbytes} bytes at {other.pointer:#x}\n"
-                    f"requested at\n{told(other.allocated)}"
-                )
+                return points_into(other, address)
         return self._inner._bad_pointer(pointer)  # noqa: SLF001
 
 

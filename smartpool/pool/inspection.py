@@ -8,8 +8,10 @@ from typing import Final, NamedTuple
 from smartpool.debug_options import DebugOptions
 from smartpool.driver.protocol import Driver
 from smartpool.errors import (
+    DoubleFreeError,
     MemoryCorruptionError,
     OverrunError,
+    UnknownPointerError,
     UnsupportedError,
     UseAfterFreeError,
 )
@@ -17,7 +19,15 @@ from smartpool.log import LOGGER
 from smartpool.pool.labels import NOBODY, Label
 from smartpool.units import format_size
 
-__all__ = ["FREED_BYTE", "GUARD_BYTE", "DebugBlock", "Inspector", "leak_report", "told"]
+__all__ = [
+    "FREED_BYTE",
+    "GUARD_BYTE",
+    "DebugBlock",
+    "Inspector",
+    "freed_already",
+    "leak_report",
+    "points_into",
+]
 
 GUARD_BYTE: Final = 0xA5
 FREED_BYTE: Final = 0xDD
@@ -189,6 +199,23 @@ def leak_report(device: str, blocks: list[DebugBlock]) -> str:
     if len(ordered) > _SHOWN_LEAKS:
         lines.append(f"and at {len(ordered) - _SHOWN_LEAKS} more places")
     return "\n".join(lines)
+
+
+def freed_already(block: DebugBlock) -> DoubleFreeError:
+    """Return the error of freeing a block a second time."""
+    return DoubleFreeError(
+        f"expected the address of a live block, got {block.pointer:#x}, which is free already; free every "
+        f"block once\nrequested at\n{told(block.allocated)}\nfreed at\n{told(block.freed)}"
+    )
+
+
+def points_into(block: DebugBlock, address: int) -> UnknownPointerError:
+    """Return the error of freeing an address inside of a block or its guards."""
+    return UnknownPointerError(
+        f"expected the address of a live block of this pool, got {address:#x}, at offset "
+        f"{address - block.pointer} of the block of {block.nbytes} bytes at {block.pointer:#x}\n"
+        f"requested at\n{told(block.allocated)}"
+    )
 
 
 def told(label: Label) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import warnings
 from contextlib import suppress
@@ -21,6 +22,7 @@ from smartpool import (
     MiB,
     OutOfMemoryError,
     OverrunError,
+    PoolClosedError,
     ReentrantCallError,
     SmartPool,
     SmartPoolConfig,
@@ -414,6 +416,31 @@ def test_threads_find_nothing_where_nothing_is():
             thread.join()
         gc.collect()
         assert not failures
+        pool.check()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_touches_nothing():
+    with debugged() as pool:
+        live, freed = pool.malloc(1000), pool.malloc(2000)
+        pool.free(freed)
+        calls = dict(pool.managers[0].driver.calls)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with suppress(PoolClosedError):
+                    pool.malloc(10)
+                    status = 2
+                pool.free(live)
+                pool.close()
+                status += dict(pool.managers[0].driver.calls) != calls
+            finally:
+                os._exit(status - 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        pool.free(live)
         pool.check()
 
 
