@@ -15,7 +15,8 @@ from smartpool.pool.labels import tagged
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.memory_map import MemoryMap
 from smartpool.pool.statistics import PoolStatistics
-from smartpool.pool.tracking import ProfileRecord, Scope
+from smartpool.pool.tracked import ProfileRecord
+from smartpool.pool.tracking import Scope
 from smartpool.pool.watched import WatchedPool
 from smartpool.recording import PoolRecording
 

@@ -14,7 +14,7 @@ from smartpool.pool.bins import Bin
 from smartpool.pool.fragmentation import Fragmentation
 from smartpool.pool.stepping import StepStatistics
 from smartpool.pool.tiers import Tier
-from smartpool.pool.tracking import Tracked
+from smartpool.pool.tracked import Tracked
 from smartpool.units import MiB
 
 __all__ = [

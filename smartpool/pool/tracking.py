@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any, Final
 
@@ -27,8 +26,9 @@ from smartpool.pool.bins import Bin
 from smartpool.pool.journal import FIELDS, FREED, Journal
 from smartpool.pool.labels import NOBODY, Label
 from smartpool.pool.tiers import LARGEST, Tier
+from smartpool.pool.tracked import Counts, ProfileRecord, Tracked
 
-__all__ = ["ENTERED", "LEFT", "UNTAGGED", "Counts", "ProfileRecord", "Scope", "Tracked", "Tracker"]
+__all__ = ["ENTERED", "LEFT", "OTHER_STREAMS", "OTHER_TAGS", "UNTAGGED", "Scope", "Tracker"]
 
 UNTAGGED: Final = "(untagged)"
 OTHER_TAGS: Final = "(other tags)"
@@ -43,125 +43,6 @@ Integers = NDArray[np.int64]
 Numbers = NDArray[np.int16]  # of that size NumPy sorts them by radix
 _nbytes: Final = attrgetter("nbytes")
 _stream: Final = attrgetter("stream")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Requests of one group: bytes as requested, and blocks.
-
-    Attributes
-    ----------
-    current_bytes, peak_bytes, total_bytes
-        Live now; the most that were live at once since tracking began or `reset_peaks`; requested so far.
-    current_blocks, peak_blocks
-        The same in blocks.
-    allocations, frees
-        Calls so far.
-    """
-
-    current_bytes: int = 0
-    peak_bytes: int = 0
-    total_bytes: int = 0
-    current_blocks: int = 0
-    peak_blocks: int = 0
-    allocations: int = 0
-    frees: int = 0
-
-    @property
-    def total_blocks(self) -> int:
-        """Blocks that were requested so far: one a call."""
-        return self.allocations
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileRecord:
-    """A scope on one device, over all the times that it was entered. Threads are not told apart.
-
-    Attributes
-    ----------
-    num_calls
-        How often it was entered.
-    memory_peak
-        The most by which live bytes ever exceeded those at its entry.
-    memory_total
-        Bytes requested in it.
-    peak_live_bytes
-        The most that was live in it, with what was live before.
-    net_bytes
-        Bytes requested less bytes freed: what it left behind.
-    allocations, frees
-        Requests and frees in it.
-    seconds
-        Time spent in it.
-    """
-
-    num_calls: int = 0
-    memory_peak: int = 0
-    memory_total: int = 0
-    peak_live_bytes: int = 0
-    net_bytes: int = 0
-    allocations: int = 0
-    frees: int = 0
-    seconds: float = 0.0
-
-    def joined(self, other: ProfileRecord) -> ProfileRecord:
-        """Return the record of both: peaks are the larger ones, all else adds up."""
-        return ProfileRecord(
-            num_calls=self.num_calls + other.num_calls,
-            memory_peak=max(self.memory_peak, other.memory_peak),
-            memory_total=self.memory_total + other.memory_total,
-            peak_live_bytes=max(self.peak_live_bytes, other.peak_live_bytes),
-            net_bytes=self.net_bytes + other.net_bytes,
-            allocations=self.allocations + other.allocations,
-            frees=self.frees + other.frees,
-            seconds=self.seconds + other.seconds,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tracked:
-    """What was tracked on one device.
-
-    Attributes
-    ----------
-    since
-        When tracking began, in seconds since the epoch.
-    total
-        The device as a whole.
-    tiers, streams, tags
-        By the name of the tier, the handle of the stream that a block was requested for, and the tag
-        that was set where it was requested.
-    tags_at_peak
-        Tag to bytes at the moment when the device's live bytes were at their peak.
-    profiles
-        Scopes by name; a nested one is named ``outer/inner``.
-    """
-
-    since: float
-    total: Counts
-    tiers: Mapping[str, Counts]
-    streams: Mapping[int, Counts]
-    tags: Mapping[str, Counts]
-    tags_at_peak: Mapping[str, int]
-    profiles: Mapping[str, ProfileRecord]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything in plain dictionaries, ready for JSON."""
-        groups: dict[str, Mapping[Any, Any]] = {
-            "tiers": self.tiers,
-            "streams": self.streams,
-            "tags": self.tags,
-            "profiles": self.profiles,
-        }
-        return {
-            "since": self.since,
-            "total": asdict(self.total),
-            **{
-                name: {str(key): asdict(counts) for key, counts in group.items()}
-                for name, group in groups.items()
-            },
-            "tags_at_peak": dict(self.tags_at_peak),
-        }
 
 
 class _Group:

@@ -17,7 +17,8 @@ from smartpool.pool import journal as journal_module
 from smartpool.pool import tracking
 from smartpool.pool.labels import tagged
 from smartpool.pool.tiers import tier_of
-from smartpool.pool.tracking import UNTAGGED, Counts, ProfileRecord
+from smartpool.pool.tracked import Counts, ProfileRecord
+from smartpool.pool.tracking import UNTAGGED
 from smartpool.units import KiB, MiB
 
 SIZES = [0, 100, 600 * KiB, 3 * MiB, 40 * MiB, 300 * MiB]
