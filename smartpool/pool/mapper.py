@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 __all__ = ["Mapper", "MapsAhead"]
+
+_PAUSE_S: Final = 50e-6
+"""Between two chunks: Python's locks are not fair, and who waits for the pool's is to get it."""
 
 
 class MapsAhead(Protocol):
@@ -18,7 +22,7 @@ class MapsAhead(Protocol):
 class Mapper:
     """What the mapper's thread works on (`smartpool.pool.background.Background`).
 
-    Between two chunks it lets go of the lock, so requests go first.
+    Between two chunks it lets go of the lock and waits for a moment, so requests go first.
     """
 
     def __init__(self, pools: Sequence[MapsAhead]) -> None:
@@ -28,4 +32,4 @@ class Mapper:
         """Map all that can be foreseen now."""
         for pool in self._pools:
             while pool.map_ahead():
-                pass
+                time.sleep(_PAUSE_S)
