@@ -10,7 +10,8 @@ the most bytes that were live (as requested; PyTorch's own count in the first pr
 on the program and not on the allocator). `capacity` finds the largest batch of which ten steps fit into
 the cap, by bisection; several processes share the device then, so it times nothing.
 
-Writes `bench/results/training.json`, and a copy under $OUT where that is set.
+Writes `bench/results/training-time.json` and `training-capacity.json`, and copies under $OUT where that
+is set.
 """
 
 from __future__ import annotations
@@ -260,9 +261,10 @@ def main() -> None:
     show(results)
     from common import write_results
 
-    path = write_results("training", {**results, "gpu": gpu()})
-    if "OUT" in os.environ:
-        shutil.copy(path, os.environ["OUT"])
+    for part, rows in results.items():
+        path = write_results(f"training-{part}", {"rows": rows, "gpu": gpu()})
+        if "OUT" in os.environ:
+            shutil.copy(path, os.environ["OUT"])
 
 
 def show(results: dict[str, Any]) -> None:

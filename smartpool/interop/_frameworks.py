@@ -59,7 +59,7 @@ def cuda_managers(pool: SmartPool) -> dict[int, AdvancedMemoryPoolManager]:
 
 
 def one_manager(pool: SmartPool, device_id: int | None) -> tuple[int, AdvancedMemoryPoolManager]:
-    """Return a CUDA device number of `pool` with its manager: `device_id`, or the first where that is None."""
+    """Return a CUDA device number of `pool` with its manager: `device_id`, or the first for None."""
     managers = cuda_managers(pool)
     ordinal = next(iter(managers)) if device_id is None else device_id
     return ordinal, manager_for(managers, ordinal)

@@ -11,6 +11,7 @@ is handed to `Rescue`, since PyTorch takes no exceptions from here. A free is no
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import sys
 from collections.abc import Callable, Iterable
@@ -52,8 +53,11 @@ def allocate_and_free(
     managers: dict[int, AdvancedMemoryPoolManager],
     rescue: Rescue,
     lasting_streams: Callable[[int], Iterable[int]],
-) -> tuple[Allocate, FreeRing]:
+) -> tuple[Allocate, Allocate, FreeRing]:
     """Return PyTorch's request function over `managers`, for the whole process, and the ring of its frees.
+
+    The second function is to be called when the first answered with a null pointer: an exception that
+    was on its way (of a request that failed in the same call, or Ctrl-C) struck there; see `Rescue`.
 
     What waits in the ring is given back before a request is served, and before a manager searches its
     arenas for anybody or looks at itself.
@@ -99,9 +103,23 @@ def allocate_and_free(
         except BaseException as error:  # noqa: BLE001 - PyTorch must get an answer
             return None if finalizing() else failed(error, size, device, stream)
 
+    lost, armed, here, raise_in = rescue.lost, rescue.armed, _thread.get_ident, rescue.raise_in
+
+    def allocate_again(size: int, device: int, stream: int | None) -> int | None:
+        thread, before = here(), armed[0]
+        found = lost.pop(thread, None)
+        pointer = allocate(size, device, stream)
+        # When that failed, too, an error is on its way again, and would strike at the next call from here.
+        if armed[0] == before:
+            found = lost.pop(thread, None) or found
+            if found is not None:
+                [*map(raise_in, found[:1], found[1:])]  # as in `Rescue.allocation_failed`
+        return pointer
+
     for each in managers.values():
         each.late_frees = drain
-    return allocate, ring
+    rescue.watch((allocate, allocate_again))
+    return allocate, allocate_again, ring
 
 
 def segment_functions(

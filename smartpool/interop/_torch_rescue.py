@@ -9,6 +9,10 @@ nobody, and when PyTorch returns to the interpreter the error is raised there, a
 exception of the thread (`PyThreadState_SetAsyncExc`), before anything can read the result. It is
 both our `OutOfMemoryError` and `torch.OutOfMemoryError`. A request of autograd's own threads,
 which have no Python code to raise in, is raised in the thread that waits for the backward pass.
+What PyTorch does next may ask for memory again, in the same call, and then the first Python instruction
+is one of our own function: the error strikes there, and `ctypes` drops it and answers with whatever lies
+on its stack. C code makes that a null pointer and asks a second time (`_torch_ring.ask_twice`), and the
+second answer raises the lost error anew. The same saves a request at which Ctrl-C strikes.
 Bound: the error is raised at the first Python instruction after the call into PyTorch. One chunk a
 device (2 MiB), and 31 us of driver calls for each chunk's length of the request (0.16 s for 10 GiB).
 Rejected: a null pointer (above); memory of the host or of another tensor (corrupts it); waiting (the
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Rescue"]
 
 _LOGGER = logging.getLogger("smartpool")
-_LONGEST: Final = 256 * GiB  # longer than any device: such a request is a mistake, and gets a null pointer
+_LONGEST: Final = 256 * GiB  # longer than any device: such a request is a mistake, and gets one chunk
 
 _set_async_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -55,6 +59,12 @@ class Rescue:
     ----------
     failures
         How many requests failed.
+    lost
+        By the thread of a request: in which thread to raise what struck in a function of ours.
+    armed
+        A list of one: how many errors were sent on their way.
+    raise_in
+        Raises a class in a thread: `PyThreadState_SetAsyncExc`.
     """
 
     def __init__(
@@ -63,6 +73,9 @@ class Rescue:
         self._managers = managers
         self._out_of_memory = out_of_memory
         self._spares = {ordinal: _Spare(manager) for ordinal, manager in managers.items()}
+        self.lost: dict[int, tuple[int, type[BaseException]]] = {}
+        self.armed = [0]
+        self.raise_in = _set_async_exception
         self.failures = 0
 
     def allocation_failed(
@@ -76,11 +89,28 @@ class Rescue:
                 pointer = self._managers[device].malloc(size, stream)
             except SmartPoolError:
                 pointer = self._stand_in(size, device)
-        arguments = (_waiting_thread(),), (_class_that_raises(error, self._out_of_memory),)
+        thread, kind = _waiting_thread(), _class_that_raises(error, self._out_of_memory)
+        if pointer is None:  # C code asks again: the error waits for that, or it would strike there
+            self.lost[_thread.get_ident()] = thread, kind
+            return None
+        self.armed[0] += 1
+        arguments = (thread,), (kind,)
         # The list is extended in C. A plain call would let the interpreter look for asynchronous
         # exceptions right after it, and it would find this one here instead of in the caller.
         [*map(_set_async_exception, *arguments)]
         return pointer
+
+    def watch(self, functions: tuple[Callable[..., Any], ...]) -> None:
+        """Keep what strikes in `functions`, which `ctypes` calls, and would be dropped there."""
+        lost, before, here = self.lost, sys.unraisablehook, _thread.get_ident
+
+        def hook(unraisable: Any) -> None:
+            if unraisable.object in functions and unraisable.exc_type is not None:
+                lost[here()] = here(), unraisable.exc_type
+            else:
+                before(unraisable)
+
+        sys.unraisablehook = hook
 
     def free_failed(self, error: UnknownPointerError, pointer: int) -> None:
         """Give a stand-in back; anything else that the pool does not know is logged as an error.
@@ -93,6 +123,7 @@ class Rescue:
     def _stand_in(self, size: int, device: int) -> int | None:
         self.failures += 1
         spare = self._spares.get(device)
+        # A null pointer is for what cannot be helped: it is asked for again.
         return None if spare is None else spare.stand_in(size)
 
     def close(self) -> None:
@@ -113,8 +144,9 @@ class _Spare:
 
     def stand_in(self, size: int) -> int | None:
         """Return the address of `size` bytes that may be touched and mean nothing, or None."""
-        if self._chunk is None or size > _LONGEST:
+        if self._chunk is None:
             return None
+        size = size if size <= _LONGEST else self._unit  # no kernel runs on what no device holds
         driver, unit, length = self._driver, self._unit, align_up(size, self._unit)
         with self._lock:
             try:
@@ -160,7 +192,7 @@ def _waiting_thread() -> int:
     depth = 0
     while frame.f_back is not None:
         frame, depth = frame.f_back, depth + 1
-    if depth > _OWN_FRAMES:
+    if depth > _OWN_FRAMES + (frame.f_code.co_name == "allocate_again"):  # which calls the other function
         return here
     frames = sys._current_frames()  # noqa: SLF001
     for thread, top in frames.items():

@@ -30,11 +30,12 @@ from typing import Final
 
 from smartpool.errors import UnsupportedError
 
-__all__ = ["FreeRing"]
+__all__ = ["FreeRing", "ask_twice"]
 
 SLOTS: Final = 1 << 20
 _HEADER_BYTES: Final = 64  # the count of frees, on a cache line of its own
 _READ_EXECUTE: Final = 1 | 4
+_CLEARED: Final = 1024  # bytes of stack: where libffi keeps the result of a callback
 
 
 class FreeRing:
@@ -110,6 +111,37 @@ def _store_function(header: int) -> bytes:
             b"\x41\x81\xe0" + struct.pack("<I", SLOTS - 1),  # and  r8d, SLOTS - 1
             b"\x4a\x89\x7c\xc0" + struct.pack("<B", _HEADER_BYTES),  # mov  [rax + r8 * 8 + 64], rdi
             b"\xc3",  # ret
+        )
+    )
+
+
+def ask_twice(first: int, second: int) -> int:
+    """Return the address of C code that calls `first`, and `second` when that gave a null pointer.
+
+    ``void *f(size_t size, int device, void *stream)``, and so are the two. A size of 0 is asked once.
+
+    A `ctypes` callback in which an exception strikes leaves its result unwritten: what it returns is what
+    happens to lie on the stack, commonly the last answer. So the stack below is cleared first.
+    """
+    return _load(
+        b"".join(
+            (
+                b"\xf3\x0f\x1e\xfa",  # endbr64
+                b"\x57\x56\x52",  # push rdi; push rsi; push rdx (and the stack is aligned)
+                b"\x48\x8d\xbc\x24" + struct.pack("<i", -_CLEARED),  # lea rdi, [rsp - 1024]
+                b"\x31\xc0",  # xor eax, eax
+                b"\xb9" + struct.pack("<I", _CLEARED // 8),  # mov ecx, 128
+                b"\xf3\x48\xab",  # rep stosq
+                b"\x48\x8b\x7c\x24\x10",  # mov rdi, [rsp + 16]
+                b"\x48\xb8" + struct.pack("<Q", first),  # mov rax, first
+                b"\xff\xd0",  # call rax
+                b"\x5a\x5e\x5f",  # pop rdx; pop rsi; pop rdi
+                b"\x48\x85\xc0\x75\x11",  # test rax, rax; jnz to the end
+                b"\x48\x85\xff\x74\x0c",  # test rdi, rdi; jz to the end
+                b"\x48\xb8" + struct.pack("<Q", second),  # mov rax, second
+                b"\xff\xe0",  # jmp rax
+                b"\xc3",  # ret
+            )
         )
     )
 

@@ -38,7 +38,7 @@ from smartpool.interop._torch_callbacks import (
 )
 from smartpool.interop._torch_graphs import Graphs
 from smartpool.interop._torch_rescue import Rescue
-from smartpool.interop._torch_ring import FreeRing
+from smartpool.interop._torch_ring import FreeRing, ask_twice
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.smart_pool import SmartPool
 from smartpool.units import align_up
@@ -132,8 +132,9 @@ def install(pool: SmartPool) -> None:
     graphs = Graphs(pool)
     rescue = Rescue(managers, torch.OutOfMemoryError)
     try:
-        allocate, ring = allocate_and_free(managers, rescue, partial(_lasting_streams, torch))
-        allocator = make(address_of(AllocateFunction, allocate), ring.address)
+        allocate, again, ring = allocate_and_free(managers, rescue, partial(_lasting_streams, torch))
+        first, second = (address_of(AllocateFunction, function) for function in (allocate, again))
+        allocator = make(ask_twice(first, second), ring.address)
         _set_hooks(allocator, pool, managers, graphs)
         torch._C._cuda_changeCurrentAllocator(allocator)  # noqa: SLF001 - there is no public way
     except UnsupportedError:

@@ -396,6 +396,20 @@ def test_a_handle_that_the_driver_gives_again_is_another_stream(fake, driver):
         driver.stream(0x7F0000002000)
 
 
+def test_a_stream_that_is_being_captured_is_not_asked_for_its_id(fake, driver):
+    """It would ruin the capture. What it was last, it still is; what was never seen gets a name for now."""
+    fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
+    before = driver.stream(0x7F0000001000)
+    active = fake.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+    fake.cuStreamIsCapturing = lambda stream: (CUresult(0), active)
+    driver._streams._ask_id = lambda stream: pytest.fail("asked")
+    assert driver.stream(0x7F0000001000) == before
+    joined = driver.stream(0x7F0000002000)
+    assert joined == driver.stream(0x7F0000002000) == driver.stream(joined)
+    assert int(driver.stream_handle(joined)) == 0x7F0000002000
+    assert driver.is_capturing(joined)
+
+
 def test_what_others_may_be_told(fake, driver):
     fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
     own, kept = driver.create_stream(), driver.keep_stream(0x7F0000003000)

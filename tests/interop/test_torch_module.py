@@ -216,9 +216,32 @@ def test_what_stands_in_can_be_touched_and_is_given_back(allocator, pool):
     assert (now["reservations"], now["mappings"]) == (held["reservations"], held["mappings"])
 
 
-def test_a_request_beyond_any_device_is_a_null_pointer_and_an_error(allocator):
+def test_a_request_beyond_any_device_is_an_error(allocator):
     with pytest.raises(OutOfMemoryError, match=r"expected at most .* bytes"):
         allocator.raw_alloc(1 << 50)
+
+
+def test_requests_behind_a_failed_one_in_the_same_call_are_served(allocator, pool, capsys):
+    """The error is on its way when PyTorch asks again, and strikes in our own function."""
+    allocate, pointers = allocator._allocate, []
+
+    def operator():
+        sizes = (120 * MiB, 5 * MiB, 130 * MiB, 7000)
+        pointers.extend(map(allocate, sizes, (0,) * 4, (None,) * 4))  # in C: no Python between them
+        for _ in range(1000):
+            pass
+
+    with pytest.raises(OutOfMemoryError, match=r"cannot allocate|expected at most"):
+        operator()
+    assert len(pointers) == 4
+    assert all(pointers), "a null pointer would be written to"
+    assert [pool.managers[0].owns(pointer) for pointer in pointers] == [False, True, False, True]
+    for pointer in pointers:
+        allocator._free(pointer, 1, 0, None)
+    settled(pool)
+    assert not pool.managers[0].live_bytes
+    assert capsys.readouterr().err == ""
+    assert allocator.raw_delete(allocator.raw_alloc(1000)) is None  # and no error is left over
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="starts a thread through the C library")

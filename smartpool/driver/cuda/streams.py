@@ -10,9 +10,9 @@ orders after all per-thread streams: slower, and right.
 Any other stream is a token made of its id, which the driver never gives twice. A handle it gives again
 at once, while the destroyed stream's work is still pending (49 of 50 times on an H200); a pool that took
 the handle for the stream would hand the new one memory that the old one's work still touches. So a handle
-from outside is asked for its id each time that it comes (0.3 us), and once for its context; what is not
-of this device is refused. A number that never was a stream cannot be told from one: the driver itself
-may crash on it.
+from outside is asked for its id each time that it comes, and once for its context; what is not of this
+device is refused. While a stream is being captured, asking for its id is forbidden, and it is what it
+was last. A number that never was a stream cannot be told from one: the driver itself may crash on it.
 
 Nor can one that no longer is: a framework may destroy its stream as soon as it has freed the
 memory, while the pool has yet to record an event behind that free. The streams that are known to
@@ -35,6 +35,7 @@ _LEGACY = 0
 _LEGACY_ALIAS = 1
 _PER_THREAD = 2
 _FOREIGN = 3  # the last bits of a token; pointers end in zeros, per-thread tokens in 2
+_JOINED = 5  # of a token that is a handle's, during a capture
 _FIRST_HANDLE = 4096  # no pointer lies in the first page
 
 
@@ -56,8 +57,10 @@ class StreamTable:
         "_bindings",
         "_context",
         "_issued",
+        "_latest",
         "_legacy",
         "_name",
+        "_not_captured",
         "_per_thread",
         "_thread",
         "_tokens",
@@ -79,6 +82,8 @@ class StreamTable:
         self._tokens = itertools.count(1)
         self._issued: set[int] = set()
         self._ask_id = bindings.api.cuStreamGetId
+        self._latest: dict[int, int] = {}  # handle -> token, of streams of others
+        self._not_captured = bindings.api.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
 
     def identify(self, obj: object) -> int:
         """Return the integer for None, a handle, or an object with ``__cuda_stream__``."""
@@ -161,12 +166,30 @@ class StreamTable:
         if handle < _FIRST_HANDLE:
             raise StreamError(f"expected a stream of {self._name}, got {handle}: no stream has that handle")
         stream = self._bindings.api.CUstream(handle)
+        if self._is_captured(stream):
+            return self._known_as(handle, stream)
         answer = self._ask_id(stream)
         if answer[0] is not self._bindings.success:
             raise StreamError(f"expected a stream of {self._name}, got {handle:#x}: {answer[0].name}")
         token = int(answer[1]) << 3 | _FOREIGN
         if token not in self.known:
             self._check_context(handle, stream)
+            self.known[token] = stream
+        self._latest[handle] = token
+        return token
+
+    def _is_captured(self, stream: Any) -> bool:
+        answer = self._bindings.api.cuStreamIsCapturing(stream)
+        return answer[0] is self._bindings.success and answer[1] is not self._not_captured
+
+    def _known_as(self, handle: int, stream: Any) -> int:
+        """Return the token of a stream that is being captured: asking for its id would ruin the capture.
+
+        One that joined the capture and was never seen gets a token of its handle, for the meantime.
+        """
+        token = self._latest.get(handle)
+        if token is None:
+            token = handle | _JOINED
             self.known[token] = stream
         return token
 
