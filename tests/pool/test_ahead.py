@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpool import SmartPool, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
+from smartpool.errors import DriverError
 from smartpool.pool.ahead import SHARE, Forecast
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.units import GiB, MiB
@@ -126,3 +128,49 @@ def test_the_mapper_runs_on_a_thread_of_its_own_and_only_where_something_is_fore
     config = SmartPoolConfig(expected_bytes="1GiB", enable_predictive_allocation=False)
     with SmartPool("model:8GiB", config) as pool:
         assert not pool._mapping.running
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("malloc"), st.integers(1, 60)),
+            st.tuples(st.just("free"), st.integers(0, 30)),
+            st.tuples(st.just("map"), st.integers(1, 4)),
+            st.tuples(st.just("pass"), st.integers(1, 60)),
+            st.tuples(st.just("fail"), st.sampled_from(["create_chunk", "map_chunk", "enable_access"])),
+            st.tuples(st.just("trim"), st.just(0)),
+        ),
+        max_size=50,
+    )
+)
+def test_mapping_ahead_among_everything_else_with_failing_calls(actions):
+    pool = make(expected_bytes="1GiB", idle_age=20.0, max_bytes="2GiB")
+    live, now = {}, 0.0
+    for action, value in actions:
+        with suppress(DriverError):
+            if action == "malloc":
+                live[pool.malloc(value * MiB)] = value * MiB
+            elif action == "free" and live:
+                pointer = list(live)[value % len(live)]
+                pool.free(pointer)
+                del live[pointer]
+            elif action == "map":
+                for _ in range(value):
+                    pool.map_ahead()
+            elif action == "pass":
+                now += value
+                pool.keep_up(now)
+            elif action == "fail":
+                pool.driver.faults.fail(value)
+            elif action == "trim":
+                pool.trim()
+        pool.check()
+        assert pool.live_blocks() == live
+        assert pool.reserved_bytes <= 2 * GiB
+    pool.driver.faults.clear()
+    for pointer in live:
+        pool.free(pointer)
+    pool.trim(wait=True)
+    assert pool.reserved_bytes == 0
+    pool.close()
+    assert not any(pool.driver.held().values())
