@@ -56,13 +56,16 @@ from smartpool.units import align_up
 if TYPE_CHECKING:
     from smartpool.pool.bins import Bin, LiveTable
 
-__all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "PlannedStep"]
+__all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "STAY_SHARE", "PlannedStep"]
 
 CONTEXT: Final = 3
 """Requests in a row that must match the plan elsewhere before the step goes on from there."""
 LOST: Final = 64
 """Requests in a row, or more misses than hits, after which a step is given up."""
 REPLAN_SHARE: Final = 0.02
+"""Of the requests of a marked step that were off, from which it is planned anew."""
+STAY_SHARE: Final = 0.1
+"""And of one that was recognised, from which, twice in a row, it is left: to find it again is dear."""
 
 
 class PlannedStep:
@@ -96,7 +99,7 @@ class PlannedStep:
     repetitions, past_hits, past_misses
         Repetitions that have ended, and what they counted.
     changed
-        How many of the last repetitions in a row differed by more than `REPLAN_SHARE`.
+        How many of the last repetitions in a row differed too much.
     elsewhere
         Slots, live or freed lately, and the other streams that used them.
     """
@@ -209,7 +212,8 @@ class PlannedStep:
         count = len(self.entries)
         self._pass_to(count)
         surprises = max(self.misses, count - self.hits)
-        differs = surprises > REPLAN_SHARE * max(self.hits + self.misses, count)
+        share = STAY_SHARE if self._cyclic else REPLAN_SHARE
+        differs = surprises > share * max(self.hits + self.misses, count)
         self.changed = self.changed + 1 if differs else 0
         self.repetitions += 1
         self.past_hits += self.hits

@@ -115,7 +115,7 @@ def test_a_watch_ends_by_itself_where_nothing_hurts_any_more():
 
 def test_it_lets_go_when_the_program_does_something_else_and_comes_back():
     with open_pool() as pool:
-        play(pool, times=120)
+        play(pool, times=200)  # long enough to make up for the watch
         other = [nbytes + 512 for nbytes in reversed(STEP)]
         play(pool, other, times=10)
         assert (steps_of(pool).left, steps_of(pool).planned_bytes) == (1, 0)
@@ -126,6 +126,18 @@ def test_it_lets_go_when_the_program_does_something_else_and_comes_back():
         play(pool)
         assert steps_of(pool).hits - before.hits == len(STEP)
         assert steps_of(pool).watched < 3 * recognition._SHORT
+
+
+def test_a_plan_that_was_left_too_soon_is_followed_by_a_rest():
+    with open_pool() as pool:
+        play(pool, times=80)
+        assert steps_of(pool).recognised == 1
+        play(pool, [nbytes + 512 for nbytes in reversed(STEP)], times=10)
+        watched = steps_of(pool)
+        assert watched.left == 1
+        assert watched.hits < watched.watched // 2
+        play(pool, times=50)
+        assert steps_of(pool).watched == watched.watched
 
 
 def test_the_region_is_made_of_what_is_free():
