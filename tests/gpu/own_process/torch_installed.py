@@ -240,6 +240,24 @@ def test_the_largest_batch_is_found_by_trying():
     step(256)
 
 
+def test_out_of_memory_in_the_middle_of_one_call():
+    """Cross entropy asks for more behind the request that failed, before it returns to Python."""
+    rows, classes = 24_000, 32_768
+    logits = torch.zeros(rows, classes, device="cuda", requires_grad=True)  # 2.9 of 8 GiB
+    targets = torch.zeros(rows, dtype=torch.int64, device="cuda")
+    filler = torch.empty(3 * GiB, dtype=torch.uint8, device="cuda")
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.nn.functional.cross_entropy(logits, targets)
+        torch.cuda.synchronize()  # the context lives
+    del filler
+    gc.collect()
+    loss = torch.nn.functional.cross_entropy(logits, targets)
+    assert abs(float(loss.detach()) - 10.397) < 0.01
+    del logits, targets, loss
+    gc.collect()
+
+
 # ------------------------------------------------------------------ CUDA graphs
 
 
