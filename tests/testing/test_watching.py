@@ -6,6 +6,7 @@ import pytest
 
 from smartpool.driver import ModelDriver
 from smartpool.driver.cpu import CpuDriver
+from smartpool.errors import DriverError
 from smartpool.testing import WatchedDriver
 from smartpool.units import MiB
 
@@ -110,6 +111,14 @@ def test_two_addresses_of_one_chunk_are_the_same_bytes(driver, streams):
     assert not driver.torn
     driver.unmap(base, 2 * unit)
     assert "unmap" in driver.torn[0]
+
+
+def test_scripted_faults_are_for_the_allocator(driver, streams, block):
+    driver.faults.fail("record_event")
+    driver.order(streams[1], behind=streams[0])
+    driver.fill(block, 1, 1, streams[1])
+    with pytest.raises(DriverError):
+        driver.record_event(driver.create_event(), 0)
 
 
 def test_memory_that_goes_back_under_work_is_noted(driver, block):
