@@ -114,8 +114,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         """
         # Floats and booleans that equal a cached size would find its bin: hence the test of the class.
         if stream is None and nbytes.__class__ is int:
-            bin_ = self._bins.get(nbytes)
-            if bin_:
+            if bin_ := self._bins.get(nbytes):
                 try:
                     pointer = bin_.pop()
                 except IndexError:
