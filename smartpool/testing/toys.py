@@ -158,7 +158,7 @@ class ShortBuffer(ToyPool):
 
     def take(self, size: int) -> int:
         start, length = self.gaps[-1] if self.gaps else (0, 0)
-        if size > length >= size - _UNIT > 0:
+        if start + length == BASE + CAPACITY and size > length >= size - _UNIT > 0:
             self.gaps.pop()
             return start
         return super().take(size)
