@@ -182,10 +182,10 @@ class Recognition:
     def at_door(self, bin_: Bin, pool: StepPool, steps: Steps) -> PlannedStep | None:
         """Return the step that a request begins, if it is the first of a repetition."""
         watch = self._watch
+        if self._analysis is not None:
+            return None  # a plan is on its way
         if watch is None or watch.full:
             self._give_up_watching(pool, steps)
-            return None
-        if self._analysis is not None:
             return None
         for found in self._known:
             if found.begins_with(bin_) and found.ends(watch):
