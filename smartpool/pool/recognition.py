@@ -280,8 +280,9 @@ class Recognition:
         if found.attempts == _ATTEMPTS:
             return
         room, rest = pool.room_bytes()
-        spare, piece = found.spare_bytes + found.plan.height - room, rest // _PIECES
-        attempts = found.attempts + 1
+        piece, attempts = rest // _PIECES, found.attempts + 1
+        # What is free lies a little differently each time.
+        spare = found.spare_bytes + found.plan.height - room + found.attempts * piece
         self._aside(lambda: replace(found, spare_bytes=spare, piece_bytes=piece, attempts=attempts))
 
     def _found(self, found: Found | None, pool: StepPool, steps: Steps) -> None:
