@@ -53,11 +53,15 @@ class Traffic:
         self.rounds = 0
 
     def sizes(self) -> list[int]:
-        """Return the sizes of a round: powers of two, steps of a drifting base, and a few large ones."""
-        base = 40 * KiB + 512 * (self.rounds % 700)
+        """Return the sizes of a round: powers of two, steps of a drifting base, and large ones of any size.
+
+        The drift comes round after 50 rounds, so that each quarter of the run sees the same. Sizes of any
+        number of bytes rarely repeat: the pool's bins reach the bound at which it forgets them.
+        """
+        base = 40 * KiB + 3584 * (self.rounds % 50)
         kinds = [*SMALL, base, 2 * base, 3 * base, base + 64 * KiB]
         sizes = self.random.choices(kinds, k=4000)
-        for index in range(0, 4000, 97):
+        for index in range(0, 4000, 25):
             sizes[index] = self.random.randrange(MiB, 6 * MiB)
         return sizes
 
