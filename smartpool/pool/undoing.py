@@ -49,13 +49,13 @@ class Undo:
             try:
                 undo(*arguments)
             except BaseException as another:  # noqa: BLE001 - the other undos come first
+                if failure is not None and not isinstance(failure, SmartPoolError):
+                    continue  # an interrupt, here or before: what undos say behind it is of no interest
                 if another.__context__ is error and another is not failure:
                     another.__context__ = failure
                 failure = another
         if failure is None or failure is error:
             return
-        if error is not None and not isinstance(error, SmartPoolError):
-            raise error
         behind = failure.__context__
         try:
             raise failure

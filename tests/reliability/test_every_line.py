@@ -50,6 +50,14 @@ def test_what_is_promised_holds_at_every_line():
     assert EVERY or len(tried) > 600  # lines of `smartpool/pool` and `smartpool/memory`
 
 
+def test_an_interrupt_while_another_failure_is_undone():
+    """It comes out as itself there, too, whatever the steps of undoing say behind it."""
+    lines = lines_of(scenarios.out_of_memory, "balanced")
+    last = max(nth for nth, (file, _) in enumerate(lines) if file == "pool/undoing.py")
+    for nth in range(last - 250, last, 3):
+        break_off(scenarios.out_of_memory, "balanced", nth, KeyboardInterrupt("broken off"))
+
+
 class Alarm(BaseException):
     pass
 
