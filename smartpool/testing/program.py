@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
+    from smartpool.testing.checks import Checks
     from smartpool.testing.contract import Hook
     from smartpool.testing.session import Block, Session
 
@@ -233,7 +234,7 @@ class Call:
 class Wording:
     """How a program names what the caller gave: by an import where there is one, else as the option."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Checks) -> None:
         self._session = session
         self._contract = session.contract
         self._subject = session.subject

@@ -57,8 +57,9 @@ def test_hypothesis_shows_the_violation_of_a_machine_by_itself():
     class Broken(AllocatorMachine):
         contract = Contract(factory=RoundsDown, capacity=CAPACITY, alignment=16)
 
+    one_bug = settings(FEW, max_examples=100, report_multiple_bugs=False)
     with pytest.raises(ViolationError, match="no overlap"):
-        run_state_machine_as_test(Broken, settings=settings(FEW, max_examples=100, report_multiple_bugs=False))
+        run_state_machine_as_test(Broken, settings=one_bug)
 
 
 def test_it_is_a_test_case_of_the_standard_library():
