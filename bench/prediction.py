@@ -8,7 +8,8 @@ power of two, while the size is new). Right means: on the right side of `SOON`, 
 requests. Also the median error as a factor.
 
 *Placement.* If every lifetime was known (an oracle), would keeping the long-lived apart save memory?
-Peak reserved bytes of two heaps, one for each kind, against one; the best of three borders.
+Fragmentation by best fit, by first fit, and with both kinds at the two ends of the addresses, as the oracle
+and as the median say; of three borders between short and long the best.
 
 *Mapping ahead.* The trace is played by its own clock on the model device, and a mapper that works beside
 it maps what is foreseen: what was needed by an earlier run of the same program, or 2 or 5 % more than was
@@ -25,14 +26,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from common import write_results
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
+from smartpool.memory.arena import Arena
 from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.elastic import ElasticHeap
 from smartpool.pool.manager import AdvancedMemoryPoolManager
@@ -128,42 +131,68 @@ def foresee(trace: Trace) -> dict[str, dict[str, float]]:
 # ---------------------------------------------------------------------- placement
 
 
-def peak_of_heaps(trace: Trace, *, virtual: bool, border: float | None) -> int:
-    """Return the peak reserved bytes of one heap, or of two for what lives shorter and longer."""
+def place_by_side(arena: Arena, size: int, *, long: bool) -> int | None:
+    """Place a block as low as possible when it lives long, else as high as possible; None: no gap fits."""
+    gaps = list(islice(arena.fitting(size), 64))
+    if not gaps:
+        return None
+    gap = (min if long else max)(gaps, key=lambda gap: gap.start)
+    start = gap.start if long else gap.end - size
+    arena.place_at(gap, start, size)
+    return start
+
+
+def foreseen_lifetimes(trace: Trace, lived: list[int]) -> list[float]:
+    """Return, for each allocation, the median of the last 15 lifetimes of its size when it was requested."""
+    by_size: dict[int, History] = {}
+    foreseen = [1.0] * trace.allocations
+    for operation, number, nbytes, _ in events(trace):
+        if operation:
+            by_size.setdefault(nbytes, History()).add(lived[number])
+        elif nbytes in by_size:
+            foreseen[number] = statistics.median(by_size[nbytes].recent)
+    return foreseen
+
+
+def peak_of_heap(trace: Trace, *, virtual: bool, lived: Sequence[float] = (), border: float = 0.0) -> int:
+    """Return the peak reserved bytes of a heap, with blocks kept apart by `lived`, if it is told."""
     driver = ModelDriver(141 * GiB)
     if not virtual:
         driver.granularity = 0
     memory, clock = DeviceMemory(driver, 141 * GiB), StreamClock(driver)
-    make = (lambda: ElasticHeap(memory, clock, policy_of("balanced"))) if virtual else (
-        lambda: SegmentHeap(memory, clock)
-    )  # fmt: skip
-    heaps = [make() for _ in range(1 if border is None else 2)]
-    lived = lifetimes(trace)
-    placed: dict[int, tuple[int, int, int]] = {}
+    heap = ElasticHeap(memory, clock, policy_of("balanced")) if virtual else SegmentHeap(memory, clock)
+    placed: dict[int, tuple[int, int]] = {}
     for operation, number, nbytes, _ in events(trace):
         if operation:
-            which, address, size = placed.pop(number)
-            heaps[which].free_all([[address]], size, None)
+            address, size = placed.pop(number)
+            heap.free_all([[address]], size, None)
             continue
-        which = 0 if border is None else int(lived[number] >= border * trace.allocations)
         size = align_up(nbytes, 512)
-        address = heaps[which].allocate(size, 512, 0)
-        placed[number] = (
-            which,
-            heaps[which].extend(size, 512, 0, None) if address is None else address,
-            size,
-        )
+        if lived:
+            long = lived[number] >= border * trace.allocations
+            found = place_by_side(heap.arena_for(size), size, long=long)
+        else:
+            found = heap.allocate(size, 512, 0)
+        placed[number] = (heap.extend(size, 512, 0, None) if found is None else found, size)
     return memory.peak_reserved_bytes
 
 
 def placement(trace: Trace) -> dict[str, dict[str, float]]:
+    lived = lifetimes(trace)
+    foreseen = foreseen_lifetimes(trace, lived)
     rows = {}
     for name, virtual in (("elastic", True), ("segments", False)):
-        one = peak_of_heaps(trace, virtual=virtual, border=None)
-        two = min(peak_of_heaps(trace, virtual=virtual, border=border) for border in BORDERS)
+
+        def waste(*peaks: int) -> float:
+            return round(1 - trace.peak_live_bytes / min(peaks), 4)
+
         rows[name] = {
-            "one_heap": round(1 - trace.peak_live_bytes / one, 4),
-            "apart_by_oracle": round(1 - trace.peak_live_bytes / two, 4),
+            "by_size": waste(peak_of_heap(trace, virtual=virtual)),
+            "by_address": waste(peak_of_heap(trace, virtual=virtual, lived=lived, border=0.0)),
+            "oracle": waste(*(peak_of_heap(trace, virtual=virtual, lived=lived, border=b) for b in BORDERS)),
+            "foreseen": waste(
+                *(peak_of_heap(trace, virtual=virtual, lived=foreseen, border=b) for b in BORDERS)
+            ),
         }
     return rows
 

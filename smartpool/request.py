@@ -27,7 +27,7 @@ class AllocationRequest:
         Larger is more important. Checked and kept; the pool does not act on it.
     hint_lifetime
         Expected lifetime in seconds; None when unknown. Checked and kept: placement ignores lifetimes,
-        because knowing all of them gained nothing (``docs/elastic.md``).
+        because what can be foreseen of them makes it worse (``docs/elastic.md``).
     hint_access_pattern
         A word that groups requests which behave alike, such as ``"training"``. Checked and kept.
     alignment

@@ -13,7 +13,7 @@ a request waits for one chunk at most, and it waits for memory that it would hav
 Bound: O(1) for each growth; log2(size / first growth) growths on the caller's thread in a ramp.
 Rejected, as measured by `bench/prediction.py`: extrapolating beyond the largest size so far (what is held
 ahead at the peak is held for nobody); chunks as large as the largest size allows (fewer calls, but 3 % more
-memory); lifetimes by size or hint (they are foreseen well, and nothing here gets better by it).
+memory); lifetimes (what can be foreseen of them makes placement worse).
 """
 
 from __future__ import annotations
