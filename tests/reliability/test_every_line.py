@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 import scenarios
@@ -53,8 +54,9 @@ def test_what_is_promised_holds_at_every_line():
 def test_an_interrupt_while_another_failure_is_undone():
     """It comes out as itself there, too, whatever the steps of undoing say behind it."""
     lines = lines_of(scenarios.out_of_memory, "balanced")
-    last = max(nth for nth, (file, _) in enumerate(lines) if file == "pool/undoing.py")
-    for nth in range(last - 250, last, 3):
+    undoing = [nth for nth, (file, _) in enumerate(lines) if file == "pool/undoing.py"]
+    steps = [nth for nth, after in pairwise(undoing) if after - nth > 10]  # between them an undo runs
+    for nth in sorted({nth + further for nth in steps[::4] for further in range(20, 80, 3)}):
         break_off(scenarios.out_of_memory, "balanced", nth, KeyboardInterrupt("broken off"))
 
 
