@@ -79,7 +79,7 @@ class Program:
         elif self.way != "never":
             self.pool.keep_up(self.now)
             if self.way == "age":
-                self.pool._idle_age.seconds = 60.0  # noqa: SLF001 - unlearned
+                self.pool._idle_age.seconds = 60.0  # unlearned
 
 
 def measure(trace: Trace, way: str, pause: float) -> dict[str, float | int]:
