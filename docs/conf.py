@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from pathlib import Path
+
 import smartpool
 
 project = "SmartPool"
@@ -33,14 +37,21 @@ html_theme_options = {
 }
 
 
+def modules() -> list[str]:
+    """Return the modules of the reference, in the order of its pages."""
+    pages = sorted((Path(__file__).parent / "reference").glob("*.md"))
+    return [module for page in pages for module in re.findall(r"automodule:: (\S+)", page.read_text("utf-8"))]
+
+
+def shown_elsewhere() -> set[int]:
+    """Return what has a page of its own beside the page of `smartpool`: one name, one place."""
+    pages = [importlib.import_module(name) for name in modules() if name != "smartpool"]
+    return {id(getattr(module, name)) for module in pages for name in module.__all__}
+
+
 def _once(app: object, what: str, name: str, found: object, skip: bool, options: object) -> bool | None:  # noqa: ARG001
-    """Leave out on the page of `smartpool` what has a page of its own: one name, one place."""
     here = app.env.docname  # type: ignore[attr-defined]
-    home = getattr(found, "__module__", None) or ""
-    return True if here == "reference/smartpool" and home.startswith(ELSEWHERE) else None
-
-
-ELSEWHERE = ("smartpool.errors", "smartpool.planner", "smartpool.trace", "smartpool.driver", "smartpool.dlpack")
+    return True if here == "reference/smartpool" and id(found) in shown_elsewhere() else None
 
 
 def setup(app: object) -> None:
