@@ -14,7 +14,9 @@ import smartpool
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
-INTERNAL = "balancing cli faces files interpreters lazy log memory npz pool recording streams".split()
+INTERNAL = [
+    "balancing", "cli", "faces", "files", "interpreters", "lazy", "log", "memory", "npz", "pool", "recording", "streams",
+]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
 
 
