@@ -36,11 +36,11 @@ from common import write_results
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.memory.arena import Arena
-from smartpool.pool.device_memory import DeviceMemory
-from smartpool.pool.elastic import ElasticHeap
+from smartpool.pool.heap.device_memory import DeviceMemory
+from smartpool.pool.heap.elastic import ElasticHeap
+from smartpool.pool.heap.policy import policy_of
+from smartpool.pool.heap.segments import SegmentHeap
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.policy import policy_of
-from smartpool.pool.segments import SegmentHeap
 from smartpool.pool.streams import StreamClock
 from smartpool.trace import Trace
 from smartpool.units import GiB, align_up

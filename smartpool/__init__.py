@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from smartpool.movable import MovableBuffer
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
-    from smartpool.pool.graphs import GraphMemory
+    from smartpool.pool.graphs.captures import GraphMemory
     from smartpool.pool.manager import AdvancedMemoryPoolManager
     from smartpool.prices import Cost, Prices
     from smartpool.request import AllocationRequest
@@ -71,7 +71,7 @@ __getattr__, __dir__ = lazy_names(
         "Cost": "smartpool.prices",
         "DebugOptions": "smartpool.debug_options",
         "GPUMemoryOptimizer": "smartpool.optimizer",
-        "GraphMemory": "smartpool.pool.graphs",
+        "GraphMemory": "smartpool.pool.graphs.captures",
         "IntervalSet": "smartpool.planner",
         "MovableBuffer": "smartpool.movable",
         "Plan": "smartpool.planner",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smartpool.pool.story import OutOfMemoryStory
+    from smartpool.pool.telemetry.story import OutOfMemoryStory
 
 __all__ = [
     "AllocatorError",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from smartpool.errors import InvalidRequestError, MissingPackageError
-from smartpool.pool.statistics import MemorySnapshot, PoolStatistics
+from smartpool.pool.telemetry.statistics import MemorySnapshot, PoolStatistics
 
 if TYPE_CHECKING:
     from smartpool.faces.watching import WatchingFace

@@ -59,7 +59,7 @@ class Prices:
     ...     create=Cost(12.5), map=Cost(2), access=Cost(30), unmap=Cost(19), release=Cost(14, 0.7)
     ... )
     >>> prices.grow(2, 64 << 20), prices.show(3, 64 << 20), round(prices.give_back(1, 10 << 20))
-    (89.0, 96, 40)
+    (89.0, 96.0, 40)
     """
 
     create: Cost
@@ -93,7 +93,7 @@ class Prices:
 
         >>> prices = Prices(create=Cost(12), map=Cost(2), access=Cost(30), unmap=Cost(19), release=Cost(14))
         >>> prices.scaled(map=2, access=2).show(1, 0)
-        64
+        64.0
         """
         return Prices(
             **{

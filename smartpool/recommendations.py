@@ -18,8 +18,8 @@ from typing import Any, Final
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.repetition import agreeing_periods
-from smartpool.pool.statistics import MemorySnapshot
+from smartpool.pool.steps.repetition import agreeing_periods
+from smartpool.pool.telemetry.statistics import MemorySnapshot
 from smartpool.trace.replay import Run, replay
 from smartpool.trace.targets import PoolTarget
 from smartpool.trace.trace import ALLOCATE, Trace

@@ -1,6 +1,6 @@
 """The recording of a pool, and the reduction of fragmentation that is measured from it.
 
-A recording keeps what the journal of requests hands it (`smartpool.pool.journal`); numbering
+A recording keeps what the journal of requests hands it (`smartpool.pool.telemetry.journal`); numbering
 allocations and streams, and dropping what began before, waits until a trace is asked for.
 `smartpool.trace.Recorder` is for allocators that have no journal.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from smartpool.pool.journal import FIELDS, FREED
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.statistics import Reduction
+from smartpool.pool.telemetry.journal import FIELDS, FREED
+from smartpool.pool.telemetry.statistics import Reduction
 
 if TYPE_CHECKING:
     from smartpool.trace.trace import Trace

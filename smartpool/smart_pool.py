@@ -197,7 +197,7 @@ def _open_managers(names: tuple[str, ...], config: SmartPoolConfig) -> tuple[Adv
         managers.extend(AdvancedMemoryPoolManager(open_driver(name), config) for name in names)
         options = config.debug_options()
         if options is not None:
-            from smartpool.pool.debugging import DebuggingManager  # noqa: PLC0415 - only for those who debug
+            from smartpool.pool.debug.debugging import DebuggingManager  # noqa: PLC0415 - only for those who debug
 
             # In front of each pool, with the same methods: see there.
             return tuple(cast("Any", DebuggingManager(manager, options)) for manager in managers)

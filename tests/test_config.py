@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.errors import ConfigurationError
-from smartpool.pool.policy import POLICY_OF_NAME
+from smartpool.pool.heap.policy import POLICY_OF_NAME
 from smartpool.units import GiB, MiB
 
 BOOLEANS = [field.name for field in fields(SmartPoolConfig) if field.type == "bool"]

@@ -17,11 +17,11 @@ from smartpool.errors import (
     PoolClosedError,
 )
 from smartpool.log import LOGGER
-from smartpool.pool.background import NEVER, Background
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.mapper import Mapper
-from smartpool.pool.pressure import PressureCallbacks
-from smartpool.pool.statistics import MemorySnapshot, OptimizationOutcome
+from smartpool.pool.telemetry.statistics import MemorySnapshot, OptimizationOutcome
+from smartpool.pool.upkeep.background import NEVER, Background
+from smartpool.pool.upkeep.mapper import Mapper
+from smartpool.pool.upkeep.pressure import PressureCallbacks
 from smartpool.units import format_size
 
 __all__ = ["DevicePool"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from smartpool.faces.devices import DevicePool
 
 if TYPE_CHECKING:
-    from smartpool.pool.graphs import GraphMemory
+    from smartpool.pool.graphs.captures import GraphMemory
 
 __all__ = ["GraphFace"]
 
@@ -69,7 +69,7 @@ class GraphFace(DevicePool):
         1024
         >>> held.close()                                    # once the graph is gone
         """
-        from smartpool.pool.graphs import GraphMemory, begin_capture, end_capture  # noqa: PLC0415 - rarely used
+        from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture  # noqa: PLC0415 - rarely used
 
         manager = self._manager_of(device_id)
         handle = manager.driver.stream(stream)

@@ -11,7 +11,7 @@ from smartpool.config import SmartPoolConfig
 from smartpool.errors import ConfigurationError, DoubleFreeError, InvalidRequestError, UnknownPointerError
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.pressure import PressureCallback
+from smartpool.pool.upkeep.pressure import PressureCallback
 from smartpool.request import AllocationRequest
 
 __all__ = ["AllocationResult", "RequestFace"]

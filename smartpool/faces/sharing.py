@@ -6,7 +6,7 @@ from smartpool.buffer import Buffer
 from smartpool.errors import SharingError
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.statistics import OptimizationOutcome
+from smartpool.pool.telemetry.statistics import OptimizationOutcome
 from smartpool.sharing.exports import export_buffer, sweep
 from smartpool.sharing.shared import SharedBuffer
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from smartpool.config import SmartPoolConfig
 from smartpool.errors import InvalidRequestError
 from smartpool.faces.devices import DevicePool
-from smartpool.pool.hooks import Hooks
-from smartpool.pool.labels import tagged
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.memory_map import MemoryMap
-from smartpool.pool.statistics import PoolStatistics
-from smartpool.pool.tracked import ProfileRecord
-from smartpool.pool.tracking import Scope
-from smartpool.pool.watched import WatchedPool
+from smartpool.pool.telemetry.hooks import Hooks
+from smartpool.pool.telemetry.labels import tagged
+from smartpool.pool.telemetry.memory_map import MemoryMap
+from smartpool.pool.telemetry.statistics import PoolStatistics
+from smartpool.pool.telemetry.tracked import ProfileRecord
+from smartpool.pool.telemetry.tracking import Scope
+from smartpool.pool.telemetry.watched import WatchedPool
 from smartpool.recording import PoolRecording
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 PyTorch tells when a capture begins, when it ends, and when one of its graphs is gone, with the id of
 the graph's memory; several graphs may share one. What a pool does beside a capture is
-`smartpool.pool.graphs`; here is only which memory is meant, and when its last user is gone.
+`smartpool.pool.graphs.captures`; here is only which memory is meant, and when its last user is gone.
 
 PyTorch does not say which stream is captured, so each request's stream is asked about.
 """
@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from smartpool.interop._frameworks import cuda_managers
-from smartpool.pool.graphs import GraphMemory, begin_capture, end_capture
+from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
 
 if TYPE_CHECKING:
     from smartpool.smart_pool import SmartPool

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from smartpool.faces.watching import WatchingFace
-    from smartpool.pool.memory_map import MemoryMap
-    from smartpool.pool.statistics import MemorySnapshot
-    from smartpool.pool.story import OutOfMemoryStory
+    from smartpool.pool.telemetry.memory_map import MemoryMap
+    from smartpool.pool.telemetry.statistics import MemorySnapshot
+    from smartpool.pool.telemetry.story import OutOfMemoryStory
 
 __all__ = ["LiveView"]
 

@@ -8,7 +8,7 @@ arenas when a request finds no bin and no gap.
 The table of live blocks maps a pointer to its bin. Everything that must watch requests (recording,
 hooks, the life after `close`) does so by changing the *class* of that table, which is one atomic
 store and reaches callers that keep a bound `pool.malloc`; while nothing watches, it costs nothing. The
-tables that watch are in `smartpool.pool.journal`.
+tables that watch are in `smartpool.pool.telemetry.journal`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from smartpool.memory.arena import Arena
-    from smartpool.pool.journal import Journal
+    from smartpool.pool.telemetry.journal import Journal
     from smartpool.pool.tiers import Tier
 
 __all__ = ["Bin", "ClosedTable", "DisownedTable", "LiveTable", "RequestObserver"]
@@ -85,7 +85,7 @@ class Bin(list[int]):
 
     @property
     def home(self) -> Bin:
-        """The bin itself, unless it stands for another (`smartpool.pool.step_faces`)."""
+        """The bin itself, unless it stands for another (`smartpool.pool.steps.faces`)."""
         return self
 
     def __eq__(self, other: object) -> bool:

@@ -38,19 +38,19 @@ from smartpool.errors import (
 from smartpool.interpreters import require_main_interpreter
 from smartpool.memory.arena import Range, Uses
 from smartpool.pool.bins import Bin, DisownedTable, LiveTable
-from smartpool.pool.device_memory import DeviceMemory
 from smartpool.pool.direct import DirectBin
-from smartpool.pool.elastic import ElasticHeap
 from smartpool.pool.forks import disown_in_children
-from smartpool.pool.fragmentation import Fragmentation, interval_fragmentation, share_wasted
-from smartpool.pool.heap import Heap
-from smartpool.pool.held import HeldBin
-from smartpool.pool.policy import policy_of
-from smartpool.pool.segments import SegmentHeap
-from smartpool.pool.statistics import MemorySnapshot, by_stream, by_tier
-from smartpool.pool.step_faces import StepBin
-from smartpool.pool.stepping import Steps
+from smartpool.pool.graphs.held import HeldBin
+from smartpool.pool.heap.device_memory import DeviceMemory
+from smartpool.pool.heap.elastic import ElasticHeap
+from smartpool.pool.heap.policy import policy_of
+from smartpool.pool.heap.protocol import Heap
+from smartpool.pool.heap.segments import SegmentHeap
+from smartpool.pool.steps.faces import StepBin
+from smartpool.pool.steps.stepping import Steps
 from smartpool.pool.streams import StreamClock
+from smartpool.pool.telemetry.fragmentation import Fragmentation, interval_fragmentation, share_wasted
+from smartpool.pool.telemetry.statistics import MemorySnapshot, by_stream, by_tier
 from smartpool.units import format_size
 
 __all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady", "uncaptured"]

@@ -27,8 +27,8 @@ from typing import Final, Self
 
 from smartpool.errors import DriverError, InvalidRequestError
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
-from smartpool.pool.step_faces import StepBin
-from smartpool.pool.upkeep import UpkeepPool
+from smartpool.pool.steps.faces import StepBin
+from smartpool.pool.upkeep.upkeep import UpkeepPool
 from smartpool.request import checked_size
 from smartpool.units import format_size
 

@@ -292,7 +292,7 @@ class SearchingPool(PoolBooks):
 
     # ------------------------------------------------------------------ planned steps
 
-    if TYPE_CHECKING:  # `smartpool.pool.watched` has them
+    if TYPE_CHECKING:  # `smartpool.pool.telemetry.watched` has them
 
         def add_observer(self, observer: RequestObserver) -> None:
             """Tell an observer of every request and free."""

@@ -26,7 +26,7 @@ from typing import Final
 from smartpool.driver.protocol import Driver
 from smartpool.errors import StreamError
 from smartpool.memory.arena import Uses, join_uses
-from smartpool.pool.returning import Returning
+from smartpool.pool.heap.returning import Returning
 
 __all__ = ["PENDING", "StreamClock"]
 

@@ -83,7 +83,7 @@ def about(found: Analysis) -> dict[str, Any]:
 
 
 def tag_of(site: str) -> str | None:
-    """Return the tag that a recording of ours puts below a stack (`smartpool.pool.labels`), or None."""
+    """Return the tag that a recording of ours puts below a stack (`pool.telemetry.labels`), or None."""
     last = site.splitlines()[-1] if site else ""
     return last.removeprefix("tag ") if last.startswith("tag ") else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smartpool.driver.model import ModelDriver
-from smartpool.pool.statistics import Reduction
+from smartpool.pool.telemetry.statistics import Reduction
 from smartpool.trace.baselines import make_baseline
 from smartpool.trace.replay import replay
 from smartpool.trace.trace import Trace

@@ -54,7 +54,7 @@ def test_what_is_promised_holds_at_every_line():
 def test_an_interrupt_while_another_failure_is_undone():
     """It comes out as itself there, too, whatever the steps of undoing say behind it."""
     lines = lines_of(scenarios.out_of_memory, "balanced")
-    undoing = [nth for nth, (file, _) in enumerate(lines) if file == "pool/undoing.py"]
+    undoing = [nth for nth, (file, _) in enumerate(lines) if file == "pool/heap/undoing.py"]
     steps = [nth for nth, after in pairwise(undoing) if after - nth > 10]  # between them an undo runs
     for nth in sorted({nth + further for nth in steps[::4] for further in range(20, 80, 3)}):
         break_off(scenarios.out_of_memory, "balanced", nth, KeyboardInterrupt("broken off"))

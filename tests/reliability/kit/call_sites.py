@@ -13,7 +13,7 @@ from smartpool.driver.faults import CALLS
 
 PACKAGE = Path(smartpool.__file__).parent
 PARTS = ("pool", "memory")  # the folders whose every driver call is made to fail
-HANDED_ON = "pool/returning.py"  # makes calls that it is handed
+HANDED_ON = "pool/heap/returning.py"  # makes calls that it is handed
 
 
 def in_source():

@@ -13,7 +13,7 @@ from attack import CAPACITY, Caller
 
 from smartpool.errors import OutOfMemoryError, StepError
 from smartpool.pool.direct import DirectBin
-from smartpool.pool.graphs import CapturingPool, end_capture
+from smartpool.pool.graphs.captures import CapturingPool, end_capture
 from smartpool.units import KiB, MiB
 
 TRACED = ("/smartpool/pool/", "/smartpool/memory/")

@@ -4,7 +4,7 @@ import pytest
 
 from smartpool.errors import OutOfMemoryError
 from smartpool.pool import streams as stream_clock
-from smartpool.pool.graphs import GraphMemory, begin_capture, end_capture
+from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
 from smartpool.units import KiB, MiB
 
 STAMPED = 64  # the bytes at either end of a block that the caller looks at again

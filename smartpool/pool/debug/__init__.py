@@ -1,0 +1,1 @@
+"""Debug mode: guards, poison and quarantine around every block."""

@@ -1,0 +1,1 @@
+"""CUDA graphs: memory whose addresses a capture has baked in."""

@@ -1,0 +1,276 @@
+# ruff: noqa: SLF001 - this module is a part of the pool
+"""Memory that graphs have baked in: what a pool does beside a stream capture, and afterwards.
+
+Problem: a graph replays the addresses that its work was captured with. So memory that was requested
+on a captured stream must stay the graph's until the graph is gone, however often it is freed. And
+while a capture is under way most of what a pool does ruins it: asking an event, waiting for an event
+of work outside, recording one in the captured stream, raw allocation, any wait of the host.
+Method: before the capture the bins are emptied, the device is waited for, and every event is seen to
+be done: then no gap asks for a wait, and what is left to be done, virtual-memory calls, is allowed.
+Until the end nothing is flushed, so no new use of a gap comes up. Requests of a captured stream are
+served from *regions*, blocks of the heap that belong to the graph's memory, each stream's with an arena
+of its own; freed, they join with their neighbours there, for later requests of the same capture or of a
+further one into the same memory. When the memory is closed the device is waited for, and the regions go
+back as nothing in them is live any more.
+
+A pool pays for none of this before it first meets a graph: it becomes a `GraphPool` then, and a
+`CapturingPool` for the length of a capture, by changing its class, which reaches callers that hold
+bound methods. Requests find no bins but the default stream's, which is never captured, so they
+come through `_search`.
+Bound: one question to the driver for each searching request beside a capture, O(log n) as ever.
+Rejected: lists of freed blocks by size instead of an arena (a smaller request could not use a larger
+block); asking the driver on the quick path (a call for each request, graphs or not).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from smartpool.errors import CaptureError, UnsupportedError
+from smartpool.memory.arena import ALIGNMENT
+from smartpool.pool.bins import Bin
+from smartpool.pool.graphs.memory import GraphMemory
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.request import checked_size
+
+__all__ = ["CapturingPool", "GraphMemory", "GraphPool", "begin_capture", "end_capture", "release_if_over"]
+
+
+class GraphPool(AdvancedMemoryPoolManager):
+    """A pool of which graphs hold memory.
+
+    Attributes
+    ----------
+    graphs
+        The memories that have regions, or may still get some.
+    """
+
+    graphs: list[GraphMemory]
+
+    def collect_graphs(self) -> None:
+        """Take back what closed memories need no more. Under the lock, while the books are written."""
+        for memory in list(self.graphs):
+            memory.collect()
+            if not memory.closed:
+                continue
+            uses = self._clock.stamps(memory.late_users())
+            for start, size in memory.leave():
+                self._heap.free_all([[start]], size, uses)
+            if not memory.regions():
+                self.graphs.remove(memory)
+        if not self.graphs and type(self) is GraphPool:
+            self.__class__ = AdvancedMemoryPoolManager  # type: ignore[assignment]
+
+    def check(self) -> None:
+        """Prove the invariants, those of graphs' memory included."""
+        AdvancedMemoryPoolManager.check(self)
+        with self._writing():
+            for memory in self.graphs:
+                memory.check(self._live)
+
+    # The base is named below, and not asked for by `super`: another thread may change the class meanwhile.
+
+    def _mend(self) -> None:
+        AdvancedMemoryPoolManager._mend(self)
+        for memory in self.graphs:
+            memory.mend(self._heap)
+
+    def _flush(self) -> None:
+        if any(memory.closed for memory in self.graphs):
+            self.collect_graphs()
+        AdvancedMemoryPoolManager._flush(self)
+
+    def _regions(self) -> list[tuple[int, int]]:
+        return [
+            *AdvancedMemoryPoolManager._regions(self),
+            *(region for memory in self.graphs for region in memory.regions()),
+        ]
+
+    def _release_under_lock(self) -> bool:
+        if any(not memory.closed for memory in self.graphs):
+            return True  # the last `close` comes back here
+        return AdvancedMemoryPoolManager._release_under_lock(self)
+
+
+class CapturingPool(GraphPool):
+    """A pool beside a capture.
+
+    Attributes
+    ----------
+    captured_memory
+        Where requests of captured streams are served from.
+    captured_stream
+        The stream whose capture this is, None when it is not known.
+    hidden
+        The bins of all streams but the default one, by stream and size.
+    owed
+        Regions of planned steps that became free meanwhile: address, size, and what else goes with it.
+    """
+
+    beside_capture = True
+    captured_memory: GraphMemory
+    captured_stream: int | None
+    hidden: dict[int, dict[int, Bin]]
+    owed: list[tuple[Any, ...]]
+
+    def collect_graphs(self) -> None:
+        """Nothing: what has become free waits for the end of the capture."""
+
+    def _take_region(self, size: int, stream: int, alignment: int) -> int:
+        """Return a block of the heap for a graph's memory."""
+        return self._find_place(self._new_bin(size, stream), alignment)
+
+    def _search(self, nbytes: int, stream: object, alignment: int = ALIGNMENT) -> int:
+        nbytes = checked_size(nbytes)
+        alignment = max(alignment, ALIGNMENT)
+        with self.driver.beside_capture(), self._writing():
+            if self.__class__ is CapturingPool:
+                return self._serve(nbytes, stream, alignment)
+        return self._search(nbytes, stream, alignment)  # the capture ended while this waited for the lock
+
+    def _serve(self, nbytes: int, stream: object, alignment: int) -> int:
+        handle = self._home if stream is None else self.driver.stream(stream)
+        if self._closed:
+            raise self._closed_error()
+        if handle != self._home and (handle == self.captured_stream or self.driver.is_capturing(handle)):
+            return self.captured_memory.take(nbytes, handle, alignment, self._take_region)
+        bin_ = self._bin(nbytes, handle)
+        pointer = self._find_place(bin_, alignment)
+        self._live[pointer] = bin_
+        return pointer
+
+    def _refill(self, bin_: Bin) -> int:
+        return self._search(bin_.nbytes, bin_.stream)
+
+    def _bin(self, nbytes: int, stream: int) -> Bin:
+        if stream == self._home:
+            return GraphPool._bin(self, nbytes, stream)
+        self._bins_of.setdefault(stream, {})
+        bins = self.hidden.setdefault(stream, {})
+        bin_ = bins.get(nbytes)
+        return bins.setdefault(nbytes, self._new_bin(nbytes, stream)) if bin_ is None else bin_
+
+    def _every_bin(self) -> list[Bin]:
+        hidden = {bin_ for bins in self.hidden.values() for bin_ in bins.values()}
+        return list({*GraphPool._every_bin(self), *hidden})
+
+    def _empty_bins(self, touched: set[Bin]) -> None:
+        """Nothing: what is freed beside a capture waits for its end, since events cannot be asked."""
+
+    def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
+        """Keep the region of a planned step until the end of the capture."""
+        self.owed.append(([region[0]], size, streams))
+        region.clear()
+
+    def _regions(self) -> list[tuple[int, int]]:
+        return [*GraphPool._regions(self), *((region[0], size) for region, size, _ in self.owed if region)]
+
+    def begin_step(self, name: str, *, wait_for_plan: bool = False) -> None:  # noqa: ARG002
+        """Refuse a planned step: it would move the capture's requests into its plan."""
+        raise CaptureError(
+            f"expected to begin step {name!r} outside of a capture; a graph has its memory planned by itself"
+        )
+
+    def order_after(self, pointer: int, stream: int) -> None:
+        """Order within the captured streams is the program's; across the border there is none."""
+        own, stream = self.stream_of(pointer), self.driver.stream(stream)
+        if own == stream:
+            return
+        if self.driver.is_capturing(own) or self.driver.is_capturing(stream):
+            raise CaptureError(
+                f"expected an export on the stream of the buffer, {own}, beside a capture, got {stream}: "
+                "a graph cannot wait for work outside of it; export before the capture, or with stream=-1"
+            )
+        with self.driver.beside_capture():
+            GraphPool.order_after(self, pointer, stream)
+
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:  # noqa: ARG002
+        """Give nothing back beside a capture."""
+        return 0
+
+    def _release_under_lock(self) -> bool:
+        return True  # the end of the capture comes back here
+
+    def leave_capture(self) -> None:
+        """Become what the pool was before. Under the lock."""
+        self.__class__ = GraphPool  # type: ignore[assignment]
+        for stream, bins in self.hidden.items():
+            self._bins_of[stream].update(bins)
+        owed, self.owed = self.owed, []
+        for region in owed:
+            self.release_region(*region)
+        self.hidden = {}
+        del self.captured_memory
+
+
+def begin_capture(manager: AdvancedMemoryPoolManager, memory: GraphMemory, stream: int | None = None) -> None:
+    """Make `manager` ready for a capture that begins after this call."""
+    if not isinstance(manager, AdvancedMemoryPoolManager):  # `smartpool.pool.debug.debugging` stands in front
+        raise UnsupportedError(
+            "expected a pool without debug mode for a capture, which forbids looking at blocks; make another"
+        )
+    pool = cast("GraphPool", manager)
+    with pool._writing():
+        _refuse_unless_ready(pool, memory, stream)
+        _make_idle(pool)
+        pool.graphs = getattr(pool, "graphs", [])
+        if memory not in pool.graphs:
+            pool.graphs.append(memory)
+        inside = cast("CapturingPool", pool)
+        inside.captured_memory, inside.captured_stream, inside.owed = memory, stream, []
+        bins_of, home = pool._bins_of, pool._home
+        inside.hidden = {key: bins for key, bins in bins_of.items() if key != home}
+        inside.__class__ = CapturingPool
+        bins_of.update({key: {} for key in inside.hidden})
+
+
+def end_capture(manager: AdvancedMemoryPoolManager) -> None:
+    """Let `manager` go back to its ordinary ways: the capture is over, well or badly."""
+    pool = cast("CapturingPool", manager)
+    with pool._writing():
+        pool.leave_capture()
+        pool.collect_graphs()
+    release_if_over(pool)
+
+
+def _refuse_unless_ready(pool: GraphPool, memory: GraphMemory, stream: int | None) -> None:
+    if pool._closed:
+        raise pool._closed_error()
+    if isinstance(pool, CapturingPool):
+        raise CaptureError(
+            "expected no capture under way on this device, one is; captures of one device take turns"
+        )
+    if memory.closed or memory._manager is not pool:
+        raise CaptureError(f"expected open graph memory of {pool.driver.name}, got {memory!r}")
+    if not pool.config.enable_advanced_pooling:
+        raise UnsupportedError("graphs need a pool that keeps memory: leave enable_advanced_pooling on")
+    if pool._steps.active:
+        raise CaptureError("expected no planned step under way when a capture begins; end it first")
+    if stream is None:
+        return
+    if stream == pool.driver.default_stream:
+        raise CaptureError("expected a stream of its own, got the default stream, which cannot be captured")
+    if pool.driver.is_capturing(stream):
+        raise CaptureError(
+            "expected a stream that is not being captured yet: the pool waits for the device first; begin "
+            "the capture inside of pool.capture(stream)"
+        )
+
+
+def _make_idle(pool: GraphPool) -> None:
+    """Empty the bins and see all work done, so that no gap asks for a wait."""
+    if not pool._several_streams:
+        pool._begin_several_streams()
+    pool._steps.let_go(pool)
+    pool._flush()
+    clock = pool._clock
+    uses = clock.stamps(list(pool._bins_of))
+    pool.driver.synchronize()
+    if not clock.idle(uses):
+        raise CaptureError("expected an idle device after waiting for it")
+
+
+def release_if_over(pool: AdvancedMemoryPoolManager) -> None:
+    """Give everything back when the pool was closed meanwhile and this was the last of it."""
+    if pool._closed and not pool._live:
+        pool._release_everything()

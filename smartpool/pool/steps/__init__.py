@@ -1,0 +1,1 @@
+"""Planned steps: what repeats itself is recognised, planned, and served by index."""

@@ -1,0 +1,228 @@
+"""A pool that can be watched: tracked, recorded, hooked, shown by address, and asked why it failed.
+
+Who watches decides the class of the table of live blocks (`smartpool.pool.telemetry.journal`); while nobody
+does, it is the plain one, and requests pay nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.driver.protocol import Driver
+from smartpool.errors import DriverOutOfMemoryError, OutOfMemoryError
+from smartpool.log import LOGGER
+from smartpool.pool.bins import Bin, LiveTable, RequestObserver
+from smartpool.pool.direct import DirectBin
+from smartpool.pool.searching import SearchingPool
+from smartpool.pool.telemetry.hooks import Hooks, RequestHooks, tell_of_map
+from smartpool.pool.telemetry.journal import Journal, JournalTable, ObservedTable, Reader
+from smartpool.pool.telemetry.labels import Label, StackLabels, current_label
+from smartpool.pool.telemetry.memory_map import Layout, MemoryMap, make_map
+from smartpool.pool.telemetry.statistics import MemorySnapshot
+from smartpool.pool.telemetry.story import DUMP_VARIABLE, holders, tell, write_dump
+from smartpool.pool.telemetry.tracking import ENTERED, LEFT, Scope, Tracker
+
+__all__ = ["WatchedPool"]
+
+_NO_LABELS: Final[dict[int, Label]] = {}
+_STORY_FRAMES: Final = 64
+
+
+class WatchedPool(SearchingPool):
+    """What a pool shows of itself. `AdvancedMemoryPoolManager` is the whole."""
+
+    def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
+        super().__init__(driver, config)
+        self._journal = self._live.journal = Journal()
+        self._hooks: list[Hooks] = []
+        self._failures = 0  # requests that failed for lack of memory
+        self._unseen = False  # whether a request is the pool's own, which may fail without a word
+        self.tracker: Tracker | None = None
+        self._memory.on_change = partial(tell_of_map, driver.name, self._hooks)
+        if self.config.track or self.config.stack_depth:
+            self.start_tracking(stack_depth=self.config.stack_depth)
+
+    # ------------------------------------------------------------------ who watches
+
+    def add_observer(self, observer: RequestObserver) -> None:
+        """Tell `observer` of every request and free from now on, at once."""
+        with self._lock:
+            self._journal.observers = (*self._journal.observers, observer)
+            self._choose_table()
+
+    def remove_observer(self, observer: RequestObserver) -> None:
+        """Tell `observer` no more."""
+        with self._lock:
+            self._journal.observers = tuple(one for one in self._journal.observers if one is not observer)
+            self._choose_table()
+
+    def add_reader(self, reader: Reader) -> None:
+        """Hand `reader` every event from now on, in batches."""
+        with self._lock:
+            self._journal.settle()
+            self._journal.readers = (*self._journal.readers, reader)
+            self._choose_table()
+
+    def remove_reader(self, reader: Reader) -> None:
+        """Hand `reader` what was written until now, and nothing more."""
+        with self._lock:
+            self._journal.settle()
+            self._journal.readers = tuple(one for one in self._journal.readers if one != reader)
+            self._choose_table()
+
+    def settle(self) -> None:
+        """Hand the readers everything that was written until now."""
+        self._journal.settle()
+
+    def use_hooks(self, hooks: Hooks) -> None:
+        """Tell `hooks` when memory is mapped, given back or short; of requests once they ask for that."""
+        self._hooks.append(hooks)
+
+    def hook_requests(self, hooks: Hooks, *, on: bool) -> None:
+        """Tell `hooks` of requests and frees, or no more."""
+        with self._lock:
+            others = tuple(one for one in self._journal.hooks if not one.tells(hooks))
+            self._journal.hooks = (*others, RequestHooks(self.driver.name, hooks)) if on else others
+            self._choose_table()
+
+    def start_tracking(self, *, stack_depth: int = 0) -> None:
+        """Keep statistics of every request by tier, stream, tag and scope from now on.
+
+        With a `stack_depth`, the Python stack of each request is recorded, up to so many frames.
+        What is on already goes on.
+        """
+        with self._lock:
+            if stack_depth:
+                self._journal.label = StackLabels(stack_depth).here
+            if self.tracker is not None or self._closed:
+                return
+            tracker = Tracker(self._journal)
+            with self._journal.settled():
+                self._journal.readers = (*self._journal.readers, tracker.read)
+                self._choose_table()
+                live = self._live.copy()
+                tracker.start(live, self._journal.events.copy())
+            self.tracker = tracker
+
+    def enter_scope(self, name: str) -> Scope:
+        """Begin a scope of statistics; tracking begins with it if it is not on."""
+        self.start_tracking()
+        scope = Scope(name)
+        self._journal.mark(scope, ENTERED)
+        return scope
+
+    def leave_scope(self, scope: Scope) -> None:
+        """End a scope."""
+        self._journal.mark(scope, LEFT)
+
+    def stop_tracking(self) -> None:
+        """Keep statistics no more, and forget them."""
+        tracker, self.tracker = self.tracker, None
+        if tracker is not None:
+            self.remove_reader(tracker.read)
+            self._journal.label = current_label
+
+    def _snapshot(self) -> MemorySnapshot:
+        shown = super()._snapshot()
+        if self.tracker is None:
+            return replace(shown, out_of_memory_errors=self._failures)
+        tracked = self.tracker.tracked()
+        self._peak_live_bytes = max(shown.peak_live_bytes, tracked.total.peak_bytes)
+        return replace(
+            shown,
+            tracked=tracked,
+            peak_live_bytes=self._peak_live_bytes,
+            out_of_memory_errors=self._failures,
+        )
+
+    def _choose_table(self) -> None:
+        if self._closed:
+            return
+        if self._journal.observers or self._journal.hooks:
+            self._live.__class__ = ObservedTable
+        else:
+            self._live.__class__ = JournalTable if self._journal.readers else LiveTable
+
+    # ------------------------------------------------------------------ by address
+
+    def memory_map(self) -> MemoryMap:
+        """Return what every byte that the pool holds is, by address. O(n log n).
+
+        The pool's lock is held while dictionaries are copied, no longer.
+        """
+        with self._writing():
+            if self.late_frees is not None:
+                self.late_frees()
+            make = self._map_maker()
+        return make(labels=self.labels())
+
+    def _map_maker(self) -> Callable[..., MemoryMap]:
+        """Copy what a map is made of, under the lock, and return the function that makes it."""
+        return partial(
+            make_map,
+            self._heap.layout() if self._pooling else self._direct_layout(),
+            self._live.copy(),
+            regions=self._regions(),
+            device=self.driver.name,
+            granularity_bytes=self.driver.granularity,
+            reserved_bytes=self._memory.reserved_bytes,
+            cap_bytes=self._memory.cap_bytes,
+        )
+
+    def labels(self) -> dict[int, Label]:
+        """Return the labels of the live blocks that have one, by address; none while nobody tracks."""
+        return _NO_LABELS if self.tracker is None else self.tracker.labels()
+
+    def _direct_layout(self) -> Layout:
+        """Return the raw allocations of a pool without pooling: each is a chunk with one block in it."""
+        segments = self._memory.segments()
+        shown = {
+            bin_.segment: (pointer, 0)
+            for pointer, bin_ in self._live.copy().items()
+            if isinstance(bin_, DirectBin)
+        }
+        return Layout(blocks=segments, gaps={}, chunks=segments, shown=shown)
+
+    # ------------------------------------------------------------------ out of memory
+
+    def acquire_region(self, *request: int) -> int:
+        """Return a region for a planned step, or raise `OutOfMemoryError` without telling anybody."""
+        self._unseen = True
+        try:
+            return super().acquire_region(*request)
+        finally:
+            self._unseen = False
+
+    def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
+        """Return the error of a request that failed, and tell hooks, log and dump file of it."""
+        now, live, labels = self._snapshot(), self._live.copy(), self.labels()
+        story = tell(
+            bin_,
+            error.code,
+            now,
+            holders(live, labels),
+            tightest=self.config.policy in ("tight", POLICIES["tight"]),
+            tracked=self.tracker is not None,
+        )
+        failed = OutOfMemoryError(story.message())
+        failed.story = story
+        if self._unseen:
+            return failed
+        self._failures += 1
+        LOGGER.warning("%s", failed)
+        folder = self.config.out_of_memory_dump or os.environ.get(DUMP_VARIABLE)
+        if folder:
+            try:
+                shown = self._map_maker()(labels=labels)
+                stack = StackLabels(_STORY_FRAMES).here().site
+                failed.dump_path = str(write_dump(folder, story, now, shown, stack=stack))
+            except OSError as reason:
+                failed.add_note(f"the dump that was asked for could not be written: {reason}")
+        for hooks in self._hooks:
+            hooks.out_of_memory(story)
+        return failed

@@ -1,0 +1,176 @@
+"""Windows: real bytes through second mappings, and when the mappings may go."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from smartpool.config import SmartPoolConfig
+from smartpool.driver.cpu import CpuDriver
+from smartpool.driver.model import ModelDriver
+from smartpool.errors import InvariantError, OutOfMemoryError
+from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.units import KiB, MiB
+
+CAPACITY = 32 * MiB
+
+
+def open_pool(driver, **config):
+    return AdvancedMemoryPoolManager(driver, SmartPoolConfig(**config))
+
+
+def write(driver, pointer, nbytes, seed):
+    data = Random(seed).randbytes(4096)
+    driver.write(pointer, (data * (nbytes // 4096 + 1))[:nbytes])
+
+
+def verify(driver, pointer, nbytes, seed):
+    data = Random(seed).randbytes(4096)
+    assert driver.read(pointer, nbytes) == (data * (nbytes // 4096 + 1))[:nbytes]
+
+
+def fragmented(pool, size, count):
+    """Return every second of `count` blocks, with the others freed."""
+    blocks = [pool.malloc(size) for _ in range(count)]
+    for block in blocks[::2]:
+        pool.free(block)
+    return blocks[1::2]
+
+
+@pytest.mark.parametrize("policy", ["balanced", "tight", "fast"])
+@pytest.mark.parametrize("seed", range(3))
+def test_contents_stay_intact_however_memory_is_stitched(policy, seed):
+    driver = CpuDriver(capacity=CAPACITY)
+    pool = open_pool(driver, policy=policy)
+    random, live, windows = Random(seed), {}, 0
+    for step in range(120):
+        used = sum(size for size, _ in live.values())
+        nbytes = random.choice([3 * KiB, 700 * KiB, 1 * MiB + 512, 3 * MiB, 5 * MiB + 1536, 9 * MiB])
+        if used + nbytes < 28 * MiB and random.random() < 0.65:
+            try:
+                pointer = pool.malloc(nbytes)
+            except OutOfMemoryError:
+                continue
+            live[pointer] = nbytes, step
+            write(driver, pointer, nbytes, step)
+            windows = max(windows, len(pool._heap.windows))
+        elif live:
+            pointer = random.choice(sorted(live))
+            nbytes, written = live.pop(pointer)
+            verify(driver, pointer, nbytes, written)
+            pool.free(pointer)
+        if step % 40 == 39:
+            pool.trim()
+            pool.check()
+    assert windows
+    for pointer, (nbytes, written) in live.items():
+        verify(driver, pointer, nbytes, written)
+        pool.free(pointer)
+    pool.trim(wait=True)
+    assert pool.reserved_bytes == 0
+    pool.close()
+    assert not any(driver.held().values())
+
+
+def test_one_chunk_may_be_at_both_ends_of_a_window():
+    """Its free end first, its free beginning last, and what is live in its middle in neither."""
+    driver = CpuDriver(capacity=2 * MiB)
+    pool = open_pool(driver, policy="tight")
+    head, middle, tail = pool.malloc(768 * KiB), pool.malloc(512 * KiB), pool.malloc(768 * KiB)
+    write(driver, middle, 512 * KiB, 1)
+    pool.free(head)
+    pool.free(tail)
+    both = pool.malloc(1536 * KiB)
+    assert both not in (head, tail)
+    assert len(pool._heap.windows) == 1
+    write(driver, both, 1536 * KiB, 2)
+    verify(driver, middle, 512 * KiB, 1)
+    verify(driver, both, 1536 * KiB, 2)
+    pool.check()
+    pool.free(middle)
+    pool.free(both)
+    pool.free(pool.malloc(2 * MiB))
+
+
+@pytest.mark.parametrize("shift", [12, 20, 21, 22, 23, 24])
+def test_aligned_blocks_are_stitched_too(shift):
+    driver = CpuDriver(capacity=CAPACITY)
+    pool = open_pool(driver)
+    held = fragmented(pool, 4 * MiB, 8)
+    for number, block in enumerate(held):
+        write(driver, block, 4 * MiB, number)
+    block = pool.malloc_aligned(12 * MiB, 1 << shift)
+    assert block % (1 << shift) == 0
+    write(driver, block, 12 * MiB, 99)
+    for number, other in enumerate(held):
+        verify(driver, other, 4 * MiB, number)
+    verify(driver, block, 12 * MiB, 99)
+    pool.check()
+
+
+def test_an_aligned_request_needs_no_more_than_its_size():
+    pool = open_pool(ModelDriver(64 * MiB))
+    assert pool.malloc_aligned(40 * MiB, 32 * MiB) % (32 * MiB) == 0
+    assert pool.malloc_aligned(24 * MiB, 8 * MiB) % (8 * MiB) == 0
+    pool.check()
+
+
+@pytest.mark.parametrize("second_stream", [None, "before the free", "after the free"])
+def test_a_retired_window_stays_mapped_under_running_work(second_stream):
+    """Also when nobody knew of a second stream when its block was freed."""
+    driver = ModelDriver(CAPACITY)
+    pool = open_pool(driver)
+    stream = driver.create_stream()
+    fragmented(pool, 2 * MiB, 16)
+    if second_stream == "before the free":
+        pool.free(pool.malloc(100, stream))
+    window = pool.malloc(16 * MiB - 512)
+    assert len(pool._heap.windows) == 1
+    driver.pause(0)
+    driver.fill(window, 1, 16 * MiB - 512, 0)
+    pool.free(window)
+    pool.flush()
+    if second_stream == "after the free":
+        pool.malloc(100, stream)
+    pool.trim()
+    pool.check()
+    driver.resume(0)
+    assert driver.faults.lost is None
+    assert pool.trim() > 0
+
+
+def test_retired_windows_are_reaped_before_there_are_too_many(monkeypatch):
+    monkeypatch.setattr("smartpool.pool.heap.windows._RETIRED_LIMIT", 20)
+    driver = ModelDriver(CAPACITY)
+    pool = open_pool(driver)
+    fragmented(pool, 2 * MiB, 16)
+    for step in range(50):
+        pool.free(pool.malloc(14 * MiB + 512 * step))
+        pool.flush()
+    assert driver.held()["mappings"] <= 16 + 20 + 16
+    pool.check()
+
+
+def test_work_of_another_stream_waits_for_the_pieces():
+    driver = CpuDriver(capacity=CAPACITY)
+    pool = open_pool(driver)
+    stream = driver.create_stream()
+    blocks = [pool.malloc(2 * MiB) for _ in range(16)]
+    driver.pause(0)
+    for block in blocks[::2]:
+        driver.fill(block, 1, 2 * MiB, 0)
+        pool.free(block)
+    window = pool.malloc(16 * MiB, stream)
+    driver.fill(window, 2, 16 * MiB, stream)
+    driver.resume(0)
+    assert driver.read(window, 16 * MiB) == b"\2" * (16 * MiB)
+
+
+def test_check_finds_a_lost_mapping():
+    pool = open_pool(ModelDriver(CAPACITY))
+    fragmented(pool, 2 * MiB, 16)
+    window = pool.malloc(16 * MiB)
+    del pool._heap.windows._open[window]
+    with pytest.raises(InvariantError):
+        pool.check()

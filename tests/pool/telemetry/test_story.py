@@ -1,0 +1,171 @@
+"""Out of memory tells the story: in the error, to hooks, in the log, and in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+
+from smartpool import KiB, MiB, OutOfMemoryError, RequestTooLargeError, SmartPool, SmartPoolConfig
+from smartpool.pool.telemetry.story import DUMP_FORMAT, DUMP_VARIABLE, DUMP_VERSION
+
+
+def failed(pool, nbytes):
+    with pytest.raises(OutOfMemoryError) as caught:
+        pool.malloc(nbytes)
+    pool.check()
+    return caught.value
+
+
+def test_the_figures_are_those_of_the_pool_at_that_moment():
+    with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB")) as pool:
+        held = [pool.malloc(4 * MiB) for _ in range(14)]
+        for pointer in held[::4]:
+            pool.free(pointer)
+        story = failed(pool, 30 * MiB).story
+        now = pool.statistics.devices[0]
+        assert (story.requested_bytes, story.stream, story.device) == (30 * MiB, 0, "model:1GiB")
+        for name in (
+            "live_bytes", "live_blocks", "cap_bytes", "reserved_bytes", "gap_bytes", "largest_free_bytes",
+            "device_total_bytes", "device_free_bytes",
+        ):  # fmt: skip
+            assert getattr(story, name) == getattr(now, name), name
+        assert dict(story.fragmentation) == now.fragmentation.as_dict()
+        assert story.code == "CAP_REACHED"
+
+
+def test_holders_are_named_by_tag_place_and_size():
+    with SmartPool("model:64MiB") as pool:
+        pool.start_tracking(stack_depth=4)
+        with pool.tag("activations"):
+            many = [pool.malloc(3 * MiB) for _ in range(10)]
+        with pool.tag("weights"):
+            one = pool.malloc(9 * MiB)
+        story = failed(pool, 40 * MiB).story
+        tags = [(h.name, h.blocks, h.nbytes) for h in story.holders if h.kind == "tag"]
+        assert tags == [("activations", 10, 30 * MiB), ("weights", 1, 9 * MiB)]
+        stacks = [holder for holder in story.holders if holder.kind == "stack"]
+        assert [holder.nbytes for holder in stacks] == [30 * MiB, 9 * MiB]
+        assert __file__ in stacks[0].name
+        sizes = [(h.name, h.blocks) for h in story.holders if h.kind == "size"]
+        assert sizes == [("3 MiB", 10), ("9 MiB", 1)]
+        assert "30 MiB in 10 blocks by tag 'activations'" in story.text()
+        assert any("activations" in advice.text for advice in story.advice)
+        assert len(many) + bool(one) == 11
+
+
+def test_advice_tells_what_is_missing_and_what_the_limit_costs():
+    with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB")) as pool:
+        pool.malloc(60 * MiB)
+        advice = {a.text.split(":")[0]: a for a in failed(pool, 30 * MiB).story.advice}
+        assert advice["free what is not needed"].nbytes == 26 * MiB
+        assert advice["raise max_bytes"].nbytes == 1024 * MiB - 60 * MiB
+        assert any("start_tracking" in text for text in advice)
+
+
+def test_advice_tells_of_others_on_the_device():
+    with SmartPool("model:64MiB") as pool:
+        taken = pool.managers[0].driver.allocate(50 * MiB)
+        story = failed(pool, 30 * MiB).story
+        assert story.advice[0].nbytes == 50 * MiB
+        assert "held by others" in story.advice[0].text
+        pool.managers[0].driver.free(taken)
+
+
+def test_advice_tells_of_pieces_that_no_mapping_reaches():
+    with SmartPool("model:64MiB", SmartPoolConfig(policy="fast")) as pool:
+        blocks = [pool.malloc(512 * KiB) for _ in range(128)]
+        for block in blocks[1::2]:
+            pool.free(block)
+        story = failed(pool, 20 * MiB).story
+        assert story.gap_bytes == 32 * MiB
+        assert any("policy='tight'" in advice.text for advice in story.advice)
+
+
+def test_the_dump_holds_everything_and_the_error_names_it(tmp_path, monkeypatch):
+    folder = tmp_path / "not" / "there"
+    with SmartPool("model:64MiB", SmartPoolConfig(out_of_memory_dump=str(folder), stack_depth=6)) as pool:
+        with pool.tag("cache"):
+            held = pool.malloc(40 * MiB)
+        first, second = failed(pool, 30 * MiB), failed(pool, 31 * MiB)
+        assert first.dump_path != second.dump_path
+        assert sorted(map(str, folder.iterdir())) == sorted([first.dump_path, second.dump_path])
+        document = json.loads(Path(first.dump_path).read_text())
+        assert (document["format"], document["version"]) == (DUMP_FORMAT, DUMP_VERSION)
+        assert document["story"] == json.loads(json.dumps(first.story.as_dict()))
+        blocks = document["memory_map"]["blocks"]
+        assert (blocks["address"], blocks["tag"]) == ([held], ["cache"])
+        assert "test_the_dump_holds" in document["memory_map"]["stacks"][blocks["stack"][0]]
+        assert "failed" in document["stack"]
+        assert document["snapshot"]["live_bytes"] == 40 * MiB
+        assert document["process"].keys() == {"pid", "thread"}
+
+
+def test_the_environment_asks_for_a_dump(tmp_path, monkeypatch):
+    monkeypatch.setenv(DUMP_VARIABLE, str(tmp_path))
+    with SmartPool("model:64MiB") as pool:
+        pool.malloc(40 * MiB)
+        assert failed(pool, 30 * MiB).dump_path.startswith(str(tmp_path))
+
+
+def test_a_dump_that_cannot_be_written_hides_nothing(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with SmartPool("model:64MiB", SmartPoolConfig(out_of_memory_dump=str(tmp_path / "file"))) as pool:
+        pool.malloc(40 * MiB)
+        error = failed(pool, 30 * MiB)
+        assert error.dump_path is None
+        assert "could not be written" in error.__notes__[0]
+        assert error.story.live_bytes == 40 * MiB
+
+
+def test_hooks_and_log_are_told(caplog):
+    with SmartPool("model:64MiB") as pool:
+        told = []
+        pool.hooks.on_out_of_memory(told.append)
+        pool.malloc(40 * MiB)
+        error = failed(pool, 30 * MiB)
+        assert told == [error.story]
+        (record,) = caplog.records
+        assert (record.levelno, record.name) == (logging.WARNING, "smartpool")
+        assert "30 MiB" in record.message
+
+
+def test_a_step_that_finds_no_region_is_no_story(caplog):
+    with SmartPool("model:64MiB") as pool:
+        told = []
+        pool.hooks.on_out_of_memory(told.append)
+        with pool.step():
+            pool.free(pool.malloc(40 * MiB))
+        held = pool.malloc(50 * MiB)
+        with pool.step(wait_for_plan=True):
+            pass
+        assert not told
+        assert not caplog.records
+        pool.free(held)
+
+
+def test_a_request_that_can_never_succeed_has_no_story():
+    with SmartPool("model:64MiB") as pool:
+        with pytest.raises(RequestTooLargeError) as caught:
+            pool.malloc(65 * MiB)
+        assert caught.value.story is None
+        assert caught.value.dump_path is None
+
+
+def test_without_pooling_the_story_is_told_as_well():
+    with SmartPool("model:64MiB", SmartPoolConfig(enable_advanced_pooling=False)) as pool:
+        held = pool.malloc(40 * MiB)
+        assert failed(pool, 30 * MiB).story.live_bytes == 40 * MiB
+        pool.free(held)
+
+
+def test_the_error_can_be_pickled_with_its_story():
+    with SmartPool("model:64MiB") as pool:
+        pool.malloc(40 * MiB)
+        error = failed(pool, 30 * MiB)
+        again = pickle.loads(pickle.dumps(error))
+        assert again.story == error.story
+        assert str(again) == str(error)
