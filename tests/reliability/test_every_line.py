@@ -20,6 +20,7 @@ from attack import Caller
 from lines import break_off, lines_of
 
 from smartpool.errors import OutOfMemoryError
+from smartpool.log import LOGGER
 from smartpool.units import KiB, MiB, align_up
 
 EVERY = bool(os.environ.get("SMARTPOOL_EVERY_LINE"))
@@ -76,6 +77,7 @@ def test_signals_at_any_time(kind, monkeypatch):
     caller.open()
     pool = caller.pool
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # it comes in destructors, too
+    monkeypatch.setattr(LOGGER, "disabled", True)  # an interrupt in `logging` itself leaves its lock taken
     before = signal.signal(signal.SIGALRM, raise_it)
     interrupts = 0
     deadline = time.monotonic() + 0.5
