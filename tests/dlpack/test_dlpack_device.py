@@ -25,7 +25,11 @@ def test_handles_pass(device: DeviceType, handle: int) -> None:
 
 
 @pytest.mark.parametrize("device", ON_CUDA)
-@pytest.mark.parametrize("stream", [0, -2, -(1 << 70), True, False, 1.0, "1", object()], ids=repr)
+@pytest.mark.parametrize(
+    "stream",
+    [0, -2, -(1 << 70), True, False, 1.0, "1", object()],
+    ids=lambda value: repr(value).split(" at ")[0],
+)
 def test_what_is_no_stream_on_cuda(device: DeviceType, stream: object) -> None:
     with pytest.raises(StreamError, match="expected a stream"):
         consumer_stream(device, stream)

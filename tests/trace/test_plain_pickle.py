@@ -93,7 +93,7 @@ class TestRefused:
             {None: 1},
             {True: 1},
         ],
-        ids=repr,
+        ids=lambda value: repr(value).split(" at ")[0],
     )
     @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
     def test_whatever_is_not_plain(self, value, protocol, capsys):
