@@ -138,7 +138,7 @@ def test_the_gate_finds_the_one_command_that_runs_the_tests() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(expression, readme, re.MULTILINE)
     assert command.startswith("python3 -m venv .venv && ")
-    assert command.endswith("/python -m pytest")
+    assert command.endswith("/python -m pytest -n 2")
 
 
 def slug(heading: str) -> str:
