@@ -153,10 +153,13 @@ class SearchingPool(PoolBooks):
 
     def _grow(self, bin_: Bin, alignment: int) -> int:
         if max(bin_.size, alignment) > self._memory.cap_bytes:
+            large = f"{bin_.nbytes} bytes ({format_size(bin_.nbytes)})"
+            if alignment > self._memory.cap_bytes:
+                large += f" aligned to {alignment} ({format_size(alignment)})"
             raise RequestTooLargeError(
                 f"expected at most {self._memory.cap_bytes} bytes ({format_size(self._memory.cap_bytes)}, "
-                f"what {self.driver.name} or the pool's limit can ever hold), got {bin_.nbytes} bytes "
-                f"({format_size(bin_.nbytes)}); ask for less, or raise max_bytes where it is the limit"
+                f"what {self.driver.name} or the pool's limit can ever hold), got {large}; "
+                "ask for less, or raise max_bytes where it is the limit"
             )
         self._grows += 1
         self._flush_for(bin_)
