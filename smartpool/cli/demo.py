@@ -16,6 +16,7 @@ import numpy as np
 import smartpool
 from smartpool.cli.console import make_console
 from smartpool.cli.replay import DEFAULT_BASELINES, DEFAULT_DEVICE, find_trace, play, runs_as_json
+from smartpool.cli.targets import check_target
 from smartpool.dlpack import DeviceType
 from smartpool.errors import DLPackError
 from smartpool.report.picture import write_picture
@@ -97,6 +98,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     console = None if args.json else make_console()
+    check_target(args.output, reads=args.trace or ())
     traces = [find_trace(name) for name in args.trace or bundled_names()]
     buffers = show_buffers(args.device)
     if console:

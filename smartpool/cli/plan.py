@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from smartpool.cli.targets import check_target
-from smartpool.errors import InvalidSizeError
+from smartpool.errors import InvalidRequestError, InvalidSizeError
 from smartpool.planner.intervals import IntervalSet
 from smartpool.planner.plans import Plan
 from smartpool.planner.portfolio import solve
@@ -73,8 +73,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Plan a file and return the exit status."""
-    check_target(args.output)
-    check_target(args.picture)
+    check_target(args.output, reads=[args.file])
+    check_target(args.picture, reads=[args.file])
+    if (
+        args.output is not None
+        and args.picture is not None
+        and args.output.resolve() == args.picture.resolve()
+    ):
+        raise InvalidRequestError(f"{args.output}: expected a file for --output and another for --picture")
     intervals = _read(args.file)
     plan = solve(
         intervals,

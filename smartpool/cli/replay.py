@@ -46,8 +46,8 @@ DEFAULT_DEVICE: Final = "model:141GiB"
 DEFAULT_BASELINES: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm")
 SCHEMA: Final = 1
 
-_OK: Final = 0
-_FAILED_REQUESTS: Final = 3
+OK: Final = 0
+FAILED_REQUESTS: Final = 3
 
 
 def add_parser(subparsers: Any) -> None:
@@ -108,7 +108,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     console = None if args.json else make_console()  # whether it can print is found out first
-    check_target(args.picture)  # and whether it can write
+    check_target(args.picture, reads=args.traces)  # and whether it can write
     runs = play(
         [find_trace(name) for name in args.traces],
         [SMARTPOOL, *args.against],
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(runs_as_json(runs), indent=1))
     else:
         print_runs(runs, console)
-    return _FAILED_REQUESTS if any(one.failed_requests for one in runs) else _OK
+    return FAILED_REQUESTS if any(one.failed_requests for one in runs) else OK
 
 
 def play(

@@ -2,7 +2,8 @@
 
 Of a trace it shows memory over time, what SmartPool and its peers would have reserved, where every block
 lay beside the plan of the whole trace, fragmentation, and who held the bytes at the peak. Of a dump it
-shows what was asked, what was in the way, and what would help.
+shows what was asked, what was in the way, and what would help. Exit status 3 says that a request of the
+trace failed for lack of memory, as with ``smartpool replay``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from smartpool.cli.console import replay_progress
-from smartpool.cli.replay import DEFAULT_DEVICE, baselines_of, find_trace, policy_of, size_of
+from smartpool.cli.replay import (
+    DEFAULT_DEVICE,
+    FAILED_REQUESTS,
+    OK,
+    baselines_of,
+    find_trace,
+    policy_of,
+    size_of,
+)
 from smartpool.cli.targets import check_target
 from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.errors import InvalidRequestError
 from smartpool.report.analysis import PEERS, analysis
 from smartpool.report.dump import is_dump, read_dump
 from smartpool.report.dump_report import write_dump_report
@@ -26,6 +36,8 @@ from smartpool.trace.optimum import OPTIMUM
 
 __all__ = ["add_parser", "run"]
 
+_POLICY: Final = SmartPoolConfig().policy
+_REPLAYS: Final = ("gpu", "against", "device", "capacity", "policy")
 _EPILOG: Final = """\
 examples:
   smartpool report run.npz -o run.html              a recording of any tool that convert reads
@@ -56,20 +68,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--against",
         type=baselines_of,
-        default=PEERS,
         metavar="NAMES",
         help=f"peers, separated by commas, or all, or none (default: {','.join(PEERS)})",
     )
-    parser.add_argument(
-        "--device", default=DEFAULT_DEVICE, help="where to replay: model:SIZE or cpu (default: %(default)s)"
-    )
+    parser.add_argument("--device", help=f"where to replay: model:SIZE or cpu (default: {DEFAULT_DEVICE})")
     parser.add_argument("--capacity", type=size_of, metavar="SIZE", help="make the device smaller, as 24GiB")
     parser.add_argument(
         "--policy",
         type=policy_of,
-        default=SmartPoolConfig().policy,
         metavar="POLICY",
-        help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 to 1 (default: %(default)s)",
+        help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 to 1 (default: {_POLICY})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
     parser.set_defaults(run=run)
@@ -78,25 +86,34 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     source = Path(args.source)
-    check_target(args.output)
+    check_target(args.output, reads=[source])
+    failed = False
     if source.is_file() and is_dump(source):
+        _refuse_what_replays(args)
         dump = read_dump(source)
-        path = write_dump_report(dump, args.output or Path(f"{dump.name}.html"), title=args.title)
+        target = args.output or Path(f"{dump.name}.html")
+        check_target(target, reads=[source])
+        path = write_dump_report(dump, target, title=args.title)
         facts: dict[str, object] = {"kind": "out-of-memory", "requested_bytes": dump.story["requested_bytes"]}
         line = f"{format_bytes(dump.story['requested_bytes'])} asked for"
     else:
         trace = find_trace(args.source, device=args.gpu)
-        peers = [name for name in args.against if name != OPTIMUM]  # the plan is always there
+        target = args.output or Path(f"{source.stem}.html")
+        check_target(target, reads=[source])
+        peers = [
+            name for name in (PEERS if args.against is None else args.against) if name != OPTIMUM
+        ]  # the plan is always there
         with replay_progress(len(peers) + 2) as begin:
             found = analysis(
                 trace,
                 against=peers,
-                device=args.device,
+                device=args.device or DEFAULT_DEVICE,
                 capacity_bytes=args.capacity,
-                policy=args.policy,
+                policy=_POLICY if args.policy is None else args.policy,
                 begin=begin,
             )
-        path = write_trace_report(found, args.output or Path(f"{source.stem}.html"), title=args.title)
+        path = write_trace_report(found, target, title=args.title)
+        failed = any(one.failed_requests for one in found.runs)
         facts = {"kind": "trace", "trace": trace.name, "runs": [one.as_json() for one in found.runs]}
         line = f"{format_bytes(trace.peak_live_bytes)} live at the peak"
     nbytes = path.stat().st_size
@@ -104,4 +121,14 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"schema": 1, "path": str(path), "bytes": nbytes, **facts}, indent=1))
     else:
         print(f"{printable(str(path))}: {format_bytes(nbytes)}, {line}")
-    return 0
+    return FAILED_REQUESTS if failed else OK
+
+
+def _refuse_what_replays(args: argparse.Namespace) -> None:
+    """Refuse the arguments of a replay for a dump, of which nothing is replayed."""
+    given = [f"--{name}" for name in _REPLAYS if getattr(args, name) is not None]
+    if given:
+        raise InvalidRequestError(
+            f"{', '.join(given)}: expected a trace to replay, {args.source} is an out-of-memory dump; "
+            "leave it out"
+        )

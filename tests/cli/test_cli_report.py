@@ -66,3 +66,44 @@ def test_unusable_arguments(source, tmp_path, capsys, arguments, expected):
     filled = [part.format(source=source, folder=tmp_path) for part in arguments]
     assert main(["report", *filled]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.fixture
+def dump(tmp_path):
+    config = smartpool.SmartPoolConfig(max_bytes="64MiB", out_of_memory_dump=str(tmp_path))
+    with smartpool.SmartPool("model:1GiB", config) as pool:
+        held = pool.malloc(40 << 20)
+        with pytest.raises(smartpool.OutOfMemoryError) as caught:
+            pool.malloc(40 << 20)
+        pool.free(held)
+    return caught.value.dump_path
+
+
+@pytest.mark.parametrize(
+    "option", ["--against=pytorch", "--device=cpu", "--capacity=1GiB", "--policy=tight", "--gpu=0"]
+)
+def test_an_option_that_a_dump_has_no_use_for_is_refused(dump, tmp_path, capsys, option):
+    target = tmp_path / "page.html"
+    assert main(["report", str(dump), option, "-o", str(target)]) == 2
+    assert f"{option.partition('=')[0]}: expected a trace to replay" in capsys.readouterr().err
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(("capacity", "status"), [("2MiB", 3), ("64MiB", 0)])
+def test_failed_requests_are_status_3(source, tmp_path, capsys, capacity, status):
+    target = tmp_path / "page.html"
+    arguments = [
+        "report",
+        str(source),
+        "--against",
+        "none",
+        "--capacity",
+        capacity,
+        "-o",
+        str(target),
+        "--json",
+    ]
+    assert main(arguments) == status
+    told = json.loads(capsys.readouterr().out)
+    assert (told["runs"][0]["failed_requests"] > 0) is (status == 3)
+    assert target.exists()  # a page about what did not fit is what was asked for
