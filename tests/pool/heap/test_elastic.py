@@ -1,4 +1,4 @@
-"""The elastic heap: growing, slabs, undo, giving back, on devices of any size."""
+"""The elastic heap: growing, undo, giving back, on devices of any size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import pytest
 
 from smartpool.config import POLICIES, SmartPoolConfig
-from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import (
     DriverError,
@@ -19,7 +18,7 @@ from smartpool.memory.chunks import MappedChunk
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import check_allocator
 from smartpool.testing.promises import pool_promises
-from smartpool.units import KiB, MiB
+from smartpool.units import MiB
 
 CAPACITY = 64 * MiB
 EXPLORE = {"examples": 1000, "seconds": 120.0, "seed": None} if os.environ.get("HYPOTHESIS_PROFILE") else {}
@@ -83,29 +82,6 @@ def test_direct_frees_wait_for_their_streams_without_blocking():
     assert pool.reserved_bytes == 0
 
 
-def test_small_requests_share_slabs_that_go_back_whole():
-    driver = ModelDriver(CAPACITY)
-    pool = open_pool(driver)
-    small = [pool.malloc(1000) for _ in range(2000)]
-    assert pool.reserved_bytes <= 2 * MiB + 8 * MiB
-    assert len(pool._heap._slabs) == 1
-    for pointer in small:
-        pool.free(pointer)
-    pool.free(pool.malloc(CAPACITY))  # the slab did not stand in its way
-    assert not pool._heap._slabs
-
-
-def test_small_requests_where_there_is_no_room_for_a_slab():
-    pool = open_pool(CpuDriver(capacity=2 * MiB, granularity=64 * KiB))
-    big = pool.malloc(1900 * KiB)
-    small = [pool.malloc(1000) for _ in range(20)]
-    pool.check()
-    pool.free(big)
-    for pointer in small:
-        pool.free(pointer)
-    pool.free(pool.malloc(2 * MiB))
-
-
 def test_trim_keeps_what_it_is_told_to():
     pool = open_pool(ModelDriver(CAPACITY), policy="tight")
     held = pool.malloc(10 * MiB)
@@ -148,7 +124,7 @@ def test_many_live_blocks_leave_nothing_longer_to_walk():
 
 def test_check_finds_what_does_not_agree():
     for damage in (
-        lambda heap: heap._slabs.add(5),
+        lambda heap: heap._slabs.starts.add(5),
         lambda heap: heap._chunks.remove(next(iter(heap._chunks)).start),
         lambda heap: heap._place._loose.update({5: MappedChunk(5, 5, 5)}),
     ):
