@@ -215,5 +215,5 @@ def _client() -> Any:
         return import_module("prometheus_client")
     except ImportError as error:
         raise MissingPackageError(
-            "metrics need prometheus_client, which is not installed: pip install 'smartpool[metrics]'"
+            "metrics need prometheus_client, which is not installed; run: pip install prometheus-client"
         ) from error

@@ -147,5 +147,8 @@ def test_the_registry_that_the_client_serves_is_the_default():
 
 def test_without_the_client_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with SmartPool("model:1GiB") as pool, pytest.raises(MissingPackageError, match=r"smartpool\[metrics\]"):
+    with (
+        SmartPool("model:1GiB") as pool,
+        pytest.raises(MissingPackageError, match="run: pip install prometheus-client"),
+    ):
         register(pool)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     if find_spec("shtab") is None:
         raise MissingPackageError(
-            "completion needs the package 'shtab', which is not installed; run: pip install 'smartpool[cli]'"
+            "completion needs the package 'shtab', which is not installed; run: pip install shtab"
         )
     import shtab  # noqa: PLC0415  an extra
 

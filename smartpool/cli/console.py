@@ -40,7 +40,7 @@ def make_console(*, stderr: bool = False) -> Console:
     """
     if find_spec("rich") is None:
         raise MissingPackageError(
-            "tables need the package 'rich', which is not installed; run: pip install 'smartpool[cli]' "
+            "tables need the package 'rich', which is not installed; run: pip install rich "
             "(--json works without it)"
         )
     from rich.console import Console  # noqa: PLC0415  an extra, and not needed for --json

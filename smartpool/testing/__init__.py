@@ -17,7 +17,7 @@ try:
     import hypothesis as _  # noqa: F401
 except ImportError as error:
     raise MissingPackageError(
-        "smartpool.testing needs Hypothesis, which is not installed: pip install 'smartpool[testing]'"
+        "smartpool.testing needs Hypothesis, which is not installed; run: pip install hypothesis"
     ) from error
 
 from smartpool.testing.checking import Report, check_allocator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +35,9 @@ def test_bash_completes_a_command(capsys):
 def test_an_unknown_shell_is_refused(capsys):
     assert main(["completion", "fish"]) == 2
     assert "bash" in capsys.readouterr().err
+
+
+def test_without_shtab_the_error_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert capsys.readouterr().err.endswith("run: pip install shtab\n")

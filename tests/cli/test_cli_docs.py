@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from smartpool import cli
 from smartpool.trace.replay import Run
 
-PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -41,3 +43,16 @@ def test_every_exit_status_is_told(status):
 @pytest.mark.parametrize(("name", "parser"), commands().items())
 def test_every_option_says_what_it_does(name, parser):
     assert [action.dest for action in parser._actions if not action.help] == []
+
+
+def texts():
+    for folder in ("smartpool", "docs", "bench"):
+        yield from (path for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".md", ".sh"})
+    yield from ROOT.glob("*.md")
+
+
+def test_nobody_is_sent_to_a_foreign_package():
+    """The name `smartpool` on the public index belongs to somebody else: installs go by the clone."""
+    foreign = re.compile(r"pip install[^`\n]*[ '\"]smartpool(?![\w/.-])")
+    assert foreign.search("pip install -q 'smartpool[cli]'")
+    assert [path for path in texts() if foreign.search(path.read_text(encoding="utf-8"))] == []
