@@ -14,7 +14,7 @@ is a token in a list as well: whoever takes it out frees the block, so it is fre
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from smartpool.buffer import Buffer
@@ -164,7 +164,9 @@ class MovableBuffer:
         BufferReleasedError
             When it was freed already.
         """
-        with self._manager.movables.lock:
+        # The pool's lock comes before the movables', as in a compaction; `record_stream` takes it.
+        first = nullcontext() if stream is None else self._manager._lock  # noqa: SLF001
+        with first, self._manager.movables.lock:
             if self._released:
                 raise BufferReleasedError(
                     "expected a movable buffer that is held, this one was freed; free it once"

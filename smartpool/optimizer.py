@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, Self
 
 from smartpool.balancing import Load, Move, plan_moves
-from smartpool.buffer import Buffer
+from smartpool.buffer import Buffer, move_buffer
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.between import copy_between
 from smartpool.driver.protocol import Driver
@@ -104,10 +105,11 @@ class GPUMemoryOptimizer:
 
     def close(self) -> None:
         """Destroy the streams, and close the pool. Idempotent; live memory stays valid."""
-        for streams in self._streams.values():
-            streams.close()
-        if self.smart_pool is not None:
-            self.smart_pool.close()
+        with ExitStack() as all_of_it:
+            if self.smart_pool is not None:
+                all_of_it.callback(self.smart_pool.close)
+            for streams in list(self._streams.values()):
+                all_of_it.callback(streams.close)
 
     # ------------------------------------------------------------------ streams and launch shapes
 
@@ -208,10 +210,11 @@ class GPUMemoryOptimizer:
         moved = []
         for move in plan_moves(before, items, tolerance=tolerance, limit_bytes=limit_bytes):
             try:
-                _move(pool, move, *movable[move.allocation_id])
+                done = _move(pool, move, *movable[move.allocation_id])
             except OutOfMemoryError:
                 continue  # someone else has taken the room meanwhile; the others may fit
-            moved.append(move)
+            if done:
+                moved.append(move)
         shares = tuple(load.share for load in before)
         return BalanceOutcome(tuple(moved), shares, tuple(load.share for load in self._loads()))
 
@@ -248,17 +251,20 @@ def integrate_smartpool_with_gpu_optimizer(optimizer: GPUMemoryOptimizer) -> Sma
     return optimizer.smart_pool
 
 
-def _move(pool: SmartPool, move: Move, buffer: Buffer, alignment: int | None) -> None:
+def _move(pool: SmartPool, move: Move, buffer: Buffer, alignment: int | None) -> bool:
     """Move one buffer: take room, copy, hand the new block to the buffer, and free the old one."""
     source, target = pool.managers[move.source], pool.managers[move.target]
+    old = buffer.pointer
     place = target.malloc_aligned(move.nbytes, alignment) if alignment else target.malloc(move.nbytes)
     try:
-        copy_between(source.driver, target.driver, place, buffer.pointer, move.nbytes)
+        if not buffer.released:  # by what the request for room let run: hooks, other threads
+            copy_between(source.driver, target.driver, place, old, move.nbytes)
+        moved = move_buffer(buffer, (source, old), (target, place))
     except BaseException:
         target.free(place)
         raise
-    old, buffer.pointer, buffer._manager = buffer.pointer, place, target  # noqa: SLF001
-    source.free(old)
+    (source if moved else target).free(old if moved else place)
+    return moved
 
 
 def _device_names(settings: dict[str, object]) -> tuple[str, ...]:

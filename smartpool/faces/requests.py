@@ -61,7 +61,8 @@ class RequestFace(DevicePool):
 
     def free_to_move(self) -> dict[int, tuple[Buffer, int | None]]:
         """Return the allocations whose requests named neither device nor stream, with their alignment."""
-        return {number: (self._allocations[number], align) for number, align in self._placed.copy().items()}
+        placed = [(n, self._allocations.get(n), align) for n, align in self._placed.copy().items()]
+        return {number: (buffer, align) for number, buffer, align in placed if buffer is not None}
 
     def deallocate_memory(self, allocation_id: int, stream: object = None) -> None:
         """Free an allocation; consumers that still hold it through DLPack keep it until they are done.
@@ -77,6 +78,8 @@ class RequestFace(DevicePool):
             buffer = self._allocations.pop(allocation_id)
         except (KeyError, TypeError):
             raise self._bad_id(allocation_id) from None
+        placed = allocation_id in self._placed
+        alignment = self._placed.pop(allocation_id, None)
         if buffer.released:
             raise DoubleFreeError(f"allocation {allocation_id} was freed already, by Buffer.free")
         try:
@@ -84,8 +87,9 @@ class RequestFace(DevicePool):
         except BaseException:
             if not buffer.released:
                 self._allocations[allocation_id] = buffer
+                if placed:
+                    self._placed[allocation_id] = alignment
             raise
-        self._placed.pop(allocation_id, None)
 
     def add_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
         """Ask `callback(nbytes)` before a request of `nbytes` fails for lack of memory.
@@ -93,6 +97,9 @@ class RequestFace(DevicePool):
         It returns True when it freed something, and the request is tried again; False to let it
         fail. It may free and trim, and must not allocate from this pool. A True after which no less
         is live than before counts as False the second time.
+
+        It is called under the pool's lock, on the thread whose request is short of memory: it must not
+        wait for a lock that another thread may hold while that one allocates from this pool.
         """
         if not callable(callback):
             raise InvalidRequestError(f"callback: expected a function of the bytes wanted, got {callback!r}")

@@ -231,8 +231,6 @@ class SearchingPool(PoolBooks):
         self._empty_bins(self._touched)
 
     def _empty_bins(self, touched: set[Bin]) -> None:
-        if len(self._bins_of) > 1 and not self._several_streams:
-            self._begin_several_streams()
         self._flushes += 1
         if self._flushes >= self._steps.look_at:
             self._steps.look(self)
@@ -244,6 +242,9 @@ class SearchingPool(PoolBooks):
                 bin_ = touched.pop()
                 groups.append(bin_)
                 bin_.quiet = True
+            # Behind the look at what was touched: a free on a new stream enters the stream before its block.
+            if len(self._bins_of) > 1 and not self._several_streams:
+                self._begin_several_streams()
             if self._several_streams:
                 self._free_by_stream(groups)
             elif groups:
@@ -351,7 +352,7 @@ class SearchingPool(PoolBooks):
         """Take back what `acquire_region` gave, out of the list `region`; `streams` may still touch it."""
         if len(self._bins_of) > 1 and not self._several_streams:
             self._begin_several_streams()
-        uses = self._clock.stamps(streams) if self._several_streams else None
+        uses = self._clock.mark(streams) if self._several_streams else None
         self._heap.free_all([region], size, uses)
 
     def order_behind(self, streams: tuple[int, ...], stream: int) -> None:

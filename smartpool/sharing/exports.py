@@ -48,9 +48,11 @@ class _Export:
         if os.getpid() != self.process:  # a forked child closes its copy: the export is the parent's
             os.close(self._lease_descriptor)
             return
-        if wait:
-            self.lease.revoke(wait=True)
-        _ended.append(self)
+        try:
+            if wait:
+                self.lease.revoke(wait=True)
+        finally:  # an interrupt of the wait included: whoever has it open keeps the block
+            _ended.append(self)
         sweep()
 
     def try_to_let_go(self) -> bool:
@@ -80,7 +82,8 @@ def export_buffer(buffer: Buffer) -> SharedBuffer:
             f"expected memory that is mapped from chunks, got {buffer!r}, which is a raw allocation; leave "
             "enable_advanced_pooling on, and use a device with virtual memory"
         )
-    driver.synchronize()  # what was queued so far is in the memory when somebody opens it
+    with driver.beside_capture():
+        driver.synchronize()  # what was queued so far is in the memory when somebody opens it
     about = Description(
         device=driver.name,
         identity=getattr(driver, "identity", ""),

@@ -110,6 +110,7 @@ class Lease:
             os.pwrite(own, _REVOKED, 0)
             return True
         finally:
+            fcntl.flock(own, fcntl.LOCK_UN)  # closing alone leaves it to a child that was forked meanwhile
             os.close(own)
 
     def _open(self, mode: int) -> int:

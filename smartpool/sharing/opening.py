@@ -50,8 +50,11 @@ class ImportedMemory:
 
     def free(self, pointer: int, stream: object = None) -> None:  # noqa: ARG002 - a manager's method
         """Unmap the memory, once the device has done with it, and let go of the lease."""
-        if sys.is_finalizing() or os.getpid() != self._process:
-            return  # the end of the process gives all back; a forked child has nothing to give
+        if sys.is_finalizing():
+            return  # the end of the process gives all back
+        if os.getpid() != self._process:
+            os.close(self._lease)  # a forked child has nothing else to give; its copy holds the lease too
+            return
         driver = self.driver
         with driver.beside_capture():
             driver.synchronize()

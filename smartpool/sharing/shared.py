@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from smartpool.buffer import byte_count, checked_shape
+from smartpool.dlpack import DType
 from smartpool.errors import SharingError
 from smartpool.sharing.lease import Lease
 
@@ -70,9 +72,11 @@ class Description:
             for name in ("chunks", "shape"):
                 fields[name] = tuple(map(int, fields[name]))
             made = cls(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            needed = byte_count(checked_shape(made.shape), DType.parse(made.dtype))
+        except (ValueError, TypeError, KeyError, AttributeError, BufferError) as error:
             raise SharingError(f"expected the description of a shared buffer, got {text[:80]!r}") from error
-        if made.offset < 0 or made.offset + max(made.nbytes, 1) > sum(made.chunks):
+        inside = made.offset >= 0 and made.offset + max(made.nbytes, 1) <= sum(made.chunks)
+        if not inside or needed != made.nbytes:
             raise SharingError(f"expected a buffer inside of its chunks, got {made}")
         return made
 
@@ -269,7 +273,9 @@ def _close(
     descriptors: list[int], on_close: Callable[[bool], None] | None = None, *, wait: bool = False
 ) -> None:
     """Close the descriptors. The owner first tries to take the block back, by the lease among them."""
-    if on_close is not None:
-        on_close(wait)
-    while descriptors:
-        os.close(descriptors.pop())
+    try:
+        if on_close is not None:
+            on_close(wait)
+    finally:
+        while descriptors:
+            os.close(descriptors.pop())

@@ -25,9 +25,11 @@ free or question looks at them, and raises what it finds before it does anything
 from __future__ import annotations
 
 import operator
+import sys
 import time
 import warnings
 from collections import OrderedDict, deque
+from collections.abc import Container
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakMethod
@@ -40,6 +42,7 @@ from smartpool.errors import (
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT, Range
 from smartpool.pool.books import reentered
+from smartpool.pool.debug.exiting import ask_at_exit, held_by_objects
 from smartpool.pool.debug.inspection import DebugBlock, Inspector, freed_already, leak_report, points_into
 from smartpool.pool.telemetry.labels import StackLabels, current_label
 from smartpool.request import checked_size
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DebuggingManager"]
 
+_PATIENCE_S: Final = 1.0  # with a thread that holds the pool's lock when the program ends
 _REMEMBERED: Final = 4096  # freed blocks whose stacks are kept for a double free
 
 
@@ -93,6 +97,7 @@ class DebuggingManager:
         own["_here"] = StackLabels(options.stack_depth).here if options.stack_depth else current_label
         make_room = WeakMethod(self._make_room)
         inner.out_of_memory_callbacks.insert(0, lambda nbytes: _call(make_room, nbytes))
+        ask_at_exit(self)
 
     if TYPE_CHECKING:
         _inner: AdvancedMemoryPoolManager
@@ -133,6 +138,10 @@ class DebuggingManager:
         # Nobody holds a block of ours, or us: the pool behind must not wait for what is in quarantine.
         for block in (*self.__dict__.get("_pending", ()), *self.__dict__.get("_quarantine", {}).values()):
             self._inner.drop(block.inner)
+        if not sys.is_finalizing() and "_here" in self.__dict__:  # made in full
+            # Every buffer holds us, so what is live was requested bare. No look: it would call the driver.
+            for word in self._untold(()):
+                warnings.warn(word, RuntimeWarning, stacklevel=1)
 
     # ------------------------------------------------------------------ requests
 
@@ -272,12 +281,7 @@ class DebuggingManager:
 
         Raises `InvariantError`, or `MemoryCorruptionError` for the first block that was overwritten.
         """
-        self._look()
-        with self._inner._lock:  # noqa: SLF001 - we are its outside
-            for block in list(self._live.values()):
-                self._inspector.check_guards(block)
-            for block in list(self._quarantine.values()):
-                self._inspector.check_poison(block)
+        self._look_at_everything()
         self._inspector.raise_found()
         self._inner.check()
 
@@ -288,26 +292,65 @@ class DebuggingManager:
     def close(self) -> None:
         """Look at everything once more, close the pool behind, and report what was never freed.
 
-        What is live stays valid, as in every pool.
+        What is live stays valid, as in every pool. Leaks are a warning, which comes first; what was
+        overwritten is raised behind it.
         """
         first = not self._inner._closed  # noqa: SLF001
         if self._inner._disowned:  # noqa: SLF001
             return
         try:
-            self._look(quietly=True)
-            with self._inner._lock:  # noqa: SLF001
-                for block in list(self._live.values()) if first else ():
-                    self._inspector.check_guards(block)
+            if first:
+                self._look_at_everything()
+            else:
+                self._look(quietly=True)
             self._empty_quarantine()
         finally:
             self._inner.close()
-        self._inspector.raise_found()
-        if first and self.options.leaks and self._live:
-            report = leak_report(self._inner.driver.name, self.leaks())
-            LOGGER.warning("%s", report)
-            warnings.warn(report, RuntimeWarning, stacklevel=2)
+        try:
+            if first and self.options.leaks and self._live:
+                report = leak_report(self._inner.driver.name, self.leaks())
+                LOGGER.warning("%s", report)
+                warnings.warn(report, RuntimeWarning, stacklevel=2)
+        finally:
+            self._inspector.raise_found()
+
+    def last_words(self) -> list[str]:
+        """Return what is to be told at the end of a program that did not close the pool, and look for it."""
+        inner, held = self._inner, set[int]()
+        failure = []
+        if not (inner._closed or inner._disowned):  # noqa: SLF001
+            held = held_by_objects(self)
+            # A thread that never comes to its end may hold the lock; the end is not to wait for it.
+            if inner._lock.acquire(timeout=_PATIENCE_S):  # noqa: SLF001
+                try:
+                    self._look_at_everything()
+                except Exception as error:  # noqa: BLE001 - told, and nobody could catch it
+                    failure = [f"{inner.driver.name}: blocks could not be looked at: {error}"]
+                finally:
+                    inner._lock.release()  # noqa: SLF001
+        return self._untold(held) + failure
+
+    def _untold(self, held: Container[int]) -> list[str]:
+        """Return what nobody was told: of blocks that are live and not `held`, and of what was overwritten."""
+        inner, words = self._inner, []
+        if inner._disowned:  # noqa: SLF001
+            return words
+        leaks = [] if inner._closed else [block for block in self.leaks() if block.pointer not in held]  # noqa: SLF001
+        if leaks and self.options.leaks:
+            words.append(leak_report(inner.driver.name, leaks))
+            LOGGER.warning("%s", words[0])
+        return words + [str(error) for error in self._inspector.take_found()]
 
     # ------------------------------------------------------------------ looking
+
+    def _look_at_everything(self) -> None:
+        """Look at the guards of all live blocks and at all freed ones; what is found is raised later."""
+        self._look(quietly=True)
+        with self._inner._lock:  # noqa: SLF001 - we are its outside
+            for block in list(self._live.values()):
+                self._inspector.check_guards(block)
+            for block in list(self._quarantine.values()):
+                self._inspector.check_poison(block)
 
     def _look(self, *, quietly: bool = False) -> None:
         """Look at blocks that were freed; raise the first thing found unless told not to."""
@@ -351,7 +394,7 @@ class DebuggingManager:
         _, block = self._quarantine.popitem(last=False)
         self._quarantined_bytes -= block.size
         try:
-            self._inspector.check_poison(block)
+            self._inspector.check_poison(block, again=False)  # it leaves: no fill may follow it
         finally:
             self._give_back(block)
 

@@ -121,7 +121,7 @@ class Inspector:
                 self._note(OverrunError, block, at, "outside of", GUARD_BYTE)
                 self._fill(start, GUARD_BYTE, size, self._driver.default_stream)  # told once
 
-    def check_poison(self, block: DebugBlock) -> None:
+    def check_poison(self, block: DebugBlock, *, again: bool = True) -> None:
         """Look whether a freed block is as `poison` left it, at both ends if it is large."""
         if not self._options.poison:
             return
@@ -133,17 +133,23 @@ class Inspector:
             at = self._first_other(start, size, FREED_BYTE)
             if at is not None:
                 self._note(UseAfterFreeError, block, at, "after it was freed, into", FREED_BYTE)
-                self._fill(start, FREED_BYTE, size, self._driver.default_stream)
+                if again:
+                    self._fill(start, FREED_BYTE, size, self._driver.default_stream)
                 return
 
     def raise_found(self) -> None:
         """Raise the first thing that was found since the last time; the others are its notes."""
-        if self._found:
-            first, *others = self._found
-            self._found.clear()
+        found = self.take_found()
+        if found:
+            first, *others = found
             for other in others:
                 first.add_note(f"and: {other}")
             raise first
+
+    def take_found(self) -> list[MemoryCorruptionError]:
+        """Return what was found since the last time, and forget it."""
+        found, self._found = self._found, []
+        return found
 
     def _first_other(self, start: int, size: int, value: int) -> _Seen | None:
         """Return what of the range is not `value`, in the first piece where anything is."""

@@ -195,11 +195,15 @@ class CapturingPool(GraphPool):
         """Become what the pool was before. Under the lock."""
         self.__class__ = GraphPool  # type: ignore[assignment]
         for stream, bins in self.hidden.items():
-            self._bins_of[stream].update(bins)
-        owed, self.owed = self.owed, []
-        for region in owed:
-            self.release_region(*region)
+            if not self._closed:
+                self._bins_of[stream].update(bins)
+            else:
+                for bin_ in bins.values():  # for the flush: requests are refused
+                    bin_.touched.add(bin_)
         self.hidden = {}
+        while self.owed:
+            self.release_region(*self.owed[-1])
+            self.owed.pop()  # last: what fails is owed still
         del self.captured_memory
 
 

@@ -98,9 +98,10 @@ class Compactor:
     def run(self, movables: Movables) -> int:
         """Move what can be moved, and return the bytes."""
         with movables.lock:
-            owners = dict(movables.held())
+            owners: dict[int, Movable] = {}
             moved = 0
             try:
+                owners.update(movables.held())  # in here: whatever was held is let go below
                 streams = {bin_.stream for address in owners if (bin_ := self._live.get(address)) is not None}
                 captured = {stream for stream in streams if self._driver.is_capturing(stream)}
                 free_to_move = frozenset(
@@ -141,11 +142,7 @@ class Compactor:
             self._driver.copy(move.target, move.source, bin_.nbytes, stream)
         uses = self._stamp(stream)
         target.place_at(gap, move.target, move.size)
-        try:
-            self._live[move.target] = bin_
-        except BaseException:  # who watches may raise
-            target.free(move.target, uses)
-            raise
+        self._live[move.target] = bin_  # who watches may raise: then it is in its bin, as one that is free
         # From here on the block is at both places until its owner knows of the new one: what comes in
         # between leaks one of them at worst.
         owners[move.source].end_move(move.target)

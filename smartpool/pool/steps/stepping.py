@@ -208,17 +208,20 @@ class Steps:
         """Begin to serve, as far as there is memory for the regions now."""
         if self._resident is None:
             steps: dict[int, PlannedStep] = {}
-            self._resident = (name, steps)
-            for stream, plan in plans.items():
-                if plan.height:
-                    try:
-                        base = pool.acquire_region(plan.height, stream)
-                    except OutOfMemoryError:
-                        continue
-                    steps[stream] = PlannedStep(plan, base, stream, pool.live_table, pool.bin_of)
+            try:  # not resident yet: what makes room for one region gives idle resident ones back
+                for stream, plan in plans.items():
+                    if plan.height:
+                        try:
+                            base = pool.acquire_region(plan.height, stream)
+                        except OutOfMemoryError:
+                            continue
+                        steps[stream] = PlannedStep(plan, base, stream, pool.live_table, pool.bin_of)
+            except BaseException:
+                self._left += steps.values()
+                raise
             if not steps:
-                self._resident = None
                 return
+            self._resident = (name, steps)
         for step in self._resident[1].values():
             self._start(step, pool)
             bins = pool.bins_of(step.stream)
@@ -338,6 +341,14 @@ class Steps:
         if recognised is not None and recognised.idle:  # memory is worth more than its plan
             self.look_at = self._recognition.left(recognised, pool, self)
             return
+        for stream, marked in list(self._serving.items()):
+            if marked.idle:  # the same of a marked one, until its next repetition
+                self._give_up(marked, pool)
+                marked.end()
+                self._left.append(marked)
+                del self._serving[stream]
+                assert self._resident is not None
+                del self._resident[1][stream]
         if self._resident is not None and not self._serving:
             name, steps = self._resident
             if name != keep or name not in self._plans:

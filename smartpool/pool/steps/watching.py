@@ -60,7 +60,8 @@ class Watch:
 
     def freed(self, pointer: int, stream: int) -> None:  # noqa: ARG002 - an observer's method
         """Note a free."""
-        self.log.append(pointer)
+        if len(self.log) < 2 * self._limit:
+            self.log.append(pointer)
 
     @property
     def full(self) -> bool:

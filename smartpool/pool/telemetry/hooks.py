@@ -168,7 +168,7 @@ class Hooks:
         for device in self._devices:
             hookable = device()
             if hookable is not None:
-                hookable.hook_requests(self, on=bool(self.allocate) or bool(self.free))
+                hookable.hook_requests(self)
 
     def on_allocate(self, hook: Callable[[AllocateEvent], Any]) -> Callable[[], None]:
         """Call `hook` when a block was handed out."""
@@ -203,8 +203,8 @@ class Hooks:
 class Hookable(Protocol):
     """A device whose requests can be hooked."""
 
-    def hook_requests(self, hooks: Hooks, *, on: bool) -> None:
-        """Tell `hooks` of requests and frees, or no more."""
+    def hook_requests(self, hooks: Hooks) -> None:
+        """Tell `hooks` of requests and frees while it has anybody to tell."""
 
 
 class RequestHooks:

@@ -248,7 +248,8 @@ class Tracker:
         """Return the number of each stream, in the order of `_streams`, where new ones are entered."""
         found = {streams[0]} if streams.count(streams[0]) == len(streams) else set(streams)
         for stream in found - self._streams.keys():
-            self._streams[stream if len(self._streams) < MOST_GROUPS else OTHER_STREAMS] = _Group()
+            key = stream if len(self._streams) < MOST_GROUPS else OTHER_STREAMS
+            self._streams.setdefault(key, _Group())
         number_of = {stream: number for number, stream in enumerate(self._streams)}
         others = number_of.get(OTHER_STREAMS, 0)
         return _numbered(streams, {stream: number_of.get(stream, others) for stream in found})

@@ -83,9 +83,10 @@ class WatchedPool(SearchingPool):
         """Tell `hooks` when memory is mapped, given back or short; of requests once they ask for that."""
         self._hooks.append(hooks)
 
-    def hook_requests(self, hooks: Hooks, *, on: bool) -> None:
+    def hook_requests(self, hooks: Hooks) -> None:
         """Tell `hooks` of requests and frees, or no more."""
         with self._lock:
+            on = bool(hooks.allocate) or bool(hooks.free)  # under the lock: two threads may change them
             others = tuple(one for one in self._journal.hooks if not one.tells(hooks))
             self._journal.hooks = (*others, RequestHooks(self.driver.name, hooks)) if on else others
             self._choose_table()
@@ -197,6 +198,9 @@ class WatchedPool(SearchingPool):
             return super().acquire_region(*request)
         finally:
             self._unseen = False
+
+    def _ask_for_room(self, nbytes: int) -> bool:
+        return not self._unseen and super()._ask_for_room(nbytes)
 
     def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
         """Return the error of a request that failed, and tell hooks, log and dump file of it."""

@@ -71,5 +71,13 @@ class PressureCallbacks:
             threshold=self.threshold,
             excess_bytes=max(0, int((now.pressure - self.threshold) * whole)),
         )
-        freed = [callback(told) for callback in list(self._callbacks)]
-        return any(freed)
+        failed: list[Exception] = []
+        freed = False
+        for callback in list(self._callbacks):
+            try:
+                freed |= bool(callback(told))
+            except Exception as error:  # noqa: BLE001 - raised below, when everyone was told
+                failed.append(error)
+        if failed:
+            raise failed[0]
+        return freed
