@@ -259,14 +259,22 @@ def test_interrupts_by_the_keyboard():
         BEGIN
         + """
 pool = smartpool.SmartPool("cpu")
+armed = False
+def handler(*_):  # one interrupt for each turn, and none in the `except`: signals may merge or come late
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, handler)
 def interrupt():
-    for _ in range(40):
+    while seen < 40:
         time.sleep(0.003)
         os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=interrupt).start()
 seen, kept = 0, {}
+threading.Thread(target=interrupt, daemon=True).start()
 while seen < 40:
     try:
+        armed = True
         while True:
             array = np.from_dlpack(pool.empty(3 * MiB, "uint8"))
             array[-1] = 1
