@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from smartpool.cli.targets import check_target
+from smartpool.errors import ConfigurationError, InvalidRequestError
 from smartpool.report.text import counted, format_bytes, printable
 from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.exporters import FORMATS, format_of, write_any
@@ -24,6 +25,8 @@ from smartpool.trace.importers import read_any
 from smartpool.trace.trace import Trace
 
 __all__ = ["add_parser", "run"]
+
+SCHEMA: Final = 1
 
 _EPILOG: Final = """\
 examples:
@@ -60,13 +63,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     target = Path(args.target)
-    written = format_of(target, args.to)  # before the time of reading is spent
+    written = _format(target, args.to)  # before the time of reading is spent
     check_target(target)
     source = bundled(args.source) if _is_bundled(args.source) else args.source
     trace = read_any(source, device=args.gpu, drop_unknown_frees=args.drop_unknown_frees)
     write_any(trace, target, to=written)
     if args.json:
-        print(json.dumps({"path": str(target), "format": written, **_facts(trace)}, indent=1))
+        print(
+            json.dumps({"schema": SCHEMA, "path": str(target), "format": written, **_facts(trace)}, indent=1)
+        )
     else:
         print(
             f"{printable(str(target))}: {counted(trace.events, 'event')}, "
@@ -74,6 +79,16 @@ def run(args: argparse.Namespace) -> int:
             f"peak live {format_bytes(trace.peak_live_bytes)}"
         )
     return 0
+
+
+def _format(target: Path, to: str | None) -> str:
+    try:
+        return format_of(target, to)
+    except ConfigurationError:
+        known = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+        raise InvalidRequestError(
+            f"{target}: expected a file name that ends in {known}; rename it, or name its format with --to"
+        ) from None
 
 
 def _is_bundled(name: str) -> bool:

@@ -28,7 +28,11 @@ from smartpool.live.view import LiveView
 __all__ = ["add_parser", "add_traffic_arguments", "played", "run"]
 
 DEFAULT_RATE: Final = 2000.0
+SCHEMA: Final = 1
+
 _PATIENCE_S: Final = 5.0
+_JSON_CELLS: Final = 1024
+_LONGEST_REASON: Final = 500
 _EXAMPLES: Final = """\
 examples:
   smartpool watch http://127.0.0.1:8765/
@@ -70,6 +74,10 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
+    if args.frames is not None and args.frames <= 0:
+        raise InvalidRequestError(f"--frames: expected a number of frames above 0, got {args.frames}")
+    if not 0 <= args.every < float("inf"):
+        raise InvalidRequestError(f"--every: expected seconds of at least 0, got {args.every:g}")
     if args.what.startswith(("http://", "https://")):
         _show(_asker(args.what), args)
     else:
@@ -94,25 +102,25 @@ def played(trace: str, args: argparse.Namespace) -> Iterator[smartpool.SmartPool
 
 
 def _show(question: _Question, args: argparse.Namespace) -> None:
-    console = make_console()
-    view = TerminalView(console)
     left = args.frames
 
-    def next_frame() -> dict[str, Any]:
-        return question({"device": 0, "first": 0, "last": None, "cells": view.cells, "after": 0})
+    def next_frame(cells: int) -> dict[str, Any]:
+        return question({"device": 0, "first": 0, "last": None, "cells": cells, "after": 0})
 
     if args.json:
         while left is None or left > 0:
-            print(json.dumps(next_frame()), flush=True)
+            print(json.dumps({"schema": SCHEMA, **next_frame(_JSON_CELLS)}), flush=True)
             left = None if left is None else left - 1
             time.sleep(args.every if left != 0 else 0)
         return
+    console = make_console()
+    view = TerminalView(console)
     from rich.live import Live  # noqa: PLC0415  an extra: make_console said so if it is missing
 
     terminal = console.is_terminal
     with Live(console=console, auto_refresh=False, screen=terminal and left is None) as live:
         while left is None or left > 0:
-            live.update(view.take(next_frame()), refresh=terminal or left == 1)
+            live.update(view.take(next_frame(view.cells)), refresh=terminal or left == 1)
             left = None if left is None else left - 1
             time.sleep(args.every if left != 0 else 0)
 
@@ -130,11 +138,9 @@ def _asker(url: str) -> _Question:
         )
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:  # noqa: S310
-                frame: dict[str, Any] = json.load(answer)
-                return frame
+                return _checked(json.load(answer))
         except urllib.error.HTTPError as error:
-            reason = error.read().decode(errors="replace").strip()
-            raise InvalidRequestError(f"{url} answered {error.code}: {reason}") from None
+            raise InvalidRequestError(f"{url} answered {error.code}: {_reason(error)}") from None
         except (OSError, ValueError) as error:
             raise InvalidRequestError(
                 f"expected a served pool at {url}, got: {getattr(error, 'reason', error)}; "
@@ -142,3 +148,16 @@ def _asker(url: str) -> _Question:
             ) from None
 
     return ask
+
+
+def _checked(frame: Any) -> dict[str, Any]:
+    if not isinstance(frame, dict) or not {"figures", "map"} <= frame.keys():
+        raise ValueError("an answer that is no frame of a pool")
+    return frame
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """Return the line in which our server says why not; what another server says is not for a terminal."""
+    body = error.read(_LONGEST_REASON + 1).decode(errors="replace").strip()
+    ours = error.headers.get_content_type() == "text/plain" and 0 < len(body) <= _LONGEST_REASON
+    return body if ours and len(body.splitlines()) == 1 else "this is no SmartPool page"

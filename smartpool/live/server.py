@@ -17,6 +17,7 @@ Nothing is computed unless a page asks: a server that nobody looks at is one thr
 from __future__ import annotations
 
 import base64
+import errno
 import hmac
 import json
 import logging
@@ -97,8 +98,7 @@ class LiveServer:
             self._server = _Server((host, port), answers, password)
         except (OSError, OverflowError) as error:
             raise InvalidRequestError(
-                f"expected an address to listen on, got {host!r} port {port}: {error}; "
-                "choose another port, or 0 for one that is free"
+                f"expected an address to listen on, got {host!r} port {port}: {error}; {_way_out(error)}"
             ) from None
         self.host, self.port = host, int(self._server.server_address[1])
         shown = f"[{host}]" if ":" in host else host
@@ -261,6 +261,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's name
         _log.debug("%s %s", self.address_string(), format % args)
+
+
+def _way_out(error: Exception) -> str:
+    if isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+        return "choose a host of this machine: 127.0.0.1 for itself alone, 0.0.0.0 for its whole network"
+    return "choose another port, or 0 for one that is free"
 
 
 def _check_arguments(host: object, port: object, password: object) -> None:

@@ -19,6 +19,7 @@ def test_every_input_becomes_the_trace_that_the_importer_reads(source, tmp_path,
     trace = Trace.load(target)
     assert trace == read_any(source)
     assert told == {
+        "schema": 1,
         "path": str(target),
         "format": "npz",
         "trace": trace.name,
@@ -40,7 +41,7 @@ def test_a_line_for_people(tmp_path, capsys):
     [
         (b"nonsense", "out.npz", "expected a SmartPool trace"),
         (b"\x80\x04cos\nsystem\n.", "out.npz", "in.bin"),
-        (b"", "out.txt", "ends in .npz"),
+        (b"", "out.txt", "out.txt: expected a file name that ends in .npz"),
         (None, "out.npz", "there is no such file"),
     ],
 )

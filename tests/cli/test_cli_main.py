@@ -148,6 +148,12 @@ def test_without_rich_json_works(tmp_path):
     assert json.loads(done.stdout)["versions"]["smartpool"] == smartpool.__version__
 
 
+def test_without_rich_frames_are_printed_too(tmp_path):
+    done = without_rich("watch", "dataframe-mix", "--json", "--frames", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schema"] == 1
+
+
 def test_replay_draws_its_picture(tmp_path, capsys):
     picture = tmp_path / "memory.html"
     assert main(["replay", "multistream-mix", "--against", "cupy", "--json", "--picture", str(picture)]) == 0

@@ -174,7 +174,7 @@ def test_a_closed_server_frees_its_port_and_its_thread():
         ({"host": ""}, "host"),
         ({"host": 5}, "host"),
         ({"password": ""}, "password"),
-        ({"host": "203.0.113.1"}, "listen"),
+        ({"host": "203.0.113.1"}, "choose a host of this machine"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, said):
