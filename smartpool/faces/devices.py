@@ -14,7 +14,9 @@ from smartpool.errors import (
     DeviceNotFoundError,
     DriverError,
     InvalidRequestError,
+    MemoryCorruptionError,
     PoolClosedError,
+    SmartPoolError,
 )
 from smartpool.log import LOGGER
 from smartpool.pool.manager import AdvancedMemoryPoolManager
@@ -137,6 +139,8 @@ class DevicePool:
         ------
         DriverError
             When a device did not take its memory back. The other devices are closed; call it again.
+        MemoryCorruptionError
+            In debug mode, when a block was overwritten. All devices are closed.
         """
         if not self._closed:
             self._closed = True
@@ -144,14 +148,17 @@ class DevicePool:
             self._mapping.stop()
             allocations, self._allocations = self._allocations, {}
             allocations.clear()
-        failures: list[DriverError] = []
+        failures: list[SmartPoolError] = []
         for manager in self.managers:  # each of them, and again if one failed before
             try:
                 manager.close()
-            except DriverError as error:
+            except (DriverError, MemoryCorruptionError) as error:
                 failures.append(error)
         if failures:
-            raise failures[0]
+            first, *others = failures
+            for other in others:
+                first.add_note(f"and: {other}")
+            raise first
 
     def optimize_memory(self) -> OptimizationOutcome:
         """Empty the bins, join free ranges, and give idle memory back to the devices.

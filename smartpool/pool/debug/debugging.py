@@ -299,46 +299,57 @@ class DebuggingManager:
         if self._inner._disowned:  # noqa: SLF001
             return
         try:
-            if first:
-                self._look_at_everything()
-            else:
+            try:
                 self._look(quietly=True)
-            self._empty_quarantine()
-        finally:
-            self._inner.close()
+                with self._inner._lock:  # noqa: SLF001
+                    for block in list(self._live.values()) if first else ():
+                        self._inspector.check_guards(block)
+                self._empty_quarantine()
+            finally:
+                self._inner.close()
+        except BaseException:
+            if first:  # the next close is not; it raises what was found
+                self._warn_of_leaks()
+            raise
         try:
-            if first and self.options.leaks and self._live:
-                report = leak_report(self._inner.driver.name, self.leaks())
-                LOGGER.warning("%s", report)
-                warnings.warn(report, RuntimeWarning, stacklevel=2)
-        finally:
+            if first:
+                self._warn_of_leaks()
+        finally:  # also where warnings are errors
             self._inspector.raise_found()
 
+    def _warn_of_leaks(self) -> None:
+        if self.options.leaks and self._live:
+            report = leak_report(self._inner.driver.name, self.leaks())
+            LOGGER.warning("%s", report)
+            warnings.warn(report, RuntimeWarning, stacklevel=3)
+
     def last_words(self) -> list[str]:
-        """Return what is to be told at the end of a program that did not close the pool, and look for it."""
-        inner, held = self._inner, set[int]()
+        """Look once more, and return what nobody was told, at the end of a program that did not close."""
+        inner = self._inner
+        if inner._closed or inner._disowned:  # noqa: SLF001
+            return self._untold(())
         failure = []
-        if not (inner._closed or inner._disowned):  # noqa: SLF001
-            held = held_by_objects(self)
-            # A thread that never comes to its end may hold the lock; the end is not to wait for it.
-            if inner._lock.acquire(timeout=_PATIENCE_S):  # noqa: SLF001
-                try:
-                    self._look_at_everything()
-                except Exception as error:  # noqa: BLE001 - told, and nobody could catch it
-                    failure = [f"{inner.driver.name}: blocks could not be looked at: {error}"]
-                finally:
-                    inner._lock.release()  # noqa: SLF001
+        held = held_by_objects(self)
+        # A thread that never comes to its end may hold the lock; the end is not to wait for it.
+        if inner._lock.acquire(timeout=_PATIENCE_S):  # noqa: SLF001
+            try:
+                self._look_at_everything()
+            except Exception as error:  # noqa: BLE001 - told, and nobody could catch it
+                failure = [f"{inner.driver.name}: debug mode could not look at all blocks: {error}"]
+            finally:
+                inner._lock.release()  # noqa: SLF001
+        else:
+            failure = [f"{inner.driver.name}: debug mode did not look: a thread holds the pool's lock"]
         return self._untold(held) + failure
 
     def _untold(self, held: Container[int]) -> list[str]:
-        """Return what nobody was told: of blocks that are live and not `held`, and of what was overwritten."""
-        inner, words = self._inner, []
-        if inner._disowned:  # noqa: SLF001
+        """Return what nobody was told: what is live and not `held`, and what was found overwritten."""
+        words: list[str] = []
+        if self._inner._disowned:  # noqa: SLF001
             return words
-        leaks = [] if inner._closed else [block for block in self.leaks() if block.pointer not in held]  # noqa: SLF001
-        if leaks and self.options.leaks:
-            words.append(leak_report(inner.driver.name, leaks))
-            LOGGER.warning("%s", words[0])
+        if self.options.leaks and not self._inner._closed:  # noqa: SLF001
+            leaks = [block for block in self.leaks() if block.pointer not in held]
+            words += [leak_report(self._inner.driver.name, leaks)] if leaks else []
         return words + [str(error) for error in self._inspector.take_found()]
 
     # ------------------------------------------------------------------ looking

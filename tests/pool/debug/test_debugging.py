@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -289,6 +291,114 @@ def test_an_overrun_of_a_live_block_is_found_at_close():
     assert not any(pool.managers[0].driver.held().values())
 
 
+@pytest.mark.parametrize("in_a_destructor", [False, True])
+def test_leaks_are_told_before_an_overrun_is_raised(in_a_destructor):
+    pool = debugged()
+    held = [requested_here(pool) for _ in range(5)]
+    if in_a_destructor:
+        buffer = pool.empty(100, "uint8")
+        write(pool, buffer.pointer + 100, b"!")
+        del buffer
+    else:
+        write(pool, held[0] + 1000, b"!")
+    with pytest.warns(RuntimeWarning, match="5 blocks of cpu"), pytest.raises(OverrunError):
+        pool.close()
+    pool.close()  # told once
+    for pointer in held:
+        pool.free(pointer)
+
+
+def test_an_overrun_is_raised_where_the_warning_of_leaks_is_an_error():
+    pool = debugged()
+    held = pool.malloc(100)
+    write(pool, held + 100, b"!")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(OverrunError) as caught:
+            pool.close()
+    assert isinstance(caught.value.__context__, RuntimeWarning)
+    pool.free(held)
+
+
+def test_every_device_is_closed_though_one_was_overwritten():
+    pool = SmartPool(["cpu", "cpu"], SmartPoolConfig(debug=True))
+    held = [manager.malloc(100) for manager in pool.managers]
+    for manager, pointer in zip(pool.managers, held, strict=True):
+        manager.driver.write(pointer + 100, b"!")
+    with pytest.warns(RuntimeWarning) as warned, pytest.raises(OverrunError) as caught:
+        pool.close()
+    assert len(warned) == 2
+    assert f"{held[0]:#x}" in str(caught.value)
+    assert f"{held[1]:#x}" in caught.value.__notes__[0]
+    for manager, pointer in zip(pool.managers, held, strict=True):
+        manager.free(pointer)
+        assert not any(manager.driver.held().values())
+
+
+def at_exit(program):
+    """Run a program of its own in debug mode, and return what it printed on its error stream."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import smartpool\npool = smartpool.SmartPool('cpu')\n" + program],
+        env={**os.environ, VARIABLE: "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stderr
+
+
+def test_a_program_that_never_closes_is_told_of_leaks_and_overruns_at_its_end():
+    told = at_exit(
+        "held = [pool.malloc(1000) for _ in range(5)]\n"
+        "kept = pool.empty(100, 'uint8')\n"
+        "driver = pool.managers[0].driver\n"
+        "driver.write(held[0] + 1000, b'!')\n"
+        "freed = pool.malloc(64); pool.free(freed); driver.write(freed + 3, b'!')\n"
+    )
+    assert "5 blocks of cpu" in told
+    assert "of 1000 bytes" in told
+    assert "at offset 1000" in told
+    assert "after it was freed" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "pool.free(pool.malloc(1000))",
+        "kept = pool.empty(100)\nimport numpy\narray = numpy.from_dlpack(pool.empty(100))",
+        "kept = [pool.empty(100)]; kept.append(kept)",
+        "pool.close()",
+        "import os\npid = os.fork()\nheld = None if pid else pool\nif pid: os.waitpid(pid, 0)",
+        "import threading\nthreading.Thread(target=lambda: pool.managers[0].check(), daemon=True).start()",
+    ],
+)
+def test_the_end_of_a_program_where_nothing_is_wrong_is_silent(program):
+    assert at_exit(program) == ""
+
+
+def test_the_end_does_not_wait_for_a_thread_that_holds_the_pool():
+    told = at_exit(
+        "import threading, time\n"
+        "lock, taken = pool.managers[0]._lock, threading.Event()\n"
+        "def hold():\n    lock.acquire(); taken.set(); time.sleep(1000)\n"
+        "threading.Thread(target=hold, daemon=True).start(); taken.wait()\n"
+        "held = pool.managers[0].live_bytes\n"
+    )
+    assert "a thread holds the pool's lock" in told
+
+
+def test_a_pool_that_nobody_holds_tells_of_its_leaks():
+    assert "1 blocks of cpu" in at_exit("pool.malloc(100); del pool; print('going on')")
+    pool = debugged(config={"enable_auto_defragmentation": False})
+    pool.malloc(100)
+    kept = [pool]
+    del pool
+    with pytest.warns(RuntimeWarning, match="1 blocks of cpu"):
+        kept.clear()
+
+
 def test_a_pool_that_nobody_holds_gives_everything_back():
     pool = debugged(config={"enable_auto_defragmentation": False})
     pool.free(pool.malloc(1000))
@@ -442,6 +552,22 @@ def test_a_forked_child_touches_nothing():
         assert os.waitstatus_to_exitcode(status) == 0
         pool.free(live)
         pool.check()
+
+
+def test_no_fill_follows_a_block_out_of_quarantine():
+    """It would overwrite, on the default stream, what the next owner writes on its own."""
+    with debugged(config={"enable_auto_defragmentation": False}) as pool:
+        manager, driver = pool.managers[0], pool.managers[0].driver
+        stream = driver.create_stream()
+        pointer = pool.malloc(8192, stream)
+        pool.free(pointer)
+        manager._look()
+        write(pool, pointer, b"\x01" * 16)
+        driver.pause(0)
+        with pytest.raises(UseAfterFreeError):
+            pool.trim()
+        assert driver.pending(0) == 0
+        driver.resume(0)
 
 
 class DebugMachine(RuleBasedStateMachine):
