@@ -29,7 +29,7 @@ from smartpool.errors import InvalidRequestError
 from smartpool.report.analysis import PEERS, analysis
 from smartpool.report.dump import is_dump, read_dump
 from smartpool.report.dump_report import write_dump_report
-from smartpool.report.text import format_bytes, printable
+from smartpool.report.text import counted, format_bytes, printable
 from smartpool.report.trace_report import write_trace_report
 from smartpool.trace.bundled import bundled_names
 from smartpool.trace.optimum import OPTIMUM
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     source = Path(args.source)
     check_target(args.output, reads=[source])
-    failed = False
+    failed = 0
     if source.is_file() and is_dump(source):
         _refuse_what_replays(args)
         dump = read_dump(source)
@@ -113,9 +113,10 @@ def run(args: argparse.Namespace) -> int:
                 begin=begin,
             )
         path = write_trace_report(found, target, title=args.title)
-        failed = any(one.failed_requests for one in found.runs)
+        failed = sum(one.failed_requests for one in found.runs)
         facts = {"kind": "trace", "trace": trace.name, "runs": [one.as_json() for one in found.runs]}
         line = f"{format_bytes(trace.peak_live_bytes)} live at the peak"
+        line += f", {counted(failed, 'failed request')} among all allocators" if failed else ""
     nbytes = path.stat().st_size
     if args.json:
         print(json.dumps({"schema": 1, "path": str(path), "bytes": nbytes, **facts}, indent=1))

@@ -107,3 +107,9 @@ def test_failed_requests_are_status_3(source, tmp_path, capsys, capacity, status
     told = json.loads(capsys.readouterr().out)
     assert (told["runs"][0]["failed_requests"] > 0) is (status == 3)
     assert target.exists()  # a page about what did not fit is what was asked for
+
+
+def test_the_line_says_why_the_status_is_3(source, tmp_path, capsys):
+    target = tmp_path / "page.html"
+    assert main(["report", str(source), "--against", "none", "--capacity", "2MiB", "-o", str(target)]) == 3
+    assert "3.00 MiB live at the peak, 1 failed request among all allocators\n" in capsys.readouterr().out
