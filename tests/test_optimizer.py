@@ -158,6 +158,73 @@ def test_a_copy_that_fails_leaves_the_buffer_where_it_was(optimizer):
     assert optimizer.balance().moved_bytes == 5 * MiB
 
 
+def unbalanced(pool):
+    """Return four allocations of the first device that are free to move, while the second is empty."""
+    results = [ask(pool, 10 * MiB) for _ in range(8)]
+    for result in results:
+        if result.buffer._manager is pool.managers[1]:
+            pool.deallocate_memory(result.allocation_id)
+    return [result for result in results if not result.buffer.released]
+
+
+def test_a_buffer_that_is_freed_meanwhile_is_not_moved(optimizer):
+    pool = optimizer.pool
+    results, taken = unbalanced(pool), []
+
+    def other(event):
+        if not taken:
+            pool.deallocate_memory(results[0].allocation_id)
+            pool.deallocate_memory(results[1].allocation_id)
+            taken.append(None)
+            taken.extend(pool.managers[0].malloc(10 * MiB) for _ in range(2))
+
+    pool.hooks.on_allocate(other)
+    outcome = optimizer.balance()
+    assert all(pool.managers[0].owns(pointer) for pointer in taken[1:])
+    assert results[0].buffer.released
+    assert results[1].buffer.released
+    assert not {move.allocation_id for move in outcome.moved} & {r.allocation_id for r in results[:2]}
+    assert sum(manager.live_bytes for manager in pool.managers) == 40 * MiB
+    assert optimizer.balance(tolerance=0.0)
+
+
+def test_a_buffer_that_is_exported_meanwhile_is_not_moved(optimizer):
+    pool = optimizer.pool
+    if not readable(pool):
+        pytest.skip("NumPy does not read the model's memory")
+    results, arrays = unbalanced(pool), []
+
+    def other(event):
+        if not arrays:
+            arrays.extend((None, *(np.from_dlpack(result.buffer) for result in results)))
+
+    pool.hooks.on_allocate(other)
+    assert optimizer.balance().moved == ()
+    for result, array in zip(results, arrays[1:], strict=True):
+        assert result.buffer.pointer == array.ctypes.data
+        assert pool.managers[0].owns(array.ctypes.data)
+    assert pool.managers[1].live_bytes == 0
+
+
+def test_a_buffer_that_was_freed_by_itself_does_not_stop_the_balance(optimizer):
+    pool = optimizer.pool
+    result = ask(pool, MiB)
+    result.buffer.free()
+    with pytest.raises(smartpool.DoubleFreeError):
+        pool.deallocate_memory(result.allocation_id)
+    assert optimizer.balance().moved == ()
+
+
+def test_what_was_exported_by_the_array_interface_stays(optimizer, monkeypatch):
+    pool = optimizer.pool
+    results = unbalanced(pool)
+    for manager in pool.managers:
+        monkeypatch.setattr(manager.driver, "dl_device", (2, 0), raising=False)
+    addresses = [result.buffer.__cuda_array_interface__["data"][0] for result in results]
+    assert optimizer.balance().moved == ()
+    assert all(pool.managers[0].owns(address) for address in addresses)
+
+
 def test_devices_of_different_kinds_do_not_copy():
     with pytest.raises(UnsupportedError, match="one kind"):
         copy_between(ModelDriver(1 << 20), open_driver("cpu"), 1, 2, 3)

@@ -175,3 +175,25 @@ def test_every_user_of_a_block_finds_its_own_bytes(policy, device, by):
         **{"examples": 40, **EXPLORE, **pool_promises(24 * MiB)},
     )
     assert report.checked[Invariant.STREAM_ORDER] > 300
+
+
+def test_a_free_on_a_new_stream_amid_a_flush_is_waited_for(driver):
+    """A free takes no lock: whether there are several streams is asked behind the look at what was freed."""
+    config = SmartPoolConfig(enable_predictive_allocation=False)
+    with AdvancedMemoryPoolManager(driver, config) as pool:
+        stream = driver.create_stream()
+        block = pool.malloc(4 * MiB)
+        driver.pause(stream)
+
+        def look(pool):  # as another thread at this point
+            pool._steps.look_at = 1 << 62
+            pool.free(block, stream)
+
+        pool._steps.look_at, pool._steps.look = 0, look
+        pool.flush()
+        again = pool.malloc(4 * MiB)
+        assert again == block
+        assert is_behind(driver, 0)
+        driver.resume(stream)
+        pool.free(again)
+        pool.check()

@@ -9,6 +9,7 @@ import pickle
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sharing_contract import SharingContract
 import smartpool
 from smartpool.errors import DLPackError, SharingError, UnsupportedError
 from smartpool.sharing import exports
+from smartpool.sharing.lease import Lease
 from smartpool.sharing.shared import Description, SharedBuffer
 
 MiB = 1 << 20
@@ -243,7 +245,14 @@ def test_garbage_from_a_socket(garbage):
 
 def test_descriptions_that_lie_are_refused(pool):
     text = pool.export(pool.empty(4, "uint8")).description.to_json()
-    for old, new in (('"offset": 0', '"offset": -8'), ('"nbytes": 4', '"nbytes": 99999999'), ("{", "[")):
+    lies = (
+        ('"offset": 0', '"offset": -8'),
+        ('"nbytes": 4', '"nbytes": 99999999'),
+        ('"shape": [4]', '"shape": [17179869184]'),
+        ('"dtype": "uint8"', '"dtype": "float64"'),
+        ("{", "["),
+    )
+    for old, new in lies:
         assert old in text
         with pytest.raises(SharingError):
             Description.from_json(text.replace(old, new))
@@ -293,3 +302,30 @@ def test_a_pickle_is_for_other_processes_at_once(pool):
     received = pickle.loads(data)
     assert bytes(received.open().memoryview()) == b"bytes"
     received.close()
+
+
+def test_an_interrupted_wait_leaves_the_block_to_who_has_it_open(pool, monkeypatch):
+    buffer = filled(pool, b"theirs")
+    shared, where = pool.export(buffer), buffer.pointer
+    opened, descriptors = shared.open(), list(shared._descriptors)
+    buffer.free()
+    revoke = Lease.revoke
+
+    def interrupted(lease, *, wait=False):
+        if wait:
+            raise KeyboardInterrupt
+        return revoke(lease)
+
+    monkeypatch.setattr(Lease, "revoke", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shared.close(wait=True)
+    del shared, buffer
+    gc.collect()
+    other = filled(pool, b"others")
+    assert other.pointer != where
+    assert bytes(opened.memoryview()) == b"theirs"
+    assert not any(Path(f"/proc/self/fd/{number}").exists() for number in descriptors)
+    opened.free()
+    del opened
+    exports.sweep()
+    assert pool.managers[0].live_bytes == 6

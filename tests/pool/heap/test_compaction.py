@@ -196,6 +196,72 @@ def test_users_on_other_threads_meet_their_own_bytes(pool):
     assert moved
 
 
+def test_an_interrupt_of_the_books_in_a_move_loses_no_block(pool):
+    """Who watches may raise when a block is entered at its new place: then it lies in its bin."""
+    manager = pool.managers[0]
+    kept = half_empty_segments(pool)
+
+    class Interrupter:
+        def allocated(self, pointer, nbytes, stream):
+            manager.remove_observer(self)
+            raise KeyboardInterrupt
+
+        def freed(self, pointer, stream):
+            pass
+
+    manager.flush()
+    manager.add_observer(Interrupter())
+    with pytest.raises(KeyboardInterrupt):
+        manager.compact()
+    pool.check()
+    blocks = [manager.malloc(8 * MiB) for _ in range(8)]
+    assert len(set(blocks)) == 8
+    pool.check()
+    for index, handle in enumerate(kept):
+        assert values(handle) == {index + 1}
+    for block in blocks:
+        manager.free(block)
+
+
+def test_an_interrupt_before_the_moves_leaves_every_handle_usable(pool, monkeypatch):
+    handles = [pool.movable(MiB) for _ in range(4)]
+    begin, calls = MovableBuffer.begin_move, []
+
+    def interrupted(self):
+        calls.append(self)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return begin(self)
+
+    monkeypatch.setattr(MovableBuffer, "begin_move", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.optimize_memory()
+    for handle in handles:
+        handle.pin().free()
+        handle.free()
+    assert pool.managers[0].live_bytes == 0
+
+
+def test_a_free_on_a_stream_takes_the_locks_in_a_compactions_order(pool, monkeypatch):
+    manager = pool.managers[0]
+    handle, record, could_take = pool.movable(MiB), type(manager).record_stream, []
+
+    def other():
+        could_take.append(manager._lock.acquire(blocking=False))
+        if could_take[0]:
+            manager._lock.release()
+
+    def recorded(self, *arguments):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return record(self, *arguments)
+
+    monkeypatch.setattr(type(manager), "record_stream", recorded)
+    handle.free(manager.driver.create_stream())
+    assert could_take == [False]  # the movables' lock is held here: the pool's is, too
+
+
 class CompactionMachine(RuleBasedStateMachine):
     """Any program with movable and other blocks, on several streams, with queued work and refused copies."""
 

@@ -437,3 +437,40 @@ def test_a_plan_knows_when_slots_are_due():
     assert plan.due[1] == (0,)
     assert plan.offsets == (0, -1)
     assert plan.planned == 1
+
+
+def marked(pool, streams, nbytes, *, name="step"):
+    with step(pool, name):
+        for stream in streams:
+            pool.free(pool.malloc(nbytes, stream), stream)
+
+
+def test_room_for_one_region_is_not_made_of_the_others_of_its_step():
+    """The second region does not fit, and what makes room gives idle regions back: not those just made."""
+    config = SmartPoolConfig(max_bytes=64 * MiB)
+    with AdvancedMemoryPoolManager(ModelDriver(GiB), config) as pool:
+        streams = (0, pool.driver.create_stream())
+        marked(pool, streams, 20 * MiB)
+        marked(pool, streams, 20 * MiB)
+        pool.trim(wait=True)
+        block = pool.malloc(30 * MiB)
+        with step(pool):
+            pool.free(pool.malloc(20 * MiB))
+        pool.check()
+        pool.free(block)
+        marked(pool, streams, 20 * MiB)
+        pool.check()
+
+
+def test_an_idle_region_of_the_running_step_makes_room():
+    config = SmartPoolConfig(max_bytes=64 * MiB)
+    with AdvancedMemoryPoolManager(ModelDriver(GiB), config) as pool:
+        marked(pool, (0,), 20 * MiB)
+        marked(pool, (0,), 20 * MiB)
+        with step(pool):
+            pool.free(pool.malloc(20 * MiB))
+            assert pool.live_bytes == 0
+            pool.free(pool.malloc(50 * MiB))
+            pool.check()
+        marked(pool, (0,), 20 * MiB)
+        pool.check()
