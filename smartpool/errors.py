@@ -119,7 +119,6 @@ class OutOfMemoryError(SmartPoolError, MemoryError):
     ----------
     story
         An `OutOfMemoryStory`: what was asked, what is live and idle, who holds it, what would help.
-        None for requests that are larger than the device or the limit.
     dump_path
         The file that tells it all, where one was asked for: `docs/out-of-memory.md`.
     """

@@ -100,6 +100,9 @@ class RequestFace(DevicePool):
 
         It is called under the pool's lock, on the thread whose request is short of memory: it must not
         wait for a lock that another thread may hold while that one allocates from this pool.
+
+        What it raises, the request raises, in place of the `OutOfMemoryError`, which is then its cause
+        (`__cause__`), with the story, unless it has a cause of its own or is a `DriverError`.
         """
         if not callable(callback):
             raise InvalidRequestError(f"callback: expected a function of the bytes wanted, got {callback!r}")

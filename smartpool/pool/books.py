@@ -32,6 +32,7 @@ from smartpool.errors import (
     OutOfMemoryError,
     PoolClosedError,
     ReentrantCallError,
+    RequestTooLargeError,
     SmartPoolError,
     UnknownPointerError,
 )
@@ -316,8 +317,12 @@ class PoolBooks:
                 "free it with the allocator that returned it, and by the address that it returned"
             )
 
-    def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
+    def _out_of_memory(
+        self, bin_: Bin, error: DriverOutOfMemoryError | RequestTooLargeError
+    ) -> OutOfMemoryError:
         """Return the error of a request that failed; `WatchedPool` tells the whole story."""
+        if isinstance(error, RequestTooLargeError):
+            return error
         return OutOfMemoryError(f"cannot allocate {bin_.nbytes} bytes on {self.driver.name} ({error.code})")
 
     def _closed_error(self) -> PoolClosedError:

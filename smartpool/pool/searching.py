@@ -156,11 +156,12 @@ class SearchingPool(PoolBooks):
             large = f"{bin_.nbytes} bytes ({format_size(bin_.nbytes)})"
             if alignment > self._memory.cap_bytes:
                 large += f" aligned to {alignment} ({format_size(alignment)})"
-            raise RequestTooLargeError(
+            error = RequestTooLargeError(
                 f"expected at most {self._memory.cap_bytes} bytes ({format_size(self._memory.cap_bytes)}, "
                 f"what {self.driver.name} or the pool's limit can ever hold), got {large}; "
                 "ask for less, or raise max_bytes where it is the limit"
             )
+            raise self._out_of_memory(bin_, error)
         self._grows += 1
         self._flush_for(bin_)
         pointer: int | None
@@ -191,7 +192,14 @@ class SearchingPool(PoolBooks):
             except DriverOutOfMemoryError as error:
                 progress = held is None or self._heap.live_bytes < held
                 held = self._heap.live_bytes
-                if not progress or not self._ask_for_room(bin_.nbytes):
+                try:
+                    again = progress and self._ask_for_room(bin_.nbytes)
+                except Exception as theirs:  # the program's own mistake, which is not to hide the story
+                    # A driver's failure says by its chain whether the books are whole.
+                    if self._closed or self._torn or theirs.__cause__ or isinstance(theirs, DriverError):
+                        raise
+                    raise theirs from self._out_of_memory(bin_, error)
+                if not again:
                     raise self._out_of_memory(bin_, error) from error
                 if self._closed:
                     raise self._closed_error() from error
@@ -373,7 +381,7 @@ class SearchingPool(PoolBooks):
                 segment = self._memory.allocate_segment(size)
         except DriverOutOfMemoryError as error:
             if bin_.size > self._memory.cap_bytes:
-                raise RequestTooLargeError(str(error)) from error
+                raise self._out_of_memory(bin_, RequestTooLargeError(str(error))) from error
             raise self._out_of_memory(bin_, error) from error
         return DirectBin(bin_, segment, self._free_directly), align_up(segment, alignment)
 

@@ -25,6 +25,7 @@ __all__ = [
     "DUMP_FORMAT",
     "DUMP_VARIABLE",
     "DUMP_VERSION",
+    "TOO_LARGE",
     "Advice",
     "Holder",
     "OutOfMemoryStory",
@@ -36,6 +37,8 @@ __all__ = [
 DUMP_FORMAT: Final = "smartpool-out-of-memory"
 DUMP_VERSION: Final = 1
 DUMP_VARIABLE: Final = "SMARTPOOL_OUT_OF_MEMORY_DUMP"
+
+TOO_LARGE: Final = "REQUEST_TOO_LARGE"  # the code of a request that could never succeed
 
 _MOST_HOLDERS: Final = 8  # of each kind
 _dumps: Final = itertools.count(1)
@@ -84,7 +87,8 @@ class OutOfMemoryStory:
     cached_by_stream
         Freed blocks that wait in bins, by the stream that used them last.
     code
-        The driver's own name of the failure; ``CAP_REACHED`` is the pool's limit.
+        The driver's own name of the failure; ``CAP_REACHED`` is the pool's limit, and
+        ``REQUEST_TOO_LARGE`` a request that could never succeed.
     """
 
     device: str
@@ -172,6 +176,14 @@ def tell(
 def _advice(
     requested: Bin, code: str, now: MemorySnapshot, held: tuple[Holder, ...], *, tightest: bool, tracked: bool
 ) -> Iterable[Advice]:
+    if code == TOO_LARGE:  # whatever else is live or idle
+        yield Advice(f"ask for less: at most {format_size(now.cap_bytes)} can ever be had")
+        if now.cap_bytes < now.device_total_bytes:
+            yield Advice(
+                f"raise max_bytes: the device has {format_size(now.device_total_bytes)} in all",
+                now.device_total_bytes - now.cap_bytes,
+            )
+        return
     missing = now.block_bytes + requested.size - now.cap_bytes
     others = now.device_total_bytes - now.device_free_bytes - now.reserved_bytes
     limited = code == "CAP_REACHED" and now.cap_bytes < now.device_total_bytes

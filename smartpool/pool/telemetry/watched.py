@@ -14,7 +14,7 @@ from typing import Final
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.protocol import Driver
-from smartpool.errors import DriverOutOfMemoryError, OutOfMemoryError
+from smartpool.errors import DriverOutOfMemoryError, OutOfMemoryError, RequestTooLargeError
 from smartpool.log import LOGGER
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.direct import DirectBin
@@ -24,7 +24,7 @@ from smartpool.pool.telemetry.journal import Journal, JournalTable, ObservedTabl
 from smartpool.pool.telemetry.labels import Label, StackLabels, current_label
 from smartpool.pool.telemetry.memory_map import Layout, MemoryMap, make_map
 from smartpool.pool.telemetry.statistics import MemorySnapshot
-from smartpool.pool.telemetry.story import DUMP_VARIABLE, holders, tell, write_dump
+from smartpool.pool.telemetry.story import DUMP_VARIABLE, TOO_LARGE, holders, tell, write_dump
 from smartpool.pool.telemetry.tracking import ENTERED, LEFT, Scope, Tracker
 
 __all__ = ["WatchedPool"]
@@ -202,18 +202,20 @@ class WatchedPool(SearchingPool):
     def _ask_for_room(self, nbytes: int) -> bool:
         return not self._unseen and super()._ask_for_room(nbytes)
 
-    def _out_of_memory(self, bin_: Bin, error: DriverOutOfMemoryError) -> OutOfMemoryError:
+    def _out_of_memory(
+        self, bin_: Bin, error: DriverOutOfMemoryError | RequestTooLargeError
+    ) -> OutOfMemoryError:
         """Return the error of a request that failed, and tell hooks, log and dump file of it."""
         now, live, labels = self._snapshot(), self._live.copy(), self.labels()
         story = tell(
             bin_,
-            error.code,
+            TOO_LARGE if isinstance(error, RequestTooLargeError) else error.code,
             now,
             holders(live, labels),
             tightest=self.config.policy in ("tight", POLICIES["tight"]),
             tracked=self.tracker is not None,
         )
-        failed = OutOfMemoryError(story.message())
+        failed = error if isinstance(error, RequestTooLargeError) else OutOfMemoryError(story.message())
         failed.story = story
         if self._unseen:
             return failed

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smartpool import KiB, MiB, OutOfMemoryError, RequestTooLargeError, SmartPool, SmartPoolConfig
-from smartpool.pool.telemetry.story import DUMP_FORMAT, DUMP_VARIABLE, DUMP_VERSION
+from smartpool.pool.telemetry.story import DUMP_FORMAT, DUMP_VARIABLE, DUMP_VERSION, TOO_LARGE
 
 
 def failed(pool, nbytes):
@@ -147,12 +147,70 @@ def test_a_step_that_finds_no_region_is_no_story(caplog):
         pool.free(held)
 
 
-def test_a_request_that_can_never_succeed_has_no_story():
+@pytest.mark.parametrize("pooling", [True, False])
+@pytest.mark.parametrize("limit", [None, "64MiB"])
+def test_a_request_that_can_never_succeed_tells_its_story(tmp_path, caplog, pooling, limit):
+    config = SmartPoolConfig(
+        max_bytes=limit, enable_advanced_pooling=pooling, out_of_memory_dump=str(tmp_path)
+    )
+    with SmartPool("model:96MiB" if limit else "model:64MiB", config) as pool:
+        told, asked = [], []
+        pool.hooks.on_out_of_memory(told.append)
+        pool.add_out_of_memory_callback(asked.append)
+        held = pool.malloc(10 * MiB)
+        error = failed(pool, 65 * MiB)
+        assert type(error) is RequestTooLargeError
+        story = error.story
+        assert (story.requested_bytes, story.live_bytes, story.code) == (65 * MiB, 10 * MiB, TOO_LARGE)
+        assert "at most 64 MiB" in story.advice[0].text
+        assert [advice.nbytes for advice in story.advice[1:]] == ([32 * MiB] if limit else [])
+        assert json.loads(Path(error.dump_path).read_text())["story"]["code"] == TOO_LARGE
+        assert told == [story]
+        assert not asked
+        assert len(caplog.records) == 1
+        assert pool.statistics.devices[0].out_of_memory_errors == 1
+        pool.free(held)
+
+
+def test_what_a_callback_raises_has_the_story_as_its_cause():
     with SmartPool("model:64MiB") as pool:
-        with pytest.raises(RequestTooLargeError) as caught:
-            pool.malloc(65 * MiB)
-        assert caught.value.story is None
-        assert caught.value.dump_path is None
+        held = pool.malloc(40 * MiB)
+
+        def broken(nbytes):
+            raise KeyError(nbytes)
+
+        def broken_with_a_cause(nbytes):
+            raise KeyError(nbytes) from mistake
+
+        mistake = ValueError("mine")
+        pool.add_out_of_memory_callback(broken)
+        with pytest.raises(KeyError) as caught:
+            pool.malloc(30 * MiB)
+        assert caught.value.args == (30 * MiB,)
+        assert caught.value.__cause__.story.live_bytes == 40 * MiB
+        pool.remove_out_of_memory_callback(broken)
+        pool.add_out_of_memory_callback(broken_with_a_cause)
+        with pytest.raises(KeyError) as caught:
+            pool.malloc(30 * MiB)
+        assert caught.value.__cause__ is mistake
+        pool.check()
+        pool.free(held)
+        pool.free(pool.malloc(30 * MiB))
+
+
+def test_a_callback_that_closes_the_pool_and_raises_raises_its_own():
+    pool = SmartPool("model:64MiB")
+    held = pool.malloc(40 * MiB)
+
+    def closing(_):
+        pool.free(held)
+        pool.close()
+        raise KeyError
+
+    pool.add_out_of_memory_callback(closing)
+    with pytest.raises(KeyError) as caught:
+        pool.malloc(30 * MiB)
+    assert caught.value.__cause__ is None
 
 
 def test_without_pooling_the_story_is_told_as_well():
