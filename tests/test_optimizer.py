@@ -77,6 +77,16 @@ def test_only_a_gpu_has_launch_shapes(optimizer):
         optimizer.launch_shape(0x1000)
 
 
+def test_a_stream_that_cannot_be_destroyed_does_not_keep_the_pool_open():
+    optimizer = GPUMemoryOptimizer({"devices": ["cpu"]})
+    pool = optimizer.pool
+    optimizer.streams().next()
+    pool.managers[0].driver.faults.fail("destroy_stream")
+    with pytest.raises(smartpool.DriverError):
+        optimizer.close()
+    assert pool.closed
+
+
 # ------------------------------------------------------------------ balance
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import os
 import pickle
@@ -329,3 +330,76 @@ def test_an_interrupted_wait_leaves_the_block_to_who_has_it_open(pool, monkeypat
     del opened
     exports.sweep()
     assert pool.managers[0].live_bytes == 6
+
+
+def test_a_fork_that_frees_its_copy_lets_go_of_the_lease(pool):
+    shared = pool.export(filled(pool, b"forked"))
+    opened, (told, tell) = shared.open(), os.pipe()
+    child = os.fork()
+    if not child:
+        opened.free()
+        os.write(tell, b"x")
+        signal.pause()
+    try:
+        os.read(told, 1)
+        opened.free()
+        assert not shared.in_use
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(told)
+        os.close(tell)
+
+
+def test_a_fork_during_a_revocation_does_not_keep_the_lease_locked(monkeypatch):
+    descriptor, children, pwrite = Lease.create(), [], os.pwrite
+
+    def forked(*arguments):
+        child = os.fork()
+        if not child:
+            signal.pause()
+        children.append(child)
+        return pwrite(*arguments)
+
+    monkeypatch.setattr("smartpool.sharing.lease.os.pwrite", forked)
+    try:
+        assert Lease(descriptor).revoke()
+        assert not Lease(descriptor).held  # nobody has a lock that a late importer would wait for
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(descriptor)
+
+
+def test_a_close_that_fails_leaks_no_descriptor(pool, monkeypatch):
+    buffer = filled(pool, b"bytes!")
+    shared, live = pool.export(buffer), pool.managers[0].live_bytes
+    descriptors = list(shared._descriptors)
+    buffer.free()
+
+    def full(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "revoke", full)
+        with pytest.raises(OSError, match="open files"):
+            shared.close()
+    assert shared.closed
+    assert not any(Path(f"/proc/self/fd/{number}").exists() for number in descriptors)
+    assert pool.managers[0].live_bytes == live
+    del shared, buffer
+    gc.collect()
+    exports.sweep()
+    assert pool.managers[0].live_bytes == 0
+
+
+def test_an_export_beside_a_capture_does_not_ruin_it(pool):
+    buffer, driver = filled(pool, b"bytes!"), pool.managers[0].driver
+    stream = driver.create_stream()
+    with pool.capture(stream) as memory:
+        driver.begin_capture(stream)
+        shared = pool.export(buffer)
+        driver.end_capture(stream)
+    memory.close()
+    assert bytes(shared.open().memoryview()) == b"bytes!"

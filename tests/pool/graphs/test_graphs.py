@@ -534,3 +534,45 @@ def test_a_request_that_is_interrupted_inside_of_a_capture(pool, driver, stream)
     for pointer in list(pool.managers[0].live_blocks()):
         pool.free(pointer)
     held.close()
+
+
+def test_a_pool_that_was_closed_in_a_capture_serves_nothing_behind_it():
+    pool = make_pool()
+    manager = pool.managers[0]
+    stream, other = (manager.driver.create_stream() for _ in range(2))
+    keep = manager.malloc(1000)
+    manager.free(manager.malloc(5000, other))
+    with pool.capture(stream) as memory:
+        manager.free(manager.malloc(5000, other))
+        pool.close()
+    memory.close()
+    with pytest.raises(PoolClosedError):
+        manager.malloc(5000, other)
+    manager.free(keep)
+    assert not any(manager.driver.held().values())
+
+
+def test_regions_that_a_capture_owes_are_given_back_though_no_event_is_recorded():
+    """The end of a capture asks the driver for nothing: a plan's region goes with a mark."""
+    config = smartpool.SmartPoolConfig(max_bytes=128 * MiB, enable_auto_defragmentation=False)
+    with smartpool.SmartPool("model:1GiB", config) as pool:
+        manager = pool.managers[0]
+        stream, other = (manager.driver.create_stream() for _ in range(2))
+        for repetition in range(3):
+            held = []
+            with pool.step(wait_for_plan=True):
+                held += [manager.malloc(20 * MiB), manager.malloc(20 * MiB, other)]
+                if repetition < 2:
+                    for pointer in held:
+                        manager.free(pointer)
+        with pool.capture(stream) as memory:
+            for pointer in held:
+                manager.free(pointer)
+            with pytest.raises(OutOfMemoryError):
+                manager.malloc(120 * MiB)
+            assert len(manager.owed) == 2
+            manager.driver.faults.fail("record_event")
+        memory.close()
+        manager.flush()
+        pool.check()
+        assert manager.live_bytes == 0

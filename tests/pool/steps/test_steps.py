@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smartpool import SmartPool
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import PoolClosedError, StepError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.steps.plans import OUTLIVED, Sequence, make_plan
+from smartpool.pool.steps.watching import Watch
 from smartpool.units import GiB, KiB, MiB
 
 
@@ -474,3 +476,29 @@ def test_an_idle_region_of_the_running_step_makes_room():
             pool.check()
         marked(pool, (0,), 20 * MiB)
         pool.check()
+
+
+def test_memory_for_a_plan_is_asked_of_no_callback():
+    """A step may begin without a request: what others keep is not evicted for its plan."""
+    config = SmartPoolConfig(max_bytes=64 * MiB, enable_auto_defragmentation=False)
+    with SmartPool("model:1GiB", config) as pool:
+        manager, asked = pool.managers[0], []
+        marked(manager, (0,), 20 * MiB)
+        marked(manager, (0,), 20 * MiB)
+        pool.trim(wait=True)
+        block = pool.malloc(50 * MiB)
+        pool.add_out_of_memory_callback(lambda nbytes: bool(asked.append(nbytes)))
+        with pool.step():
+            pass
+        assert asked == []
+        pool.free(block)
+        pool.check()
+
+
+def test_what_a_watch_notes_is_limited_where_only_frees_come():
+    watch = Watch(2, lambda watch: None)
+    watch.allocated(1, 10, 0)
+    for _ in range(100):
+        watch.freed(1, 0)
+    assert len(watch.log) == 4
+    assert watch.full

@@ -192,3 +192,21 @@ def test_growth_is_logged_for_those_who_want_it(caplog):
         pool.malloc(3 * MiB)
     assert any("map: " in record.message for record in caplog.records)
     assert isinstance(logging.getLogger("smartpool").handlers[0], logging.NullHandler)
+
+
+def test_a_hook_that_comes_while_the_last_one_goes_is_told(monkeypatch):
+    """Who is told is decided under the pool's lock: here a thread comes first that asked for it second."""
+    with SmartPool("model:1GiB") as pool:
+        told, manager = [], pool.managers[0]
+        remove = pool.hooks.on_allocate(lambda event: None)
+        hook_requests = type(manager).hook_requests
+
+        def overtaken(self, *arguments, **options):
+            monkeypatch.undo()
+            pool.hooks.on_allocate(told.append)
+            hook_requests(self, *arguments, **options)
+
+        monkeypatch.setattr(type(manager), "hook_requests", overtaken)
+        remove()
+        pool.free(pool.malloc(1000))
+        assert len(told) == 1

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartpool import SmartPool
+from smartpool import SmartPool, SmartPoolConfig
 from smartpool.pool.telemetry import journal as journal_module
 from smartpool.pool.telemetry import tracking
 from smartpool.pool.telemetry.labels import tagged
@@ -443,3 +443,14 @@ def test_observers_come_and_go_beside_each_other():
         pool.free(pool.malloc(10))
         assert told == [("one", "allocated", 10), ("two", "allocated", 10), ("two", "freed", held)]
         assert type(manager._live).__name__ == "LiveTable"
+
+
+def test_streams_beyond_the_limit_are_counted_together(monkeypatch):
+    monkeypatch.setattr(tracking, "MOST_GROUPS", 4)
+    with SmartPool("model:1GiB", SmartPoolConfig(track=True)) as pool:
+        for _ in range(3):  # later looks find the common group made already
+            for _ in range(10):
+                pool.malloc(KiB, pool.managers[0].driver.create_stream())
+            counts = pool.statistics.devices[0].tracked
+        assert counts.total.current_blocks == 30
+        assert sum(group.current_blocks for group in counts.streams.values()) == 30
