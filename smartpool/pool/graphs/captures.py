@@ -203,7 +203,7 @@ class CapturingPool(GraphPool):
         self.hidden = {}
         while self.owed:
             self.release_region(*self.owed[-1])
-            self.owed.pop()  # last: what fails is owed still
+            self.owed.pop()
         del self.captured_memory
 
 
