@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import time
 
 import pytest
 import sharing_peers as peers
@@ -181,6 +182,9 @@ class SharingContract:
             shared.close(wait=True)
             del shared
             own = own or peers.open_files()
+            end = time.monotonic() + 10  # multiprocessing hands descriptors over on a thread of its own
+            while peers.open_files() != own and time.monotonic() < end:
+                time.sleep(0.01)
             assert peers.open_files() == own
         ours.send(None)
         process.join(20)
