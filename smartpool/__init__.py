@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from smartpool.buffer import Buffer
     from smartpool.config import SmartPoolConfig
     from smartpool.debug_options import DebugOptions
-    from smartpool.movable import MovableBuffer
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
     from smartpool.pool.graphs.captures import GraphMemory
@@ -42,7 +41,6 @@ __all__ = [
     "IntervalSet",
     "KiB",
     "MiB",
-    "MovableBuffer",
     "Plan",
     "Prices",
     "SharedBuffer",
@@ -73,7 +71,6 @@ __getattr__, __dir__ = lazy_names(
         "GPUMemoryOptimizer": "smartpool.optimizer",
         "GraphMemory": "smartpool.pool.graphs.captures",
         "IntervalSet": "smartpool.planner",
-        "MovableBuffer": "smartpool.movable",
         "Plan": "smartpool.planner",
         "Prices": "smartpool.prices",
         "SharedBuffer": "smartpool.sharing.shared",

@@ -42,7 +42,7 @@ from smartpool.request import checked_size
 if TYPE_CHECKING:
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
-__all__ = ["Buffer", "byte_count", "checked_shape", "move_buffer"]
+__all__ = ["Buffer", "byte_count", "checked_shape"]
 
 _BYTES = DType.parse("uint8")
 _HOST = (int(DeviceType.CPU), 0)
@@ -234,7 +234,6 @@ class Buffer:
         if stream is None:  # it may be gone by now, or has no name for others: the default stream stands in
             manager.order_after(self.pointer, manager.driver.default_stream)
             stream = manager.driver.default_stream
-        self._shared()  # the consumer keeps the address: the block must not move any more
         return cuda_array_interface(
             pointer=self.pointer,
             shape=self.shape,
@@ -353,22 +352,6 @@ def checked_shape(shape: object) -> tuple[int, ...]:
     except InvalidSizeError:  # it speaks of bytes
         raise InvalidSizeError(f"shape: expected lengths of at least 0 as integers, got {shape!r}") from None
     raise InvalidRequestError(f"shape: expected an integer or a sequence of integers, got {shape!r}")
-
-
-def move_buffer(
-    buffer: Buffer,
-    source: tuple[AdvancedMemoryPoolManager, int],
-    target: tuple[AdvancedMemoryPoolManager, int],
-) -> bool:
-    """Let `buffer` own the block at `target`, where its bytes are already, instead of the one at `source`.
-
-    False, and nothing is changed, when it was freed or exported meanwhile: then that block is not its own.
-    """
-    with _hand_over:
-        if (buffer._manager, buffer.pointer) != source:  # noqa: SLF001
-            return False
-        buffer._manager, buffer.pointer = target  # noqa: SLF001
-        return True
 
 
 def byte_count(shape: tuple[int, ...], dtype: DType) -> int:

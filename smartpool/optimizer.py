@@ -1,50 +1,25 @@
-"""`GPUMemoryOptimizer`: devices under one configuration, their streams and launch shapes, and balance."""
+"""`GPUMemoryOptimizer`: devices under one configuration, their streams and launch shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Final, Self
 
-from smartpool.balancing import Load, Move, plan_moves
-from smartpool.buffer import Buffer, move_buffer
 from smartpool.config import SmartPoolConfig
-from smartpool.driver.between import copy_between
 from smartpool.driver.protocol import Driver
-from smartpool.errors import ConfigurationError, DeviceNotFoundError, OutOfMemoryError, UnsupportedError
+from smartpool.errors import ConfigurationError, DeviceNotFoundError, UnsupportedError
 from smartpool.smart_pool import SmartPool
 from smartpool.streams import DEFAULT_STREAMS, StreamSet
 
 if TYPE_CHECKING:
     from smartpool.driver.cuda.occupancy import LaunchShape
 
-__all__ = ["BalanceOutcome", "GPUMemoryOptimizer", "integrate_smartpool_with_gpu_optimizer"]
+__all__ = ["GPUMemoryOptimizer", "integrate_smartpool_with_gpu_optimizer"]
 
 _POOL_FIELDS: Final = frozenset(field.name for field in fields(SmartPoolConfig))
 _OWN_FIELDS: Final = frozenset({"enable_smart_pool", "device_ids", "devices", "streams_per_device"})
-
-
-@dataclass(frozen=True, slots=True)
-class BalanceOutcome:
-    """What `GPUMemoryOptimizer.balance` did.
-
-    Attributes
-    ----------
-    moved
-        The moves, in order.
-    shares_before, shares_after
-        Live bytes over capacity, for each device.
-    """
-
-    moved: tuple[Move, ...]
-    shares_before: tuple[float, ...]
-    shares_after: tuple[float, ...]
-
-    @property
-    def moved_bytes(self) -> int:
-        """Bytes that were copied."""
-        return sum(move.nbytes for move in self.moved)
 
 
 class GPUMemoryOptimizer:
@@ -173,55 +148,6 @@ class GPUMemoryOptimizer:
             driver, kernel, threads=threads, shared_bytes=shared_bytes, block_limit=block_limit
         )
 
-    # ------------------------------------------------------------------ several devices
-
-    def balance(self, *, tolerance: float = 0.05, limit_bytes: int | None = None) -> BalanceOutcome:
-        """Move allocations from fuller devices to emptier ones, by copies from device to device.
-
-        Moved are allocations of `SmartPool.allocate_memory` whose request named neither device nor stream,
-        and which were never exported (DLPack, the array interfaces, `SmartPool.export`). The `Buffer` stays
-        the same object: its `pointer` and `device` are new. Read them again; an address that was noted before
-        is dead. So call it where no work that uses such addresses is still to be queued; what is queued is
-        waited for.
-
-        Parameters
-        ----------
-        tolerance
-            Differences in the share of a device in use that are left alone.
-        limit_bytes
-            The most bytes to copy; None for no limit.
-
-        Raises
-        ------
-        UnsupportedError
-            When the devices are of different kinds.
-        DriverError
-            When a copy fails. Moves that were done stay done, the one that failed was not made.
-        """
-        pool = self.pool
-        movable = pool.free_to_move()
-        place = {id(manager): number for number, manager in enumerate(pool.managers)}
-        items = [
-            (number, buffer.nbytes, place[id(buffer._manager)])  # noqa: SLF001
-            for number, (buffer, _) in movable.items()
-            if buffer._manager is not None and buffer.nbytes  # noqa: SLF001 - exported: its owner has it
-        ]
-        before = self._loads()
-        moved = []
-        for move in plan_moves(before, items, tolerance=tolerance, limit_bytes=limit_bytes):
-            try:
-                done = _move(pool, move, *movable[move.allocation_id])
-            except OutOfMemoryError:
-                continue  # someone else has taken the room meanwhile; the others may fit
-            if done:
-                moved.append(move)
-        shares = tuple(load.share for load in before)
-        return BalanceOutcome(tuple(moved), shares, tuple(load.share for load in self._loads()))
-
-    def _loads(self) -> list[Load]:
-        now = [manager.snapshot() for manager in self.pool.managers]
-        return [Load(device.live_bytes, device.cap_bytes) for device in now]
-
     def _driver(self, device_id: int) -> Driver:
         managers = self.pool.managers
         if type(device_id) is not int or not 0 <= device_id < len(managers):
@@ -249,22 +175,6 @@ def integrate_smartpool_with_gpu_optimizer(optimizer: GPUMemoryOptimizer) -> Sma
     if optimizer.smart_pool is None:
         optimizer.smart_pool = SmartPool(optimizer)
     return optimizer.smart_pool
-
-
-def _move(pool: SmartPool, move: Move, buffer: Buffer, alignment: int | None) -> bool:
-    """Move one buffer: take room, copy, hand the new block to the buffer, and free the old one."""
-    source, target = pool.managers[move.source], pool.managers[move.target]
-    old = buffer.pointer
-    place = target.malloc_aligned(move.nbytes, alignment) if alignment else target.malloc(move.nbytes)
-    try:
-        if not buffer.released:  # by what the request for room let run: hooks, other threads
-            copy_between(source.driver, target.driver, place, old, move.nbytes)
-        moved = move_buffer(buffer, (source, old), (target, place))
-    except BaseException:
-        target.free(place)
-        raise
-    (source if moved else target).free(old if moved else place)
-    return moved
 
 
 def _device_names(settings: dict[str, object]) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from smartpool.dlpack import DType
 from smartpool.driver import open_driver
 from smartpool.errors import ConfigurationError, DeviceNotFoundError
 from smartpool.faces.graphs import GraphFace
-from smartpool.faces.moving import MovingFace
 from smartpool.faces.requests import AllocationResult, RequestFace
 from smartpool.faces.sharing import SharingFace
 from smartpool.faces.watching import WatchingFace
@@ -32,7 +31,7 @@ __all__ = ["AllocationResult", "SmartPool"]
 _new = object.__new__
 
 
-class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace, MovingFace):
+class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
     """A memory pool on one or several devices. Thread-safe.
 
     Parameters

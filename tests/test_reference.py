@@ -15,7 +15,7 @@ import smartpool
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
-    "balancing", "cli", "faces", "files", "interpreters", "lazy", "log", "memory", "npz", "pool",
+    "cli", "faces", "files", "interpreters", "lazy", "log", "memory", "npz", "pool",
     "recording", "streams",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""

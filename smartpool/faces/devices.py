@@ -163,8 +163,8 @@ class DevicePool:
     def optimize_memory(self) -> OptimizationOutcome:
         """Empty the bins, join free ranges, and give idle memory back to the devices.
 
-        Where a device has no virtual memory, buffers that may be moved are copied together first
-        (`SmartPool.movable`). Memory that a device may still be using is left for the next time.
+        No block is moved and no byte is copied: pointers stay what they are. Memory that a device may
+        still be using is left for the next time.
 
         Raises
         ------
@@ -208,14 +208,12 @@ class DevicePool:
         self, managers: tuple[AdvancedMemoryPoolManager, ...] | list[AdvancedMemoryPoolManager]
     ) -> OptimizationOutcome:
         before = max(manager.fragmentation().overall for manager in managers)
-        moved = sum(manager.compact() for manager in managers)
         freed = sum(manager.trim() for manager in managers)
         after = max(manager.fragmentation().overall for manager in managers)
         outcome = OptimizationOutcome(
             fragmentation_before=before,
             fragmentation_after=after,
             memory_freed_bytes=freed,
-            moved_bytes=moved,
             devices=tuple(manager.driver.name for manager in managers),
         )
         self._optimizations += 1

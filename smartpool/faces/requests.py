@@ -31,7 +31,6 @@ class RequestFace(DevicePool):
         super().__init__(managers, config)
         self._ids = itertools.count(1)
         self._last_id = 0
-        self._placed: dict[int, int | None] = {}  # ids of what may be on any device, with its alignment
 
     def allocate_memory(self, request: AllocationRequest) -> AllocationResult:
         """Serve a request; the buffer is the pool's until `deallocate_memory` is told its id.
@@ -55,14 +54,7 @@ class RequestFace(DevicePool):
         buffer = Buffer(manager, pointer, request.size)
         allocation_id = self._last_id = next(self._ids)
         self._allocations[allocation_id] = buffer
-        if request.device_id is None and request.stream is None:
-            self._placed[allocation_id] = request.alignment
         return AllocationResult(buffer, allocation_id)
-
-    def free_to_move(self) -> dict[int, tuple[Buffer, int | None]]:
-        """Return the allocations whose requests named neither device nor stream, with their alignment."""
-        placed = [(n, self._allocations.get(n), align) for n, align in self._placed.copy().items()]
-        return {number: (buffer, align) for number, buffer, align in placed if buffer is not None}
 
     def deallocate_memory(self, allocation_id: int, stream: object = None) -> None:
         """Free an allocation; consumers that still hold it through DLPack keep it until they are done.
@@ -78,8 +70,6 @@ class RequestFace(DevicePool):
             buffer = self._allocations.pop(allocation_id)
         except (KeyError, TypeError):
             raise self._bad_id(allocation_id) from None
-        placed = allocation_id in self._placed
-        alignment = self._placed.pop(allocation_id, None)
         if buffer.released:
             raise DoubleFreeError(f"allocation {allocation_id} was freed already, by Buffer.free")
         try:
@@ -87,8 +77,6 @@ class RequestFace(DevicePool):
         except BaseException:
             if not buffer.released:
                 self._allocations[allocation_id] = buffer
-                if placed:
-                    self._placed[allocation_id] = alignment
             raise
 
     def add_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer on a GPU: launch shapes of real kernels, streams that frameworks take, balance on two."""
+"""The optimizer on a GPU: launch shapes of real kernels, streams that frameworks take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from smartpool import AllocationRequest, GPUMemoryOptimizer
+from smartpool import GPUMemoryOptimizer
 from smartpool.driver import open_driver
 from smartpool.errors import DeviceNotFoundError, DriverError, DriverNotInstalledError
 
@@ -118,26 +118,3 @@ def test_frameworks_take_the_streams(optimizer):
         device = core.Device(0)
         device.set_current()
         assert int(device.create_stream(first).handle) == first.handle
-
-
-def test_buffers_move_between_two_gpus():
-    try:
-        open_driver("cuda:1").close()
-    except DeviceNotFoundError as error:
-        pytest.skip(f"two devices are needed: {error}")
-    with GPUMemoryOptimizer({"device_ids": [0, 1], "max_bytes": "1GiB"}) as optimizer:
-        pool = optimizer.pool
-        blocker = pool.allocate_memory(AllocationRequest(size=800 * MiB, device_id=1))
-        results = [pool.allocate_memory(AllocationRequest(size=100 * MiB)) for _ in range(6)]
-        for number, result in enumerate(results):
-            manager = pool.managers[0]
-            assert manager.owns(result.buffer.pointer)
-            manager.driver.fill(result.buffer.pointer, number + 1, 100 * MiB, 0)
-        pool.deallocate_memory(blocker.allocation_id)
-        outcome = optimizer.balance()
-        assert outcome.moved_bytes == 300 * MiB
-        for number, result in enumerate(results):
-            driver = result.buffer._pool().driver
-            for at in (0, 100 * MiB - 1):
-                assert driver.read(result.buffer.pointer + at, 1) == bytes([number + 1])
-            pool.deallocate_memory(result.allocation_id)

@@ -22,7 +22,6 @@ CASES = [
     for scenario in SCENARIOS
     if kind not in ("tight", "cpu") or scenario in ELASTIC  # the others make the same calls as "balanced"
     if kind not in ("measured", "debug") or scenario is scenarios.questions
-    if kind == "segments" or scenario is not scenarios.compacting
     if kind != "direct" or scenario not in scenarios.NEED_A_HEAP
 ]
 CAN_RUN_OUT = ("create_chunk", "allocate")

@@ -30,7 +30,6 @@ ORDER = [
     for scenario in scenarios.SCENARIOS
     if kind in ("balanced", "segments", "direct") or scenario in (scenarios.stitching, scenarios.closing)
     if kind != "direct" or scenario not in scenarios.NEED_A_HEAP
-    if kind == "segments" or scenario is not scenarios.compacting
 ]
 
 

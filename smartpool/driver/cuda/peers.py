@@ -1,4 +1,4 @@
-"""Two devices of one process: who may touch whose memory, and copies from one to the other."""
+"""Two devices of one process: who may touch whose memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from smartpool.driver.cuda.bindings import failure
 from smartpool.driver.cuda.driver import CudaDriver
 from smartpool.errors import UnsupportedError
 
-__all__ = ["allow_peer", "can_access_peer", "copy_to_peer"]
+__all__ = ["allow_peer", "can_access_peer"]
 
 
 def can_access_peer(device: CudaDriver, peer: CudaDriver) -> bool:
@@ -22,34 +22,12 @@ def allow_peer(owner: CudaDriver, peer: CudaDriver) -> None:
     Raises
     ------
     UnsupportedError
-        When the devices cannot reach each other. `copy_to_peer` works all the same.
+        When the devices cannot reach each other.
     """
     if not can_access_peer(peer, owner):
-        raise UnsupportedError(f"{peer.name} cannot access the memory of {owner.name}: use copy_to_peer")
+        raise UnsupportedError(f"{peer.name} cannot access the memory of {owner.name}: copy through the host")
     with peer.context.current():
         code = peer.context.api.cuCtxEnablePeerAccess(owner.context.raw, 0)[0]
     if code.name not in ("CUDA_SUCCESS", "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED"):
         raise failure("allow_peer", code, {"owner": owner.name, "peer": peer.name})
     owner.add_accessor(peer.ordinal)
-
-
-def copy_to_peer(
-    owner: CudaDriver, peer: CudaDriver, destination: int, source: int, size: int, *, stream: int
-) -> None:
-    """Queue on a stream of `owner`: copy `size` bytes of `owner` at `source` to `destination` on `peer`.
-
-    Works between any two devices; without peer access the driver goes through the host.
-    """
-    owner.check_touch("copy_to_peer", source, size)
-    peer.check_touch("copy_to_peer", destination, size)
-    context = owner.context
-    values = (destination, peer.context.raw, source, context.raw, size, owner.stream_handle(stream))
-    context.call_here(
-        "copy_to_peer",
-        context.api.cuMemcpyPeerAsync,
-        values,
-        destination=destination,
-        source=source,
-        size=size,
-        stream=stream,
-    )

@@ -7,7 +7,6 @@ without the virtual-memory calls, not for its fragmentation.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -201,26 +200,6 @@ class SegmentHeap:
         """Add `uses` to every gap."""
         self._small.mark(uses)
         self._rest.mark(uses)
-
-    def segments(self) -> list[list[tuple[Range, list[Range]]]]:
-        """Return, for each arena, its segments and the blocks in each. O(n log n)."""
-        grouped = []
-        for arena in (self._small, self._rest):
-            mine = [(start, size) for start, (own, size) in self._segments.items() if own is arena]
-            extents = [Range(start, size) for start, size in sorted(mine)]
-            blocks: dict[int, list[Range]] = {extent.start: [] for extent in extents}
-            starts = list(blocks)
-            for block in arena.blocks():
-                blocks[starts[bisect_right(starts, block.start) - 1]].append(block)
-            grouped.append([(extent, blocks[extent.start]) for extent in extents])
-        return grouped
-
-    def arena_of(self, address: int) -> Arena | None:
-        """Return the arena in which a block or a gap starts at `address`."""
-        for arena in (self._small, self._rest):
-            if address in arena or arena.gap_at(address) is not None:
-                return arena
-        return None
 
     def check(self) -> None:
         """Prove that segments, blocks and gaps agree."""

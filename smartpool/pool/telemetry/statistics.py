@@ -161,15 +161,12 @@ class OptimizationOutcome:
         Overall live metric of the worst device among `devices`.
     memory_freed_bytes
         Given back to the devices.
-    moved_bytes
-        Copied together, of blocks that may be moved.
     """
 
     devices: tuple[str, ...]
     fragmentation_before: float
     fragmentation_after: float
     memory_freed_bytes: int
-    moved_bytes: int = 0
 
     @property
     def fragmentation_reduced(self) -> float:

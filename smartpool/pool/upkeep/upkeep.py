@@ -1,4 +1,4 @@
-"""What a pool does for itself between requests: it gives back, maps ahead, and moves blocks.
+"""What a pool does for itself between requests: it gives back, and maps ahead.
 
 It runs under the pool's lock, on a thread that is not in a hurry.
 """
@@ -10,9 +10,7 @@ from typing import Final
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError
-from smartpool.pool.heap.compaction import Compactor, Movables
 from smartpool.pool.heap.elastic import ElasticHeap
-from smartpool.pool.heap.segments import SegmentHeap
 from smartpool.pool.steps.stepping import StepStatistics
 from smartpool.pool.telemetry.watched import WatchedPool
 from smartpool.pool.upkeep.aging import IdleAge
@@ -31,11 +29,9 @@ class UpkeepPool(WatchedPool):
     Attributes
     ----------
     beside_capture
-        Whether a stream is being captured into a graph: then nothing is moved or given back.
+        Whether a stream is being captured into a graph: then nothing is given back.
     forecast
         What the pool will need, as far as it can be known.
-    movables
-        The blocks that may be moved.
     """
 
     beside_capture = False
@@ -48,7 +44,6 @@ class UpkeepPool(WatchedPool):
         self._steps_then: StepStatistics | None = None
         self._steps_changed = 0.0
         self._high_since = 0  # the most in use since memory was given back
-        self.movables = Movables()
         expected = self.config.expected_bytes
         self.forecast = Forecast(0 if expected is None else parse_size(expected))
 
@@ -110,23 +105,6 @@ class UpkeepPool(WatchedPool):
                 return 0  # somebody else has it: who really needs memory will ask again
             self.forecast.mapped(mapped)
             return mapped
-
-    def compact(self) -> int:
-        """Copy movable blocks together where the device has no virtual memory; return the bytes copied.
-
-        Elsewhere nothing has to be moved, and nothing is.
-        """
-        heap: object = self._heap
-        if not isinstance(heap, SegmentHeap) or not self.movables:
-            return 0
-        with self._writing():
-            if self._closed or self.beside_capture:
-                return 0
-            self._flush()
-            return Compactor(self.driver, self._clock, heap, self._live, self._stamp_moved).run(self.movables)
-
-    def _stamp_moved(self, stream: int) -> dict[int, int] | None:
-        return self._clock.stamp(stream) if self._several_streams else None
 
     def _steps_rest(self, now: float, seconds: float) -> bool:
         """Return whether no step was under way for so long."""

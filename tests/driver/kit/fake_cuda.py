@@ -292,10 +292,6 @@ class FakeCuda:
         device = None if self._stream(stream) == 0 else 0
         return self._do("copy", destination, source, size, self._stream(stream), device=device)[:1]
 
-    def cuMemcpyPeerAsync(self, destination, there, source, here, size, stream):
-        data = self.cpus[(int(here) >> 20) - 1].read(source, size)
-        return self._do("write", destination, data, device=(int(there) >> 20) - 1)[:1]
-
     def cuMemcpyDtoH(self, host, address, size):
         code, *data = self._do("read", address, size)
         if data:

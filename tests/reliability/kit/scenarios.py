@@ -127,33 +127,6 @@ def capturing(caller):
     memory.close()
 
 
-class Mover:
-    """The owner of a block that may be moved, and tells the caller where it went."""
-
-    def __init__(self, caller, pointer):
-        self.caller, self.pointer = caller, pointer
-
-    def begin_move(self):
-        return self.pointer
-
-    def end_move(self, address):
-        self.caller.live[address] = self.caller.live.pop(self.pointer)
-        self.pointer = address
-
-
-def compacting(caller):
-    """Blocks that may be moved are copied together, where there is no virtual memory."""
-    blocks = [caller.malloc(3 * MiB, stream) for stream in (None, caller.stream) * 4]
-    caller.pool.record_stream(blocks[3], caller.stream)
-    movers = [Mover(caller, block) for block in blocks[1::2]]
-    for mover in movers:
-        caller.pool.movables.add(mover)
-    for block in blocks[::2]:
-        caller.free(block)
-    caller.pool.compact()
-    caller.pool.trim()
-
-
 def broken_off(caller):
     """A call ends in the middle for a reason that is not ours: the next one mends the books first."""
     blocks = [caller.malloc(3 * MiB + 512) for _ in range(8)]
@@ -215,7 +188,6 @@ SCENARIOS = [
     slabs_come_and_go,
     broken_off,
     capturing,
-    compacting,
     questions,
     closing,
     closing_before_the_last_free,
