@@ -1,20 +1,17 @@
-"""`GPUMemoryOptimizer`: devices under one configuration, their streams and launch shapes."""
+"""`GPUMemoryOptimizer`: devices under one configuration, the pool over them, and their streams."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Driver
-from smartpool.errors import ConfigurationError, DeviceNotFoundError, UnsupportedError
+from smartpool.errors import ConfigurationError, DeviceNotFoundError
 from smartpool.smart_pool import SmartPool
 from smartpool.streams import DEFAULT_STREAMS, StreamSet
-
-if TYPE_CHECKING:
-    from smartpool.driver.cuda.occupancy import LaunchShape
 
 __all__ = ["GPUMemoryOptimizer", "integrate_smartpool_with_gpu_optimizer"]
 
@@ -86,7 +83,7 @@ class GPUMemoryOptimizer:
             for streams in list(self._streams.values()):
                 all_of_it.callback(streams.close)
 
-    # ------------------------------------------------------------------ streams and launch shapes
+    # ------------------------------------------------------------------ streams
 
     def streams(self, device_id: int = 0) -> StreamSet:
         """Return the streams of a device, by its number among the optimizer's devices.
@@ -101,52 +98,6 @@ class GPUMemoryOptimizer:
         """
         driver = self._driver(device_id)
         return self._streams.setdefault(device_id, StreamSet(driver, self.streams_per_device))
-
-    def launch_shape(
-        self,
-        kernel: object,
-        *,
-        threads: int | None = None,
-        shared_bytes: int | Callable[[int], int] = 0,
-        block_limit: int = 0,
-        device_id: int = 0,
-    ) -> LaunchShape:
-        """Return the block size of highest occupancy for a loaded kernel, and a grid for it.
-
-        Parameters
-        ----------
-        kernel
-            A handle, or something that has one: see `smartpool.driver.cuda.occupancy.kernel_handle`.
-        threads
-            How many threads are wanted in all; None for as many as the device runs at once.
-        shared_bytes
-            Dynamic shared memory of a block: bytes, or a function of the block size.
-        block_limit
-            The largest block that the kernel is written for; 0 for the device's own limit.
-        device_id
-            Number of the device among the optimizer's.
-
-        Raises
-        ------
-        UnsupportedError
-            When the device is no CUDA device, and so runs no kernels.
-        InvalidRequestError
-            When an argument is wrong.
-        DriverError
-            When the driver knows no such kernel.
-        """
-        driver = self._driver(device_id)
-        if not driver.name.startswith("cuda:"):
-            raise UnsupportedError(
-                f"expected a CUDA device for a launch shape, got {driver.name}: no kernels"
-            )
-        from smartpool.driver.cuda.driver import CudaDriver  # noqa: PLC0415 - only where CUDA is asked for
-        from smartpool.driver.cuda.occupancy import launch_shape  # noqa: PLC0415
-
-        assert isinstance(driver, CudaDriver)
-        return launch_shape(
-            driver, kernel, threads=threads, shared_bytes=shared_bytes, block_limit=block_limit
-        )
 
     def _driver(self, device_id: int) -> Driver:
         managers = self.pool.managers

@@ -10,14 +10,14 @@ that ask for ``__cuda_stream__`` (cuda.core, Numba, PyTorch's ``ExternalStream``
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from smartpool.driver.protocol import Driver
-from smartpool.errors import ConfigurationError, InvariantError, StreamError
+from smartpool.errors import ConfigurationError, StreamError
+from smartpool.values import as_integer
 
 __all__ = ["DEFAULT_STREAMS", "MOST_STREAMS", "ManagedStream", "StreamSet"]
 
@@ -36,20 +36,15 @@ class ManagedStream:
         The device's name.
     """
 
-    __slots__ = ("_driver", "device", "handle")
+    __slots__ = ("_driver", "device", "handle", "ptr")
 
     def __init__(self, driver: Driver, handle: int) -> None:
         self._driver = driver
         self.device = driver.name
-        self.handle = handle
+        self.handle = self.ptr = handle
 
     def __repr__(self) -> str:
         return f"<ManagedStream {self.handle:#x} on {self.device}>"
-
-    @property
-    def ptr(self) -> int:
-        """The handle, as CuPy calls it."""
-        return self.handle
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self.handle
@@ -90,27 +85,25 @@ class StreamSet:
     def __init__(self, driver: Driver, size: int = DEFAULT_STREAMS) -> None:
         self.size = self.checked_size(size)
         self._driver = driver
-        self._streams: list[ManagedStream] = []
-        self._borrowers: dict[ManagedStream, int] = {}
-        self._used: dict[ManagedStream, int] = {}  # when each was last handed out
-        self._clock = itertools.count()
+        self._borrowers: dict[ManagedStream, int] = {}  # the one that was handed out longest ago is first
         self._lock = threading.Lock()
         self._closed = False
 
     @staticmethod
     def checked_size(size: object) -> int:
         """Return `size` if it is one; `ConfigurationError` otherwise."""
-        if type(size) is int and 1 <= size <= MOST_STREAMS:
-            return size
-        raise ConfigurationError(
-            "streams_per_device", f"expected an integer from 1 to {MOST_STREAMS}, got {size!r}"
-        )
+        number = as_integer(size)
+        if number is None or not 1 <= number <= MOST_STREAMS:
+            raise ConfigurationError(
+                "streams_per_device", f"expected an integer from 1 to {MOST_STREAMS}, got {size!r}"
+            )
+        return number
 
     def __repr__(self) -> str:
-        return f"<StreamSet on {self._driver.name}: {len(self._streams)} of {self.size} streams>"
+        return f"<StreamSet on {self._driver.name}: {len(self)} of {self.size} streams>"
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._borrowers)
 
     def next(self) -> ManagedStream:
         """Return the stream whose turn it is: a new one, or the one that was handed out longest ago.
@@ -118,9 +111,7 @@ class StreamSet:
         Raises `StreamError` when the set was closed.
         """
         with self._lock:
-            self._require_open()
-            full = len(self._streams) == self.size
-            return self._hand_out(min(self._streams, key=self._used.__getitem__) if full else self._make())
+            return self._hand_out(None if len(self) < self.size else next(iter(self._borrowers)))
 
     @contextmanager
     def borrow(self) -> Iterator[ManagedStream]:
@@ -130,8 +121,9 @@ class StreamSet:
         that is queued goes on, in line before the next borrower's.
         """
         with self._lock:
-            self._require_open()
-            stream = self._hand_out(self._least_borrowed())
+            least = min(self._borrowers, key=self._borrowers.__getitem__, default=None)
+            taken = least is not None and self._borrowers[least] > 0
+            stream = self._hand_out(None if taken and len(self) < self.size else least)
             self._borrowers[stream] += 1
         try:
             yield stream
@@ -147,36 +139,16 @@ class StreamSet:
             self._closed = True
             self._destroy()
 
-    def check(self) -> None:
-        """Raise `InvariantError` unless the books agree."""
-        with self._lock:
-            if not set(self._streams) == set(self._borrowers) == set(self._used):
-                raise InvariantError(f"{self!r} lends {self._borrowers} and used {self._used}")
-            if len(self._streams) > self.size or min(self._borrowers.values(), default=0) < 0:
-                raise InvariantError(f"{self!r} has too many streams, or lends {self._borrowers}")
-
-    def _least_borrowed(self) -> ManagedStream:
-        best = min(self._streams, key=lambda each: (self._borrowers[each], self._used[each]), default=None)
-        if best is None or (self._borrowers[best] and len(self._streams) < self.size):
-            return self._make()
-        return best
-
-    def _make(self) -> ManagedStream:
-        stream = ManagedStream(self._driver, self._driver.create_stream())
-        self._borrowers[stream] = self._used[stream] = 0
-        self._streams.append(stream)
-        return stream
-
-    def _hand_out(self, stream: ManagedStream) -> ManagedStream:
-        self._used[stream] = next(self._clock)
+    def _hand_out(self, stream: ManagedStream | None) -> ManagedStream:
+        """Put `stream`, or a new one, at the end of the line, and return it."""
+        if self._closed:
+            raise StreamError(f"expected an open set of streams on {self._driver.name}, this one was closed")
+        if stream is None:
+            stream = ManagedStream(self._driver, self._driver.create_stream())
+        self._borrowers[stream] = self._borrowers.pop(stream, 0)
         return stream
 
     def _destroy(self) -> None:
-        for stream in [each for each in self._streams if not self._borrowers[each]]:
+        for stream in [each for each, borrowers in self._borrowers.items() if not borrowers]:
             self._driver.destroy_stream(stream.handle)
-            self._streams.remove(stream)
-            del self._borrowers[stream], self._used[stream]
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StreamError(f"expected an open set of streams on {self._driver.name}, this one was closed")
+            del self._borrowers[stream]

@@ -1,4 +1,4 @@
-"""The optimizer over several devices: streams, launch shapes."""
+"""The optimizer over several devices: streams, one pool."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import smartpool
 from smartpool import AllocationRequest, GPUMemoryOptimizer, MiB
 from smartpool.driver import CpuDriver, ModelDriver
-from smartpool.errors import ConfigurationError, DeviceNotFoundError, StreamError, UnsupportedError
+from smartpool.errors import ConfigurationError, DeviceNotFoundError, StreamError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the cpu device has virtual memory on Linux alone")
 
@@ -60,11 +60,6 @@ def test_a_closed_optimizer_has_closed_its_streams_and_its_pool(optimizer):
 def test_a_wrong_number_of_streams():
     with pytest.raises(ConfigurationError, match="streams_per_device"):
         GPUMemoryOptimizer({"devices": ["cpu"], "streams_per_device": 0})
-
-
-def test_only_a_gpu_has_launch_shapes(optimizer):
-    with pytest.raises(UnsupportedError, match="no kernels"):
-        optimizer.launch_shape(0x1000)
 
 
 def test_a_stream_that_cannot_be_destroyed_does_not_keep_the_pool_open():

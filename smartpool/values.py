@@ -1,0 +1,41 @@
+"""What callers pass, as plain values of Python: an integer of NumPy's is an integer, True is none.
+
+The plain value is kept, never the caller's object, which may change or behave otherwise.
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+from operator import index
+
+__all__ = ["as_integer", "as_number"]
+
+
+def as_integer(value: object) -> int | None:
+    """Return `value` as an `int`, or None when it is none: no ``__index__``, or True or False.
+
+    >>> import numpy
+    >>> as_integer(numpy.int64(7)), as_integer(True), as_integer(7.0), as_integer("7")
+    (7, None, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    try:
+        return int(index(value))  # type: ignore[arg-type]  # members of enumerations become plain
+    except TypeError:
+        return None
+
+
+def as_number(value: object) -> float | None:
+    """Return `value` as a `float`, or None when it is no real number, or one that no float can hold.
+
+    >>> import numpy
+    >>> as_number(numpy.float32(0.5)), as_number(3), as_number(10**400), as_number("3"), as_number(False)
+    (0.5, 3.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
