@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,7 @@ from smartpool.units import parse_size
 __all__ = [
     "add_parser",
     "baselines_of",
+    "count_of",
     "find_trace",
     "machine",
     "play",
@@ -45,6 +47,7 @@ __all__ = [
 DEFAULT_DEVICE: Final = "model:141GiB"
 DEFAULT_BASELINES: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm")
 SCHEMA: Final = 1
+MOST_PASSES: Final = 100_000  # each has a row in the JSON
 
 OK: Final = 0
 FAILED_REQUESTS: Final = 3
@@ -85,6 +88,14 @@ def add_parser(subparsers: Any) -> None:
         help="make the device smaller, as 24GiB or a number of bytes; requests may then fail",
     )
     parser.add_argument(
+        "--passes",
+        type=count_of,
+        default=1,
+        metavar="N",
+        help="play each trace N times in one allocator, freeing what is live at the end of each pass "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--streams",
         choices=STREAM_MODES,
         default=STREAM_MODES[0],
@@ -113,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         [find_trace(name) for name in args.traces],
         [SMARTPOOL, *args.against],
         args.device,
+        passes=args.passes,
         capacity_bytes=args.capacity,
         streams=args.streams,
         policy=args.policy,
@@ -131,6 +143,7 @@ def play(
     allocators: Sequence[str],
     device: str,
     *,
+    passes: int = 1,
     capacity_bytes: int | None = None,
     streams: str = STREAM_MODES[0],
     policy: str | float = "balanced",
@@ -142,11 +155,11 @@ def play(
             for name in allocators:
                 if name == OPTIMUM:
                     begin(trace.name, name)
-                    runs.append(optimum_run(trace, device, capacity_bytes=capacity_bytes))
+                    runs.append(optimum_run(trace, device, passes=passes, capacity_bytes=capacity_bytes))
                     continue
                 with open_target(name, device, capacity_bytes=capacity_bytes, policy=policy) as target:
                     progress = begin(trace.name, target.name)
-                    runs.append(replay(trace, target, streams=streams, progress=progress))
+                    runs.append(replay(trace, target, passes=passes, streams=streams, progress=progress))
     return runs
 
 
@@ -206,6 +219,14 @@ def baselines_of(text: str) -> tuple[str, ...]:
             f"expected names out of {', '.join(BASELINES)}, {OPTIMUM}, or all, or none, got {text!r}"
         )
     return chosen
+
+
+def count_of(text: str) -> int:
+    """Return the number that ``--passes`` names."""
+    count = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+    if not 1 <= count <= MOST_PASSES:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST_PASSES}, got {text!r}")
+    return count
 
 
 def policy_of(text: str) -> str | float:

@@ -102,8 +102,10 @@ def _lead(runs: Sequence[Run]) -> str:
     """Say in words what the chart shows."""
     first = runs[0]
     devices = " and ".join(dict.fromkeys(escaped(run.device) for run in runs))
+    passes = f" in {first.passes} passes" if first.passes > 1 else ""
     text = (
-        f"{counted(first.events, 'event')} on {counted(first.streams, 'stream')}, replayed on {devices}. "
+        f"{counted(first.events, 'event')}{passes} on {counted(first.streams, 'stream')}, "
+        f"replayed on {devices}. "
         f"At its peak the program held <b>{format_bytes(max(run.peak_live_bytes for run in runs))}</b>"
     )
     served = [run for run in runs if run.failed_requests == 0]

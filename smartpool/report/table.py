@@ -35,19 +35,33 @@ _LEGEND: Final = f"{_MARK} least of its trace, among the allocators that served 
 def print_runs(runs: Iterable[Run], console: Console) -> None:
     """Print the table of runs, and with several traces the fragmentation side by side.
 
+    Of runs of several passes, the first pass and the last are printed, one after the other.
+
     Parameters
     ----------
     runs
-        Any number; nothing is printed for none.
+        Any number, all of as many passes; nothing is printed for none.
     console
         Where to print (`smartpool.cli.console.make_console`). Where it is too narrow for one table of all
         runs, there is one a trace.
     """
     from rich.text import Text  # noqa: PLC0415
 
-    comparison = Comparison(runs)
-    if not comparison.runs:
-        return
+    runs = tuple(runs)
+    passes = runs[0].passes if runs else 0
+    if passes == 1:
+        _print_tables(Comparison(runs), console)
+    for number in (0, passes - 1) if passes > 1 else ():
+        if number:
+            console.print()
+        console.print(Text(f"pass {number + 1} of {passes}", style="bold"))
+        _print_tables(Comparison(run.of_pass(number) for run in runs), console)
+
+
+def _print_tables(comparison: Comparison, console: Console) -> None:
+    """Print one table of all runs, or one a trace where that is too wide, and the traces side by side."""
+    from rich.text import Text  # noqa: PLC0415
+
     table = runs_table(comparison)
     if _fits(table, console):
         console.print(table)

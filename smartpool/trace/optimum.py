@@ -7,13 +7,14 @@ multiples of 512 bytes, as everywhere; the height of the plan is what it would r
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.planner import plan
-from smartpool.trace.replay import Run, TimelinePoint
+from smartpool.trace.runs import Pass, Run, TimelinePoint
 from smartpool.trace.trace import Trace
 
 __all__ = ["OPTIMUM", "optimum_run"]
@@ -23,7 +24,12 @@ _POINTS: Final = 2000
 
 
 def optimum_run(
-    trace: Trace, device: str, *, capacity_bytes: int | None = None, time_limit: float | None = None
+    trace: Trace,
+    device: str,
+    *,
+    passes: int = 1,
+    capacity_bytes: int | None = None,
+    time_limit: float | None = None,
 ) -> Run:
     """Plan `trace` as a whole and return the result as a run; its seconds are the planner's.
 
@@ -33,6 +39,8 @@ def optimum_run(
         The trace.
     device
         The name that the run carries; the plan needs no device.
+    passes
+        How often the trace is played: the plan is made in the first pass and serves them all.
     capacity_bytes
         Memory of the device; blocks that end above it count as failed requests.
     time_limit
@@ -52,27 +60,37 @@ def optimum_run(
     seconds = time.perf_counter() - begin
     above = 0 if capacity_bytes is None else int(np.count_nonzero(result.offsets + sizes > capacity_bytes))
     height = int(result.height)
+    fragmentation = max(0.0, 1 - trace.peak_live_bytes / height) if height else 0.0
+    first = Pass(
+        peak_reserved_bytes=height,
+        fragmentation=fragmentation,
+        seconds=seconds,
+        driver_seconds=0.0,
+        driver_calls={},
+    )
     return Run(
         trace=trace.name,
         allocator=OPTIMUM,
         device=device,
-        events=trace.events,
+        events=trace.events * passes,
         streams=1,
         peak_live_bytes=trace.peak_live_bytes,
         peak_reserved_bytes=height,
-        fragmentation=max(0.0, 1 - trace.peak_live_bytes / height) if height else 0.0,
+        fragmentation=fragmentation,
         seconds=seconds,
         driver_seconds=0.0,
         driver_calls={},
-        microseconds_per_operation=seconds / max(1, trace.events) * 1e6,
-        failed_requests=above,
-        timeline=_timeline(trace, height),
+        microseconds_per_operation=seconds / max(1, trace.events * passes) * 1e6,
+        failed_requests=above * passes,
+        passes=passes,
+        by_pass=(first, *[replace(first, seconds=0.0)] * (passes - 1)),
+        timeline=_timeline(trace, height, passes),
     )
 
 
-def _timeline(trace: Trace, height: int) -> tuple[TimelinePoint, ...]:
+def _timeline(trace: Trace, height: int, passes: int) -> tuple[TimelinePoint, ...]:
     """Return the peaks of live bytes in stretches of the trace, under a constant height."""
-    live = trace.live_bytes()
+    live = np.tile(trace.live_bytes(), passes)
     if not len(live):
         return ()
     step = -(-len(live) // _POINTS)

@@ -7,6 +7,8 @@ Method: a loop over lists that NumPy made beforehand. It holds nothing but a lis
 it adds is a few hundredths of a microsecond an event; `loop_seconds` measures it against an allocator
 that does nothing.
 A request that fails for lack of memory is counted, and so is no longer live: its free is skipped.
+A program repeats its work, so a replay can too: passes are played one after another in one allocator,
+and what a trace leaves live is freed at the end of its pass.
 Rejected: replay by the recorded clock (idle time says nothing about an allocator, and the peers were
 replayed as fast as they go); reading `reserved_bytes` after each event (it would be a third of the time
 of the fastest allocators); pausing the garbage collector (programs do not).
@@ -14,18 +16,28 @@ of the fastest allocators); pausing the garbage collector (programs do not).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, repeat
 from time import perf_counter
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smartpool.trace.runs import Pass, Run, TimelinePoint, share_idle
 from smartpool.trace.trace import ALLOCATE, Trace
 
-__all__ = ["STREAM_MODES", "Progress", "ReplayTarget", "Run", "TimelinePoint", "loop_seconds", "replay"]
+__all__ = [
+    "STREAM_MODES",
+    "Pass",
+    "Progress",
+    "ReplayTarget",
+    "Run",
+    "TimelinePoint",
+    "loop_seconds",
+    "replay",
+    "replay_passes",
+]
 
 STREAM_MODES: Final = ("one", "own")
 TIMELINE_POINTS: Final = 2000
@@ -73,138 +85,205 @@ class ReplayTarget(Protocol):
         """Return the physical memory held now."""
 
 
-class TimelinePoint(NamedTuple):
-    """A stretch of a run: its last event, and the most bytes that were live and reserved within it."""
-
-    event: int
-    live_bytes: int
-    reserved_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What one allocator did with one trace. The fields up to `failed_requests` are the JSON's.
-
-    Parameters
-    ----------
-    trace, allocator, device
-        Names.
-    events, streams
-        Number of events replayed, and of streams that they were replayed on.
-    peak_live_bytes
-        The most bytes live at once, as requested, of the requests that were served.
-    peak_reserved_bytes
-        The most bytes of physical memory that the allocator held at once.
-    fragmentation
-        ``1 - peak_live_bytes / peak_reserved_bytes``; 0 for a trace that asks for nothing, and None where
-        every request failed, so that there is nothing to tell.
-    seconds
-        Wall time of the replay, the loop's own included. Time that a model device charges does not pass.
-    driver_seconds, driver_calls
-        Time in the driver, modelled or measured, and calls by name, from the allocator's construction.
-    microseconds_per_operation
-        ``seconds / events``, in microseconds.
-    failed_requests
-        Requests that failed for lack of memory.
-    timeline
-        About 2000 points in order that keep the peaks. The most that was reserved within a stretch is
-        known where it rose above all before; elsewhere it is what was reserved at the ends of the
-        stretch, or what was live within it if that is more.
-    """
-
-    trace: str
-    allocator: str
-    device: str
-    events: int
-    streams: int
-    peak_live_bytes: int
-    peak_reserved_bytes: int
-    fragmentation: float | None
-    seconds: float
-    driver_seconds: float
-    driver_calls: Mapping[str, int]
-    microseconds_per_operation: float
-    failed_requests: int
-    timeline: tuple[TimelinePoint, ...] = field(default=(), repr=False)
-
-    def as_json(self) -> dict[str, object]:
-        """Return the run as ``smartpool replay --json`` prints it: every field but the timeline."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "timeline"}
-        return {**values, "driver_calls": dict(self.driver_calls)}
-
-
 def replay(
-    trace: Trace, target: ReplayTarget, *, streams: str = "one", progress: Progress | None = None
+    trace: Trace,
+    target: ReplayTarget,
+    *,
+    passes: int = 1,
+    streams: str = "one",
+    progress: Progress | None = None,
 ) -> Run:
     """Drive `target` through `trace` and return what it did.
 
     Parameters
     ----------
     trace
-        The trace. What is live at its end stays allocated.
+        The trace.
     target
         A fresh allocator: what it did before counts as done by this run.
+    passes
+        How often the trace is played, one pass after another in the same allocator. With more than one,
+        what is live at the end of each is freed there; with one it stays allocated.
     streams
         ``"one"`` plays every event on stream 0, as the recorded peers were played; ``"own"`` plays each
         on the stream of the trace.
     progress
-        Called some hundred times with (events done, events).
+        Called some hundred times a pass with (events done, events of all passes).
 
     Returns
     -------
     Run
-        O(events) time; the loop holds one pointer an allocation.
+        O(events) time a pass; the loop holds one pointer an allocation.
 
     Examples
     --------
     >>> from smartpool.driver import open_driver
     >>> from smartpool.trace.baselines import make_baseline
     >>> trace = Trace.from_columns("tiny", op=[0, 0, 1], id=[0, 1, 0], size=[4096, 8192, 4096])
-    >>> run = replay(trace, make_baseline("pytorch", open_driver("model:1GiB")))
+    >>> run = replay(trace, make_baseline("pytorch", open_driver("model:1GiB")), passes=3)
     >>> run.peak_live_bytes, run.peak_reserved_bytes, run.failed_requests
     (12288, 2097152, 0)
+    >>> [one.driver_calls for one in run.by_pass]
+    [{'allocate': 1}, {}, {}]
+    """
+    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+        raise ValueError(f"expected passes to be a whole number of at least 1, got {passes!r}")
+    return replay_passes([trace] * passes, target, streams=streams, progress=progress)
+
+
+def replay_passes(
+    traces: Sequence[Trace], target: ReplayTarget, *, streams: str = "one", progress: Progress | None = None
+) -> Run:
+    """Drive `target` through passes that may differ, a trace each, and return what it did.
+
+    As `replay` does; the run has the name of the first trace.
     """
     if streams not in STREAM_MODES:
         raise ValueError(f"expected streams to be one of {STREAM_MODES}, got {streams!r}")
-    loop = _Loop(trace, target, own_streams=streams == "own")
-    reserved = np.zeros(loop.points, dtype=np.int64)
-    done, peak = 0, 0
-    report_every = max(1, loop.points // 200)
-    for point in range(loop.points):
-        done += loop.advance(loop.events_per_point)
-        highest = target.peak_reserved_bytes
-        reserved[point] = highest if highest > peak else target.reserved_bytes()
-        peak = highest
-        if progress is not None and (point % report_every == 0 or done == trace.events):
-            progress(done, trace.events)
-    return _run(trace, target, loop, reserved, streams)
+    if not traces:
+        raise ValueError("expected at least one trace, got none")
+    own_streams = streams == "own"
+    used = max(trace.streams for trace in traces) if own_streams else 1
+    handles = [target.stream(number) for number in range(used)]
+    watch = _Watch(target, sum(trace.events for trace in traces), progress)
+    rows: _Rows | None = None
+    for trace in traces:
+        if rows is None or rows.trace is not trace:
+            rows = _Rows(trace, handles, own_streams=own_streams)
+        watch.play(_Loop(rows, target), frees_rest=len(traces) > 1, points_as_one=len(traces))
+    seconds = sum(one.seconds for one in watch.passes)
+    return Run(
+        trace=traces[0].name,
+        allocator=target.name,
+        device=target.device,
+        events=watch.events,
+        streams=used if watch.events else 0,
+        peak_live_bytes=watch.peak_live,
+        peak_reserved_bytes=target.peak_reserved_bytes,
+        fragmentation=share_idle(watch.peak_live, target.peak_reserved_bytes, failed=watch.failed > 0),
+        seconds=seconds,
+        driver_seconds=target.driver_seconds,
+        driver_calls=dict(sorted(target.driver_calls.items())),
+        microseconds_per_operation=seconds / watch.events * 1e6 if watch.events else 0.0,
+        failed_requests=watch.failed,
+        passes=len(traces),
+        by_pass=tuple(watch.passes),
+        timeline=tuple(watch.timeline),
+    )
 
 
 def loop_seconds(trace: Trace) -> float:
     """Return the wall time that the loop of `replay` itself takes on this trace, here and now."""
-    loop = _Loop(trace, _Nothing(), own_streams=False)
+    loop = _Loop(_Rows(trace, [0], own_streams=False), _Nothing())
     loop.advance(trace.events)
     return loop.seconds
 
 
-class _Loop:
-    """The events of a trace as lists, how far they were played, and the time that took."""
+class _Watch:
+    """Plays passes on a target, and holds what each took and what all came to."""
 
-    def __init__(self, trace: Trace, target: ReplayTarget, *, own_streams: bool) -> None:
-        handles = [target.stream(number) for number in range(trace.streams if own_streams else 1)]
-        streams = [handles[number] for number in trace.stream.tolist()] if own_streams else repeat(handles[0])
-        numbers = trace.allocation_numbers().tolist()
-        sizes = np.where(trace.op == ALLOCATE, trace.size, 0).tolist()  # 0 says that the event is a free
-        self._rows = iter(zip(numbers, sizes, streams, strict=False))
+    def __init__(self, target: ReplayTarget, total: int, progress: Progress | None) -> None:
         self._target = target
-        self._pointers: list[int | None] = [None] * trace.allocations
-        self.events_per_point = max(1, -(-trace.events // TIMELINE_POINTS))
-        self.points = -(-trace.events // self.events_per_point)
+        self._total = total
+        self._progress = progress
+        self._reserved = self._peak = 0  # now, and the most so far
+        self._driver_seconds = 0.0
+        self._driver_calls: dict[str, int] = {}
+        self.events = self.peak_live = self.failed = 0
+        self.passes: list[Pass] = []
+        self.timeline: list[TimelinePoint] = []
+
+    def play(self, loop: _Loop, *, frees_rest: bool, points_as_one: int) -> None:
+        """Play one pass, and join so many of its points to one of the timeline."""
+        trace = loop.rows.trace
+        stretch = max(1, -(-trace.events // TIMELINE_POINTS))
+        held = self._held(loop, stretch, frees_rest=frees_rest)
+        live = _served_live_bytes(trace, loop.failed)
+        peak_live, peak_reserved = int(live.max(initial=0)), self._reserved
+        if live.size:
+            starts = np.arange(0, live.size, stretch)
+            held = np.maximum(held, np.maximum.reduceat(live, starts))  # never less than what is live
+            self._draw(live, held, stretch, points_as_one)
+            peak_reserved = int(held.max())
+        calls, seconds = dict(sorted(self._target.driver_calls.items())), self._target.driver_seconds
+        before = self._driver_calls
+        self.passes.append(
+            Pass(
+                peak_reserved_bytes=peak_reserved,
+                fragmentation=share_idle(peak_live, peak_reserved, failed=bool(loop.failed)),
+                seconds=loop.seconds,
+                driver_seconds=seconds - self._driver_seconds,
+                driver_calls={
+                    call: count - before.get(call, 0)
+                    for call, count in calls.items()
+                    if count != before.get(call, 0)
+                },
+            )
+        )
+        self._driver_seconds, self._driver_calls = seconds, calls
+        self.events += trace.events
+        self.peak_live = max(self.peak_live, peak_live)
+        self.failed += len(loop.failed)
+
+    def _held(self, loop: _Loop, stretch: int, *, frees_rest: bool) -> NDArray[np.int64]:
+        """Play a pass and return for each stretch of it the most bytes that were seen reserved in it."""
+        events = loop.rows.trace.events
+        points = -(-events // stretch)
+        held = np.zeros(points, dtype=np.int64)
+        report_every = max(1, points // 200)
+        for point in range(points):
+            loop.advance(stretch)
+            last = point == points - 1
+            if last and frees_rest:
+                loop.free_rest()
+            highest, now = self._target.peak_reserved_bytes, self._target.reserved_bytes()
+            held[point] = highest if highest > self._peak else max(self._reserved, now)
+            self._reserved, self._peak = now, highest
+            if self._progress is not None and (point % report_every == 0 or last):
+                self._progress(self.events + min(events, (point + 1) * stretch), self._total)
+        return held
+
+    def _draw(self, live: NDArray[np.int64], held: NDArray[np.int64], stretch: int, joined: int) -> None:
+        """Add the points of a pass to the timeline."""
+        starts = np.arange(0, live.size, stretch * joined)
+        highest = np.maximum.reduceat(live, starts)
+        reserved = np.maximum.reduceat(held, np.arange(0, held.size, joined))
+        last = self.events + np.minimum(starts + stretch * joined, live.size) - 1
+        self.timeline += map(TimelinePoint, last.tolist(), highest.tolist(), reserved.tolist())
+
+
+class _Rows:
+    """The events of a trace as lists: numbers, sizes and streams, and what is live at the end."""
+
+    def __init__(self, trace: Trace, handles: list[Any], *, own_streams: bool) -> None:
+        self.trace = trace
+        self.numbers = trace.allocation_numbers().tolist()
+        self.sizes = np.where(trace.op == ALLOCATE, trace.size, 0).tolist()  # 0 says that it is a free
+        self.streams = [handles[number] for number in trace.stream.tolist()] if own_streams else None
+        self.only_stream = handles[0] if handles else None
+        left = trace.lifetimes()
+        kept = left.start[left.end == trace.events].tolist()
+        self.rest = [(self.numbers[event], self.stream_of(event)) for event in kept]
+
+    def stream_of(self, event: int) -> Any:
+        """Return the stream of an event."""
+        return self.only_stream if self.streams is None else self.streams[event]
+
+
+class _Loop:
+    """One pass over the rows of a trace: how far it was played, what failed, and the time it took."""
+
+    def __init__(self, rows: _Rows, target: ReplayTarget) -> None:
+        self.rows = rows
+        streams = repeat(rows.only_stream) if rows.streams is None else rows.streams
+        self._rows = iter(zip(rows.numbers, rows.sizes, streams, strict=False))
+        self._target = target
+        self._pointers: list[int | None] = [None] * rows.trace.allocations
         self.failed: list[int] = []
         self.seconds = 0.0
 
-    def advance(self, events: int) -> int:
-        """Play the next `events` events, or what is left of them, and return how many."""
+    def advance(self, events: int) -> None:
+        """Play the next `events` events, or what is left of them."""
         pointers = self._pointers
         malloc, free = self._target.malloc, self._target.free
         rows = list(islice(self._rows, events))
@@ -220,7 +299,16 @@ class _Loop:
                 if pointer is not None:  # what failed has nothing to free
                     free(pointer, stream)
         self.seconds += perf_counter() - start
-        return len(rows)
+
+    def free_rest(self) -> None:
+        """Free what the trace leaves live, each where it was allocated."""
+        pointers, free = self._pointers, self._target.free
+        start = perf_counter()
+        for number, stream in self.rows.rest:
+            pointer = pointers[number]
+            if pointer is not None:
+                free(pointer, stream)
+        self.seconds += perf_counter() - start
 
 
 class _Nothing:
@@ -245,51 +333,9 @@ class _Nothing:
         return 0
 
 
-def _run(trace: Trace, target: ReplayTarget, loop: _Loop, reserved: NDArray[np.int64], streams: str) -> Run:
-    """Put the run together from what the loop and the target know."""
-    live = _served_live_bytes(trace, loop.failed)
-    peak_live, peak_reserved = int(live.max(initial=0)), target.peak_reserved_bytes
-    return Run(
-        trace=trace.name,
-        allocator=target.name,
-        device=target.device,
-        events=trace.events,
-        streams=trace.streams if streams == "own" else min(1, trace.streams),
-        peak_live_bytes=peak_live,
-        peak_reserved_bytes=peak_reserved,
-        fragmentation=_share_idle(peak_live, peak_reserved, failed=bool(loop.failed)),
-        seconds=loop.seconds,
-        driver_seconds=target.driver_seconds,
-        driver_calls=dict(sorted(target.driver_calls.items())),
-        microseconds_per_operation=loop.seconds / trace.events * 1e6 if trace.events else 0.0,
-        failed_requests=len(loop.failed),
-        timeline=_timeline(live, reserved, loop.events_per_point),
-    )
-
-
-def _share_idle(peak_live: int, peak_reserved: int, *, failed: bool) -> float | None:
-    if peak_reserved:
-        return 1 - peak_live / peak_reserved
-    return None if failed else 0.0
-
-
 def _served_live_bytes(trace: Trace, failed: list[int]) -> NDArray[np.int64]:
     """Return the live bytes after each event, without the requests that failed."""
     if not failed:
         return trace.live_bytes()
     signed = np.where(trace.op == ALLOCATE, trace.size, -trace.size)
     return np.cumsum(np.where(np.isin(trace.allocation_numbers(), failed), 0, signed))
-
-
-def _timeline(
-    live: NDArray[np.int64], reserved: NDArray[np.int64], stretch: int
-) -> tuple[TimelinePoint, ...]:
-    """Return one point for each `stretch` events."""
-    if not live.size:
-        return ()
-    starts = np.arange(0, live.size, stretch)
-    highest = np.maximum.reduceat(live, starts)
-    # What was reserved before a stretch was reserved within it, and never is less than what is live.
-    held = np.maximum(np.maximum(reserved, np.concatenate(([0], reserved[:-1]))), highest)
-    last = np.minimum(starts + stretch, live.size) - 1
-    return tuple(map(TimelinePoint, last.tolist(), highest.tolist(), held.tolist()))

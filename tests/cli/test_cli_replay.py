@@ -15,8 +15,11 @@ TRACES = Path(__file__).parents[1] / "data" / "traces"
 KEYS = [
     "trace", "allocator", "device", "events", "streams", "peak_live_bytes", "peak_reserved_bytes",
     "fragmentation", "seconds", "driver_seconds", "driver_calls", "microseconds_per_operation",
-    "failed_requests",
+    "failed_requests", "passes", "by_pass",
 ]  # fmt: skip
+
+MEMORY_CALLS = {"allocate", "free", "create_chunk", "release_chunk", "map_chunk", "unmap", "enable_access"}
+BY_PASS = ["peak_reserved_bytes", "fragmentation", "seconds", "driver_seconds", "driver_calls"]
 
 
 def replay(capsys, *arguments):
@@ -37,6 +40,45 @@ def test_json_is_one_object_with_exactly_these_keys(capsys):
     assert {run["device"] for run in document["runs"]} == {"model:141GiB"}
     assert document["runs"][1]["peak_reserved_bytes"] == 2382364672  # what PyTorch itself showed
     assert document["runs"][1]["driver_calls"] == {"allocate": 16}
+
+
+def test_passes_are_played_in_one_allocator_of_each_kind(capsys):
+    arguments = ["multistream-mix", "--against", "all", "--json"]
+    once = json.loads(replay(capsys, *arguments)[1])["runs"]
+    status, out, _ = replay(capsys, *arguments, "--passes", "3")
+    runs = json.loads(out)["runs"]
+    assert status == 0
+    assert [run["allocator"] for run in runs] == ["smartpool", *BASELINES]
+    for run, alone in zip(runs, once, strict=True):
+        assert (run["passes"], run["events"]) == (3, 3 * alone["events"])
+        first = run["by_pass"][0]
+        assert first["peak_reserved_bytes"] == alone["peak_reserved_bytes"]
+        assert first["fragmentation"] == alone["fragmentation"]
+        assert run["peak_live_bytes"] == alone["peak_live_bytes"]
+        assert run["peak_reserved_bytes"] == max(one["peak_reserved_bytes"] for one in run["by_pass"])
+        assert [set(one) for one in run["by_pass"]] == [set(BY_PASS)] * 3
+    for run in runs[1:]:  # the peers keep what they have, and an equal pass finds all of it
+        if run["allocator"] != "driver-pool":  # which moves its chunks
+            assert not any(MEMORY_CALLS & one["driver_calls"].keys() for one in run["by_pass"][1:])
+
+
+def test_the_table_has_the_first_pass_and_the_last(capsys):
+    status, out, _ = replay(
+        capsys, "multistream-mix", "dataframe-mix", "--against", "pytorch,optimum", "--passes", "3"
+    )
+    assert status == 0
+    heads = re.findall(r"^pass \d of 3$", out, re.MULTILINE)
+    assert heads == ["pass 1 of 3", "pass 3 of 3"]
+    first, last = re.split(r"^pass \d of 3$", out, flags=re.MULTILINE)[1:]
+    assert re.search(r"pytorch +1\.12 GiB +2\.22 GiB +49\.4 %\S* +\d\S* [mu]s", first)
+    assert re.search(r"pytorch +1\.12 GiB +2\.22 GiB +49\.4 %\S* +0 s", last)
+    assert re.search(r"optimum +1\.12 GiB", last)
+
+
+def test_the_picture_shows_all_passes(capsys, tmp_path):
+    path = tmp_path / "passes.html"
+    assert replay(capsys, "dataframe-mix", "--passes", "2", "--picture", path)[0] == 0
+    assert " in 2 passes on 1 stream" in path.read_text(encoding="utf-8")
 
 
 def test_all_means_every_baseline(capsys):
@@ -88,6 +130,8 @@ def test_a_policy_has_its_name(capsys):
         (["dataframe-mix", "--against", ","], "or all, or none"),
         (["dataframe-mix", "--capacity", "many"], "such as '80GiB'.*'many'"),
         (["dataframe-mix", "--capacity", "0"], "above 0"),
+        (["dataframe-mix", "--passes", "0"], "from 1 to 100000, got '0'"),
+        (["dataframe-mix", "--passes", "two"], "from 1 to 100000, got 'two'"),
         (["dataframe-mix", "--device", "abacus"], "'abacus'"),
         (["dataframe-mix", "--streams", "two"], "invalid choice: 'two'"),
         ([], "TRACE"),
