@@ -13,9 +13,10 @@ from pathlib import Path
 
 from common import write_results
 
-from smartpool.cli.replay import DEFAULT_BASELINES, DEFAULT_DEVICE, play
+from smartpool.cli.common import DEFAULT_DEVICE, play
 from smartpool.report.comparison import FRAGMENTATION, Comparison
 from smartpool.trace import read_any
+from smartpool.trace.baselines import PEERS
 from smartpool.trace.targets import SMARTPOOL
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     args = parser.parse_args()
     traces = [read_any(path) for path in sorted((ROOT / "tests" / "data" / "traces").glob("*.npz"))]
-    comparison = Comparison(play(traces, [SMARTPOOL, *DEFAULT_BASELINES], DEFAULT_DEVICE))
+    comparison = Comparison(play(traces, [SMARTPOOL, *PEERS], DEFAULT_DEVICE))
     table = markdown(comparison)
     print(table, end="")
     rows = {

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 import smartpool
+from smartpool.cli.common import DEFAULT_DEVICE, find_trace, play, runs_as_json
 from smartpool.cli.console import make_console
-from smartpool.cli.replay import DEFAULT_BASELINES, DEFAULT_DEVICE, find_trace, play, runs_as_json
 from smartpool.cli.targets import check_target
 from smartpool.dlpack import DeviceType
 from smartpool.errors import DLPackError
 from smartpool.report.picture import write_picture
 from smartpool.report.table import new_table, print_runs
 from smartpool.report.text import format_bytes
+from smartpool.trace.baselines import PEERS
 from smartpool.trace.bundled import bundled_names
 from smartpool.trace.targets import SMARTPOOL
 
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             f"\n[bold]Replay of {len(traces)} recorded GPU workloads[/] on {DEFAULT_DEVICE}: "
             "addresses without memory, driver time by costs measured on an H200"
         )
-    runs = play(traces, [SMARTPOOL, *DEFAULT_BASELINES], DEFAULT_DEVICE)
+    runs = play(traces, [SMARTPOOL, *PEERS], DEFAULT_DEVICE)
     path = write_picture(runs, args.output, title="SmartPool beside its peers").resolve()
     if console:
         print_runs(runs, console)

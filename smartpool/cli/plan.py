@@ -109,7 +109,7 @@ def _read(path: Path) -> IntervalSet:
     if path.is_file() and _has_intervals(path):
         return read_csv(path)
     # The trace readers are not free.
-    from smartpool.cli.replay import find_trace  # noqa: PLC0415
+    from smartpool.cli.common import find_trace  # noqa: PLC0415
 
     trace = find_trace(str(path))
     return IntervalSet.from_events(trace.op, trace.id, trace.size)

@@ -8,49 +8,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import smartpool
-from smartpool.cli.console import make_console, replay_progress
+from smartpool.cli.common import (
+    DEFAULT_DEVICE,
+    FAILED_REQUESTS,
+    OK,
+    baselines_of,
+    count_of,
+    find_trace,
+    play,
+    policy_of,
+    runs_as_json,
+    size_of,
+)
+from smartpool.cli.console import make_console
 from smartpool.cli.targets import check_target
 from smartpool.config import POLICIES, SmartPoolConfig
-from smartpool.errors import ConfigurationError, InvalidSizeError, TraceError
 from smartpool.report.picture import write_picture
 from smartpool.report.table import print_runs
-from smartpool.trace.baselines import BASELINES
-from smartpool.trace.bundled import bundled, bundled_names
-from smartpool.trace.importers import read_any
-from smartpool.trace.optimum import OPTIMUM, optimum_run
-from smartpool.trace.replay import STREAM_MODES, Run, replay
-from smartpool.trace.targets import SMARTPOOL, open_target
-from smartpool.trace.trace import Trace
-from smartpool.units import parse_size
+from smartpool.trace.baselines import BASELINES, PEERS
+from smartpool.trace.bundled import bundled_names
+from smartpool.trace.optimum import OPTIMUM
+from smartpool.trace.replay import STREAM_MODES
+from smartpool.trace.targets import SMARTPOOL
 
-__all__ = [
-    "add_parser",
-    "baselines_of",
-    "count_of",
-    "find_trace",
-    "machine",
-    "play",
-    "policy_of",
-    "run",
-    "runs_as_json",
-    "size_of",
-]
-
-DEFAULT_DEVICE: Final = "model:141GiB"
-DEFAULT_BASELINES: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm")
-SCHEMA: Final = 1
-MOST_PASSES: Final = 100_000  # each has a row in the JSON
-
-OK: Final = 0
-FAILED_REQUESTS: Final = 3
+__all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,11 +58,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--against",
         type=baselines_of,
-        default=DEFAULT_BASELINES,
+        default=PEERS,
         metavar="NAMES",
         help=f"baselines, separated by commas, or all, or none: {', '.join(BASELINES)}, or {OPTIMUM}, "
         "the plan of the whole trace "
-        f"(default: {','.join(DEFAULT_BASELINES)})",
+        f"(default: {','.join(PEERS)})",
     )
     parser.add_argument(
         "--capacity",
@@ -136,117 +119,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_runs(runs, console)
     return FAILED_REQUESTS if any(one.failed_requests for one in runs) else OK
-
-
-def play(
-    traces: Sequence[Trace],
-    allocators: Sequence[str],
-    device: str,
-    *,
-    passes: int = 1,
-    capacity_bytes: int | None = None,
-    streams: str = STREAM_MODES[0],
-    policy: str | float = "balanced",
-) -> list[Run]:
-    """Replay every trace on every allocator, each on a device of its own, and show how far it is."""
-    runs: list[Run] = []
-    with replay_progress(len(traces) * len(allocators)) as begin:
-        for trace in traces:
-            for name in allocators:
-                if name == OPTIMUM:
-                    begin(trace.name, name)
-                    runs.append(optimum_run(trace, device, passes=passes, capacity_bytes=capacity_bytes))
-                    continue
-                with open_target(name, device, capacity_bytes=capacity_bytes, policy=policy) as target:
-                    progress = begin(trace.name, target.name)
-                    runs.append(replay(trace, target, passes=passes, streams=streams, progress=progress))
-    return runs
-
-
-def find_trace(name: str, *, device: int | None = None) -> Trace:
-    """Return the trace in a file, or the bundled one of that name.
-
-    `device` says which one of a snapshot of several.
-
-    Raises
-    ------
-    TraceError
-        When there is neither, or the file cannot be used.
-    """
-    path = Path(name)
-    if path.exists() and not path.is_dir():
-        return read_any(path, device=device)
-    if name in bundled_names():
-        return Trace.load(bundled(name))
-    if path.is_dir():
-        raise TraceError(f"{name}: expected a trace file, this is a folder; name a file in it")
-    raise TraceError(
-        f"expected a trace file or one of the bundled traces {', '.join(bundled_names())}, got {name!r}: "
-        "there is no such file"
-    )
-
-
-def runs_as_json(runs: list[Run]) -> dict[str, object]:
-    """Return the object that ``--json`` prints."""
-    return {
-        "schema": SCHEMA,
-        "version": smartpool.__version__,
-        "machine": machine(),
-        "runs": [one.as_json() for one in runs],
-    }
-
-
-def machine() -> dict[str, object]:
-    """Return what a reader of timings needs to know about this machine."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "implementation": platform.python_implementation(),
-    }
-
-
-def baselines_of(text: str) -> tuple[str, ...]:
-    """Return the baselines that ``--against`` names, each once, in order."""
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if names == ["none"]:
-        return ()
-    chosen = tuple(dict.fromkeys(BASELINES if names == ["all"] else names))
-    unknown = [name for name in chosen if name not in BASELINES and name != OPTIMUM]
-    if unknown or not chosen:
-        raise argparse.ArgumentTypeError(
-            f"expected names out of {', '.join(BASELINES)}, {OPTIMUM}, or all, or none, got {text!r}"
-        )
-    return chosen
-
-
-def count_of(text: str) -> int:
-    """Return the number that ``--passes`` names."""
-    count = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
-    if not 1 <= count <= MOST_PASSES:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST_PASSES}, got {text!r}")
-    return count
-
-
-def policy_of(text: str) -> str | float:
-    """Return the policy that ``--policy`` names, or its place on the axis."""
-    try:
-        policy: str | float = text if text in POLICIES else float(text)
-        return SmartPoolConfig(policy=policy).policy
-    except (ValueError, ConfigurationError):
-        names = ", ".join(POLICIES)
-        raise argparse.ArgumentTypeError(
-            f"expected one of {names}, or a number from 0 to 1, got {text!r}"
-        ) from None
-
-
-def size_of(text: str) -> int:
-    """Return the bytes that ``--capacity`` names."""
-    try:
-        size = parse_size(text)
-    except InvalidSizeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if size == 0:
-        raise argparse.ArgumentTypeError("expected a size above 0")
-    return size

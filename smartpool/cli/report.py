@@ -13,8 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from smartpool.cli.console import replay_progress
-from smartpool.cli.replay import (
+from smartpool.cli.common import (
     DEFAULT_DEVICE,
     FAILED_REQUESTS,
     OK,
@@ -23,14 +22,16 @@ from smartpool.cli.replay import (
     policy_of,
     size_of,
 )
+from smartpool.cli.console import replay_progress
 from smartpool.cli.targets import check_target
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.errors import InvalidRequestError
-from smartpool.report.analysis import PEERS, analysis
+from smartpool.report.analysis import analysis
 from smartpool.report.dump import is_dump, read_dump
 from smartpool.report.dump_report import write_dump_report
 from smartpool.report.text import counted, format_bytes, printable
 from smartpool.report.trace_report import write_trace_report
+from smartpool.trace.baselines import PEERS
 from smartpool.trace.bundled import bundled_names
 from smartpool.trace.optimum import OPTIMUM
 

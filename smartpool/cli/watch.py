@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import smartpool
+from smartpool.cli.common import find_trace
 from smartpool.cli.console import make_console
-from smartpool.cli.replay import find_trace
 from smartpool.cli.terminal import TerminalView
 from smartpool.errors import InvalidRequestError
 from smartpool.live.traffic import Traffic

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from smartpool.config import SmartPoolConfig
+from smartpool.trace.baselines import PEERS
 from smartpool.trace.layouts import RECORDED, Layout, layout_of_plan, recorded_layout, watched_replay
 from smartpool.trace.optimum import OPTIMUM
 from smartpool.trace.replay import Progress, Run
 from smartpool.trace.targets import SMARTPOOL, open_target
 from smartpool.trace.trace import Trace
 
-__all__ = ["PEERS", "Analysis", "BeginReplay", "analysis", "title_of"]
-
-PEERS: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm", "driver-pool")
-"""The allocators beside SmartPool, unless others are asked for."""
+__all__ = ["Analysis", "BeginReplay", "analysis", "title_of"]
 
 _TITLES: Final = {
     SMARTPOOL: "SmartPool",

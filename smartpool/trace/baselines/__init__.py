@@ -22,7 +22,7 @@ from smartpool.trace.baselines.pytorch_expandable import PyTorchExpandableAlloca
 from smartpool.trace.baselines.rmm import RmmPool
 from smartpool.units import MiB
 
-__all__ = ["BASELINES", "Baseline", "make_baseline"]
+__all__ = ["BASELINES", "PEERS", "Baseline", "make_baseline"]
 
 BASELINES: Final[Mapping[str, Callable[[Driver], Baseline]]] = MappingProxyType(
     {
@@ -36,6 +36,9 @@ BASELINES: Final[Mapping[str, Callable[[Driver], Baseline]]] = MappingProxyType(
     }
 )
 """The baselines by the names that ``smartpool replay --against`` takes."""
+
+PEERS: Final = ("pytorch", "pytorch-expandable", "cupy", "rmm")
+"""Those that SmartPool is compared with unless others are asked for."""
 
 
 def make_baseline(name: str, driver: Driver) -> Baseline:
