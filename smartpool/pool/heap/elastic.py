@@ -109,7 +109,7 @@ class ElasticHeap:
 
     def _extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         if self.windows.crowded:
-            self.windows.reap(uses)
+            self.windows.reap_oldest(uses)
         if size < self._slab_limit and self._slabs.add():
             address = self.allocate(size, alignment, stream)
             if address is not None:
@@ -149,7 +149,6 @@ class ElasticHeap:
         """Give idle chunks back to the device; see `Heap.release_idle`."""
         self._slabs.give_back()
         self._place.unmap_loose()
-        self.windows.reap(uses, wait=wait)
         released = 0
         for gap in list(self._home.gaps_by_size()):
             if released >= limit_bytes or gap.size < self._driver.granularity:
@@ -159,10 +158,12 @@ class ElasticHeap:
                 self._clock.synchronize(gap_uses)
             elif not self._clock.idle(gap_uses):
                 continue
-            released += self._release_gap(gap, limit_bytes - released, exact=exact)
+            released += self._release_gap(gap, limit_bytes - released, uses, wait=wait, exact=exact)
 
-    def _release_gap(self, gap: Range, limit_bytes: int, *, exact: bool = False) -> int:
-        """Give back whole chunks of an idle gap that no window shows, and return their bytes."""
+    def _release_gap(
+        self, gap: Range, limit_bytes: int, uses: Uses = None, *, wait: bool = False, exact: bool = False
+    ) -> int:
+        """Give back whole chunks of an idle gap that no window needs, and return their bytes."""
         released = 0
         rest = gap
         for chunk in list(self._chunks.inside(gap.start, gap.end)):
@@ -170,7 +171,7 @@ class ElasticHeap:
                 break
             if exact and chunk.size > limit_bytes - released:
                 continue
-            if not self.windows.mappings[chunk.handle]:
+            if self.windows.uncover(chunk.handle, uses, wait=wait):
                 self._place.release(rest, chunk)
                 released += chunk.size
                 rest = self._home.gap_at(chunk.end) or rest

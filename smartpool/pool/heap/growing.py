@@ -99,6 +99,10 @@ class Growing:
         shift = alignment - ALIGNMENT  # the gap to be grown may start at any multiple of 512
         budget = max(0, self.policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
         start, missing = self._place.find_site(size + shift)
+        if missing > budget:
+            address = self._take_kept(size, alignment, stream, uses)
+            if address is not None:
+                return address
         stitching = None if missing <= budget else self._choose(size, alignment, budget)
         grow = stitching is None or self._growing_pays(missing, stitching, budget)
         if grow and missing <= self._memory.room_bytes:
@@ -146,6 +150,18 @@ class Growing:
         )
 
     # ------------------------------------------------------------------ stitching
+
+    def _take_kept(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+        """Place a block in a window that was made before; None when no such window's pieces are free."""
+        window = self._windows.find(size, alignment, self._place.is_free)
+        if window is None:
+            return None
+        self._wait_for(window.pieces, stream, uses)
+        with Undo() as undo:
+            self._place.take(window.pieces, undo)
+            self._windows.reopen(window)
+            undo.keep()
+        return window.block.start
 
     def _choose(self, size: int, alignment: int, budget: int) -> Stitching:
         return choose_pieces(

@@ -141,6 +141,13 @@ class Home:
             raise InvariantError(f"{piece} is not free in {self.arena!r}")
         return gap
 
+    def is_free(self, piece: Range) -> bool:
+        """Return whether all of `piece` lies in one gap. O(1) where the gap begins or ends with it."""
+        gap = self.arena.gap_at(piece.start) or self.arena.gap_before(piece.end)
+        if gap is None or gap.start > piece.start or gap.end < piece.end:
+            gap = self.arena.gap_around(piece.start)
+        return gap is not None and gap.end >= piece.end
+
     def take(self, pieces: tuple[Range, ...], undo: Undo) -> None:
         """Make each piece a block of the home arena."""
         for piece in pieces:

@@ -3,17 +3,20 @@
 A window shows pieces of home memory side by side. Its block occupies those pieces, so liveness is
 counted once, at home; the window itself is addresses and mappings, nothing else. When its block
 is freed the window is *retired*: the pieces are free at once (the stream that used them is in
-their uses), while the mappings stay until an event shows that the device is done with them. They
-are unmapped in batches: when the retired mappings exceed a limit, when their chunk is to be given
-back, when memory is trimmed, and when the pool closes.
+their uses), while the mappings are kept. A later request whose bytes a retired window can show, and
+whose pieces are free again, takes that window: no driver call. So a program that repeats itself
+makes its windows once. Retired windows are unmapped when a chunk that they show is to be given
+back, when their mappings exceed `KEPT_MAPPINGS` (those used least lately first), and when the pool
+closes; never before an event shows that the device is done with them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from smartpool.driver.protocol import Driver
@@ -24,10 +27,13 @@ from smartpool.pool.heap.returning import Returning
 from smartpool.pool.streams import StreamClock
 from smartpool.units import align_up
 
-__all__ = ["Window", "Windows"]
+__all__ = ["KEPT_MAPPINGS", "Window", "Windows"]
 
 _RESERVE_FACTOR: Final = 8
-_RETIRED_LIMIT: Final = 1024
+_CANDIDATES: Final = 64  # retired windows looked at for one request, the smallest first
+
+KEPT_MAPPINGS: Final = 4096
+"""Mappings of retired windows that are kept; recorded programs need 180 to 2,300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +50,21 @@ class Window:
         The home ranges that the block occupies, in order.
     handles
         The chunks mapped, in order.
+    shown
+        The home ranges that the mappings show from the block's address on: `pieces` is as much of it
+        as the block needs.
     """
 
     mapped: Range
     block: Range
     pieces: tuple[Range, ...]
     handles: tuple[int, ...]
+    shown: tuple[Range, ...] = ()
+
+    @property
+    def room(self) -> int:
+        """Bytes of the largest block that it can show."""
+        return sum([piece.size for piece in self.shown])
 
 
 class Windows:
@@ -65,17 +80,18 @@ class Windows:
     Attributes
     ----------
     mappings
-        Chunk handle to the number of its mappings here, retired ones included.
+        Chunk handle to the starts of the windows that show it, retired ones included.
     """
 
     def __init__(self, driver: Driver, clock: StreamClock) -> None:
-        self.mappings: Counter[int] = Counter()
+        self.mappings: dict[int, set[int]] = {}
         self._driver = driver
         self._clock = clock
         self._addresses = Arena()
         self._reservations: list[Range] = []
         self._open: dict[int, Window] = {}  # by address of the block
         self._retired: OrderedDict[int, tuple[Window, Uses]] = OrderedDict()  # by start of the mapping
+        self._by_room: list[tuple[int, int]] = []  # (room, start) of the retired ones that a block may take
         self._retired_mappings = 0
         self._return = Returning()
 
@@ -102,13 +118,35 @@ class Windows:
                 address += chunk.size
             self._driver.enable_access(*mapped)
             start = mapped.start + pieces[0].start - chunks[0].start
-            window = Window(mapped, Range(start, sum(piece.size for piece in pieces)), pieces, tuple(handles))
+            last = Range(pieces[-1].start, chunks[-1].end - pieces[-1].start)
+            block = Range(start, sum(piece.size for piece in pieces))
+            window = Window(mapped, block, pieces, tuple(handles), (*pieces[:-1], last))
             self._open[start] = window
         except BaseException:
             self._abandon(mapped, handles)
             raise
-        self.mappings.update(handles)
+        self._book(window)
         return window
+
+    def find(self, size: int, alignment: int, is_free: Callable[[Range], bool]) -> Window | None:
+        """Return a retired window for a block of `size` bytes, as it would be open; None if there is none.
+
+        The smallest that can show so much, all of whose pieces are free. O(log n + candidates).
+        """
+        first = bisect_left(self._by_room, (size, 0))
+        for room, start in self._by_room[first : first + _CANDIDATES]:
+            window = self._retired[start][0]
+            if window.block.start % alignment:
+                continue
+            pieces = window.shown if room == size else _prefix(window.shown, size)
+            if all(map(is_free, pieces)):
+                return replace(window, block=Range(window.block.start, size), pieces=pieces)
+        return None
+
+    def reopen(self, window: Window) -> None:
+        """Give a window that `find` returned to the block; its pieces are taken."""
+        self._open[window.block.start] = window
+        self._forget(window.mapped.start)
 
     def at(self, address: int) -> Window | None:
         """Return the window whose block is at `address`, or None."""
@@ -124,12 +162,34 @@ class Windows:
         self._retired[window.mapped.start] = (window, uses)
         del self._open[address]  # a window in both places is retired: see `mend`
         self._retired_mappings += len(window.handles)
+        insort(self._by_room, (window.room, window.mapped.start))
         return window
 
     @property
     def crowded(self) -> bool:
-        """Whether so many mappings are retired that it is time to `reap`."""
-        return self._retired_mappings > _RETIRED_LIMIT
+        """Whether more mappings are kept than should be."""
+        return self._retired_mappings > KEPT_MAPPINGS
+
+    def reap_oldest(self, uses: Uses) -> None:
+        """Unmap windows until no more mappings are kept than should be, those used least lately first."""
+        for window, own in list(self._retired.values()):
+            if not self.crowded:
+                return
+            if self._clock.idle(own or uses):
+                self._unmap(window)
+
+    def uncover(self, handle: int, uses: Uses, *, wait: bool) -> bool:
+        """Unmap the retired windows that show a chunk; False when one is open, or not done with yet."""
+        for start in list(self.mappings.get(handle, ())):
+            if start not in self._retired:
+                return False
+            window, own = self._retired[start]
+            if wait:
+                self._clock.synchronize(own or uses)
+            elif not self._clock.idle(own or uses):
+                return False
+            self._unmap(window)
+        return True
 
     def mark(self, uses: Mapping[int, int]) -> None:
         """Add `uses` to every retired window: what None stood for until now."""
@@ -167,7 +227,8 @@ class Windows:
         retired = [window for window, _ in self._retired.values()]
         windows = [*self._open.values(), *retired]
         self._retired_mappings = sum(len(window.handles) for window in retired)
-        self.mappings = Counter(handle for window in windows for handle in window.handles)
+        self._by_room = sorted((window.room, window.mapped.start) for window in retired if window.shown)
+        self.mappings = _mappings(windows)
         self._addresses.mend(self._reservations, blocks=[window.mapped for window in windows], barrier=True)
 
     def check(self) -> None:
@@ -176,9 +237,12 @@ class Windows:
         windows = [*self._open.values(), *(window for window, _ in self._retired.values())]
         if sorted(window.mapped for window in windows) != self._addresses.blocks():
             raise InvariantError(f"windows {windows} are not the taken addresses of {self._addresses!r}")
-        counted = Counter(handle for window in windows for handle in window.handles)
-        if counted != self.mappings:
-            raise InvariantError(f"mappings {self.mappings} counted, {counted} found")
+        found = _mappings(windows)
+        if found != self.mappings:
+            raise InvariantError(f"mappings {self.mappings} noted, {found} found")
+        rooms = sorted((w.room, w.mapped.start) for w, _ in self._retired.values() if w.shown)
+        if rooms != self._by_room:
+            raise InvariantError(f"retired windows {rooms} are not those in order {self._by_room}")
 
     def _find_addresses(self, size: int, alignment: int) -> int:
         alignment = max(alignment, self._driver.granularity)
@@ -199,7 +263,7 @@ class Windows:
         window = Window(mapped, Range(mapped.start, 0), (), tuple(handles))
         self._retired[mapped.start] = (window, None)
         self._retired_mappings += len(handles)
-        self.mappings.update(handles)
+        self._book(window)
         with suppress(DriverError):
             self._unmap(window)
 
@@ -207,13 +271,42 @@ class Windows:
         """Unmap a retired window and forget it."""
         if window.handles:
             self._driver.unmap(*window.mapped)
-        del self._retired[window.mapped.start]
-        self._retired_mappings -= len(window.handles)
-        self._unbook(window.handles)
+        self._forget(window.mapped.start)
+        for handle in set(window.handles):  # both edges may be of one chunk
+            shown = self.mappings[handle]
+            shown.discard(window.mapped.start)
+            if not shown:
+                del self.mappings[handle]
         self._addresses.free(window.mapped.start)
 
-    def _unbook(self, handles: tuple[int, ...]) -> None:
-        for handle in handles:
-            self.mappings[handle] -= 1
-            if not self.mappings[handle]:
-                del self.mappings[handle]
+    def _forget(self, start: int) -> None:
+        """Take a window out of the retired ones."""
+        window = self._retired.pop(start)[0]
+        self._retired_mappings -= len(window.handles)
+        if window.shown:
+            del self._by_room[bisect_left(self._by_room, (window.room, start))]
+
+    def _book(self, window: Window) -> None:
+        for handle in window.handles:
+            self.mappings.setdefault(handle, set()).add(window.mapped.start)
+
+
+def _prefix(pieces: Iterable[Range], size: int) -> tuple[Range, ...]:
+    """Return the first `size` bytes of `pieces`."""
+    prefix: list[Range] = []
+    for piece in pieces:
+        part = min(piece.size, size)
+        prefix.append(Range(piece.start, part))
+        size -= part
+        if not size:
+            break
+    return tuple(prefix)
+
+
+def _mappings(windows: Iterable[Window]) -> dict[int, set[int]]:
+    """Return chunk handle to the starts of the windows that show it."""
+    mappings: dict[int, set[int]] = {}
+    for window in windows:
+        for handle in window.handles:
+            mappings.setdefault(handle, set()).add(window.mapped.start)
+    return mappings

@@ -141,7 +141,7 @@ def test_a_retired_window_stays_mapped_under_running_work(second_stream):
 
 
 def test_retired_windows_are_reaped_before_there_are_too_many(monkeypatch):
-    monkeypatch.setattr("smartpool.pool.heap.windows._RETIRED_LIMIT", 20)
+    monkeypatch.setattr("smartpool.pool.heap.windows.KEPT_MAPPINGS", 20)
     driver = ModelDriver(CAPACITY)
     pool = open_pool(driver)
     fragmented(pool, 2 * MiB, 16)
@@ -149,6 +149,54 @@ def test_retired_windows_are_reaped_before_there_are_too_many(monkeypatch):
         pool.free(pool.malloc(14 * MiB + 512 * step))
         pool.flush()
     assert driver.held()["mappings"] <= 16 + 20 + 16
+    pool.check()
+
+
+def test_a_window_whose_pieces_are_free_again_is_taken_without_a_driver_call():
+    driver = CpuDriver(capacity=CAPACITY)
+    pool = open_pool(driver)
+    held = fragmented(pool, 2 * MiB, 16)
+    window = pool.malloc(12 * MiB)
+    assert len(pool._heap.windows) == 1
+    for size in (12 * MiB, 12 * MiB - 512, 7 * MiB):
+        pool.free(window)
+        pool.flush()
+        calls = driver.calls.copy()
+        assert pool.malloc(size) == window
+        assert driver.calls == calls
+        write(driver, window, size, size % 251)
+        verify(driver, window, size, size % 251)
+        pool.check()
+    for number, other in enumerate(held):
+        write(driver, other, 2 * MiB, number)
+    verify(driver, window, 7 * MiB, 7 * MiB % 251)
+
+
+def test_a_window_is_not_taken_while_one_of_its_pieces_is():
+    driver = CpuDriver(capacity=CAPACITY)
+    pool = open_pool(driver)
+    fragmented(pool, 2 * MiB, 16)
+    window = pool.malloc(16 * MiB)
+    pool.free(window)
+    pool.flush()
+    piece = pool.malloc(2 * MiB)
+    other = pool.malloc(16 * MiB)
+    assert other != window
+    write(driver, piece, 2 * MiB, 1)
+    write(driver, other, 16 * MiB, 2)
+    verify(driver, piece, 2 * MiB, 1)
+    pool.check()
+
+
+def test_memory_under_kept_windows_is_given_back():
+    driver = ModelDriver(CAPACITY)
+    pool = open_pool(driver)
+    held = fragmented(pool, 2 * MiB, 16)
+    pool.free(pool.malloc(16 * MiB))
+    for block in held:
+        pool.free(block)
+    pool.trim()
+    assert driver.held()["mappings"] == 0
     pool.check()
 
 
