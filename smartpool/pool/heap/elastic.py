@@ -149,6 +149,7 @@ class ElasticHeap:
         """Give idle chunks back to the device; see `Heap.release_idle`."""
         self._slabs.give_back()
         self._place.unmap_loose()
+        self.windows.reap(uses, wait=wait, kept=False)
         released = 0
         for gap in list(self._home.gaps_by_size()):
             if released >= limit_bytes or gap.size < self._driver.granularity:

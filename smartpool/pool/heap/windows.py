@@ -196,12 +196,15 @@ class Windows:
         for start, (window, own) in self._retired.items():
             self._retired[start] = (window, join_uses(own, uses))
 
-    def reap(self, uses: Uses, *, wait: bool = False) -> None:
+    def reap(self, uses: Uses, *, wait: bool = False, kept: bool = True) -> None:
         """Unmap retired windows with which the device is done; with `wait`, the host waits for it.
 
-        `uses` stand for windows that were retired without any.
+        `uses` stand for windows that were retired without any. Without `kept`, only what is left of
+        windows that could not be opened.
         """
         for window, own in list(self._retired.values()):
+            if window.shown and not kept:
+                continue
             if wait:
                 self._clock.synchronize(own or uses)
             elif not self._clock.idle(own or uses):

@@ -173,7 +173,7 @@ def test_a_window_whose_pieces_are_free_again_is_taken_without_a_driver_call():
 
 
 def test_a_window_is_not_taken_while_one_of_its_pieces_is():
-    driver = CpuDriver(capacity=CAPACITY)
+    driver = CpuDriver(capacity=2 * CAPACITY)
     pool = open_pool(driver)
     fragmented(pool, 2 * MiB, 16)
     window = pool.malloc(16 * MiB)
