@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Final, Literal, TypedDict
 
 from smartpool.debug_options import DebugOptions
 from smartpool.errors import ConfigurationError, InvalidSizeError
 from smartpool.prices import Prices
 from smartpool.units import parse_size
+from smartpool.values import as_integer, as_number, shown
 
-__all__ = ["POLICIES", "SmartPoolConfig"]
+__all__ = ["POLICIES", "Policy", "Settings", "SmartPoolConfig", "unknown_setting"]
 
-POLICIES: Final = {"tight": 0.0, "balanced": 0.5, "fast": 1.0}
+Policy = Literal["balanced", "tight", "fast"]
+
+POLICIES: Final[dict[Policy, float]] = {"tight": 0.0, "balanced": 0.5, "fast": 1.0}
 """The named policies, and their places on the axis from least memory to least driver time."""
 
 
@@ -25,7 +29,8 @@ class SmartPoolConfig:
     Parameters
     ----------
     enable_interval_coloring
-        Track lifetimes as weighted intervals and count the gaps between live blocks in the metric.
+        Count the free ranges between live blocks in the live metric, as its part `interval_graph`. Off, that
+        part is 0. It changes the metric alone: where blocks are placed does not depend on it.
     enable_advanced_pooling
         Keep freed memory for reuse in tiers. Off, every request goes to the driver: for debugging.
     fragmentation_threshold
@@ -101,7 +106,7 @@ class SmartPoolConfig:
     enable_predictive_allocation: bool = True
     enable_auto_defragmentation: bool = True
     memory_pressure_threshold: float = 0.85
-    policy: str | float = "balanced"
+    policy: Policy | float = "balanced"
     prices: Prices | None = None
     expected_bytes: int | str | None = None
     max_bytes: int | float | str | None = None
@@ -117,37 +122,54 @@ class SmartPoolConfig:
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
                 raise ConfigurationError(field.name, f"expected True or False, got {value!r}")
-        for name in ("fragmentation_threshold", "target_fragmentation_reduction"):
-            _check_number(name, getattr(self, name), low=0.0, high=1.0)
-        _check_number("optimization_interval", self.optimization_interval, low=0.0, above=True)
+        self._keep_number("fragmentation_threshold", high=1.0)
+        self._keep_number("target_fragmentation_reduction", high=1.0)
+        self._keep_number("memory_pressure_threshold", high=1.0, above=True)
+        self._keep_number("optimization_interval", above=True)
         if self.idle_age is not None:
-            _check_number("idle_age", self.idle_age, low=0.0, above=True)
-        _check_number(
-            "memory_pressure_threshold", self.memory_pressure_threshold, low=0.0, high=1.0, above=True
-        )
-        after = self.recognise_after
-        if after is not None and (after.__class__ is not int or after < 0):
-            raise ConfigurationError(
-                "recognise_after", f"expected an integer of at least 0 or None, got {after!r}"
-            )
-        self._check_watching()
-        _check_policy(self.policy)
+            self._keep_number("idle_age", above=True)
+        if self.recognise_after is not None:
+            self._keep_integer("recognise_after", "an integer of at least 0 or None")
+        self._keep_integer("stack_depth", "a number of frames")
+        self._check_policy()
         if self.prices is not None and not isinstance(self.prices, Prices):
             raise ConfigurationError("prices", f"expected Prices or None, got {self.prices!r}")
-        self._check_max_bytes()
         if self.expected_bytes is not None:
-            _check_size("expected_bytes", self.expected_bytes)
+            self._keep_size("expected_bytes")
+        if as_number(self.max_bytes) is not None and as_integer(self.max_bytes) is None:
+            self._keep_number("max_bytes", high=1.0, above=True)
+        elif self.max_bytes is not None:
+            self._keep_size("max_bytes")
+        if self.out_of_memory_dump is not None and not isinstance(self.out_of_memory_dump, str):
+            raise ConfigurationError(
+                "out_of_memory_dump", f"expected a folder or None, got {self.out_of_memory_dump!r}"
+            )
+        if self.debug is not None and not isinstance(self.debug, bool | DebugOptions):
+            raise ConfigurationError("debug", f"expected True, False or DebugOptions, got {self.debug!r}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> SmartPoolConfig:
         """Return the configuration that a mapping of field names gives; unknown names are an error."""
-        known = {field.name for field in fields(cls)}
+        return cls().changed(values)
+
+    @classmethod
+    def of(cls, config: SmartPoolConfig | Mapping[str, object] | None) -> SmartPoolConfig:
+        """Return `config` if it is one, what a mapping of field names gives, or the defaults for None."""
+        if isinstance(config, cls):
+            return config
+        if config is None or isinstance(config, Mapping):
+            return cls.from_mapping(config or {})
+        raise ConfigurationError(
+            "config", f"expected a SmartPoolConfig, a mapping of its fields, or None, got {config!r}"
+        )
+
+    def changed(self, values: Mapping[str, object]) -> SmartPoolConfig:
+        """Return this configuration with the fields that `values` names changed."""
+        known = [field.name for field in fields(self)]
         for name in values:
             if name not in known:
-                raise ConfigurationError(
-                    str(name), f"expected one of {', '.join(sorted(known))}; there is no such field"
-                )
-        return cls(**values)  # type: ignore[arg-type]
+                raise unknown_setting(name, known)
+        return replace(self, **values)  # type: ignore[arg-type]
 
     def cap(self, device_bytes: int) -> int:
         """Return the hard cap in bytes on a device that holds `device_bytes`."""
@@ -166,47 +188,77 @@ class SmartPoolConfig:
             return DebugOptions() if self.debug else None
         return self.debug
 
-    def _check_watching(self) -> None:
-        if type(self.stack_depth) is not int or self.stack_depth < 0:
-            raise ConfigurationError("stack_depth", f"expected a number of frames, got {self.stack_depth!r}")
-        if self.out_of_memory_dump is not None and not isinstance(self.out_of_memory_dump, str):
+    def _keep_number(self, name: str, *, high: float = math.inf, above: bool = False) -> None:
+        """Keep a field as a plain `float` in [0, high], or in (0, high] with `above`."""
+        given = getattr(self, name)
+        value = as_number(given)
+        if value is None or not 0 <= value <= high or value == math.inf or (above and value == 0):
+            bracket = f"{'(' if above else '['}0, {high:g}{']' if high < math.inf else ')'}"
+            raise ConfigurationError(name, f"expected a number in {bracket}, got {shown(given)}")
+        object.__setattr__(self, name, value)
+
+    def _keep_integer(self, name: str, wanted: str) -> None:
+        """Keep a field as a plain `int` of at least 0."""
+        given = getattr(self, name)
+        value = as_integer(given)
+        if value is None or value < 0:
+            raise ConfigurationError(name, f"expected {wanted}, got {shown(given)}")
+        object.__setattr__(self, name, value)
+
+    def _keep_size(self, name: str) -> None:
+        """Keep a size above 0: an integer as a plain `int`, a text as it is."""
+        value = getattr(self, name)
+        number = as_integer(value)
+        try:
+            nbytes = parse_size(value) if number is None else number
+        except InvalidSizeError as error:
+            raise ConfigurationError(name, str(error)) from None
+        if nbytes <= 0 or isinstance(value, bool):
+            raise ConfigurationError(name, f"expected a size above 0, got {shown(value)}")
+        object.__setattr__(self, name, value if number is None else number)
+
+    def _check_policy(self) -> None:
+        policy = self.policy
+        if isinstance(policy, str) and policy in POLICIES:
+            return
+        place = as_number(policy)
+        if place is None or not 0 <= place <= 1:
+            names = ", ".join(repr(name) for name in POLICIES)
             raise ConfigurationError(
-                "out_of_memory_dump", f"expected a folder or None, got {self.out_of_memory_dump!r}"
+                "policy", f"expected one of {names}, or a number in [0, 1], got {shown(policy)}"
             )
-        if self.debug is not None and not isinstance(self.debug, bool | DebugOptions):
-            raise ConfigurationError("debug", f"expected True, False or DebugOptions, got {self.debug!r}")
-
-    def _check_max_bytes(self) -> None:
-        limit = self.max_bytes
-        if limit is None:
-            return
-        if isinstance(limit, float):
-            _check_number("max_bytes", limit, low=0.0, high=1.0, above=True)
-            return
-        _check_size("max_bytes", limit)
+        object.__setattr__(self, "policy", place)
 
 
-def _check_size(name: str, size: int | str) -> None:
-    try:
-        parsed = parse_size(size)
-    except InvalidSizeError as error:
-        raise ConfigurationError(name, str(error)) from None
-    if isinstance(size, bool) or parsed == 0:
-        raise ConfigurationError(name, f"expected a size above 0, got {size!r}")
+class Settings(TypedDict, total=False):
+    """The fields of `SmartPoolConfig` as keyword arguments, for type checkers; see there."""
+
+    enable_interval_coloring: bool
+    enable_advanced_pooling: bool
+    fragmentation_threshold: float
+    optimization_interval: float
+    idle_age: float | None
+    recognise_after: int | None
+    target_fragmentation_reduction: float
+    enable_predictive_allocation: bool
+    enable_auto_defragmentation: bool
+    memory_pressure_threshold: float
+    policy: Policy | float
+    prices: Prices | None
+    expected_bytes: int | str | None
+    max_bytes: int | float | str | None
+    record: bool
+    track: bool
+    stack_depth: int
+    out_of_memory_dump: str | None
+    debug: bool | DebugOptions | None
+    shareable: bool
 
 
-def _check_policy(policy: object) -> None:
-    if isinstance(policy, str) and policy in POLICIES:
-        return
-    if isinstance(policy, bool) or not isinstance(policy, int | float) or not 0 <= policy <= 1:
-        names = ", ".join(repr(name) for name in POLICIES)
-        raise ConfigurationError("policy", f"expected one of {names}, or a number in [0, 1], got {policy!r}")
-
-
-def _check_number(
-    name: str, value: object, *, low: float, high: float = math.inf, above: bool = False
-) -> None:
-    bracket = f"{'(' if above else '['}{low:g}, {high:g}{']' if high < math.inf else ')'}"
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low < value if above else low <= value) or value > high:  # type: ignore[operator]
-        raise ConfigurationError(name, f"expected a number in {bracket}, got {value!r}")
+def unknown_setting(name: object, known: Iterable[str]) -> ConfigurationError:
+    """Return the error for a name that is none of the `known` ones; it tells the nearest."""
+    near = get_close_matches(str(name), known, 1)
+    advice = f"did you mean {near[0]}? " if near else ""
+    return ConfigurationError(
+        str(name), f"there is no such setting; {advice}expected one of {', '.join(sorted(known))}"
+    )

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import Final, Self
 
-from smartpool.config import SmartPoolConfig
+from smartpool.config import SmartPoolConfig, unknown_setting
 from smartpool.driver.protocol import Driver
 from smartpool.errors import ConfigurationError, DeviceNotFoundError
 from smartpool.smart_pool import SmartPool
@@ -45,6 +45,8 @@ class GPUMemoryOptimizer:
     """
 
     def __init__(self, config: Mapping[str, object] | None = None) -> None:
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigurationError("config", f"expected a mapping of settings, or None, got {config!r}")
         settings = dict(config or {})
         enabled = settings.pop("enable_smart_pool", True)
         if not isinstance(enabled, bool):
@@ -54,9 +56,7 @@ class GPUMemoryOptimizer:
         self.streams_per_device = StreamSet.checked_size(settings.pop("streams_per_device", DEFAULT_STREAMS))
         unknown = settings.keys() - _POOL_FIELDS
         if unknown:
-            name = min(unknown)
-            known = sorted(_POOL_FIELDS | _OWN_FIELDS)
-            raise ConfigurationError(name, f"there is no such setting; expected one of {', '.join(known)}")
+            raise unknown_setting(min(unknown, key=str), _POOL_FIELDS | _OWN_FIELDS)
         self.pool_config = SmartPoolConfig.from_mapping(settings)
         self.smart_pool: SmartPool | None = None
         self._streams: dict[int, StreamSet] = {}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import SupportsIndex
+from difflib import get_close_matches
+from typing import Final, SupportsIndex
 
 from smartpool.errors import InvalidRequestError, InvalidSizeError
+from smartpool.values import as_integer, as_number, shown
 
-__all__ = ["AllocationRequest", "checked_size"]
+__all__ = ["ACCESS_PATTERNS", "AllocationRequest", "checked_size"]
+
+ACCESS_PATTERNS: Final = (
+    "evaluation", "inference", "mixed", "persistent", "random", "sequential", "streaming", "temporary",
+    "training",
+)  # fmt: skip
+"""What `AllocationRequest.hint_access_pattern` may say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +36,8 @@ class AllocationRequest:
         Expected lifetime in seconds; None when unknown. Checked and kept: placement ignores lifetimes,
         because what can be foreseen of them makes it worse (``docs/elastic.md``).
     hint_access_pattern
-        A word that groups requests which behave alike, such as ``"training"``. Checked and kept.
+        What the memory is for, or how it is read: one of `ACCESS_PATTERNS`, such as ``"training"`` or
+        ``"sequential"``; None when unknown. Checked and kept.
     alignment
         A power of two; None for the pool's own (512 bytes).
 
@@ -56,25 +64,35 @@ class AllocationRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", checked_size(self.size))
-        if self.device_id is not None and (not _is_integer(self.device_id) or self.device_id < 0):
+        if self.device_id is not None and self._keep_integer("device_id", "None or an integer from 0") < 0:
             raise InvalidRequestError(
-                f"device_id: expected None or an integer from 0, got {self.device_id!r}"
+                f"device_id: expected None or an integer from 0, got {shown(self.device_id)}"
             )
-        if not _is_integer(self.priority):
-            raise InvalidRequestError(f"priority: expected an integer, got {self.priority!r}")
+        self._keep_integer("priority", "an integer")
         lifetime = self.hint_lifetime
-        if lifetime is not None and not (isinstance(lifetime, int | float) and lifetime >= 0):
-            raise InvalidRequestError(
-                f"hint_lifetime: expected None or seconds of at least 0, got {lifetime!r}"
-            )
-        pattern = self.hint_access_pattern
-        if pattern is not None and not isinstance(pattern, str):
-            raise InvalidRequestError(f"hint_access_pattern: expected None or a string, got {pattern!r}")
-        alignment = self.alignment
-        if alignment is not None and not (
-            _is_integer(alignment) and alignment > 0 and alignment & (alignment - 1) == 0
-        ):
-            raise InvalidRequestError(f"alignment: expected None or a power of two, got {alignment!r}")
+        if lifetime is not None:
+            seconds = as_number(lifetime)
+            if seconds is None or not seconds >= 0:
+                raise InvalidRequestError(
+                    f"hint_lifetime: expected None or seconds of at least 0, got {shown(lifetime)}"
+                )
+            object.__setattr__(self, "hint_lifetime", seconds)
+        if self.hint_access_pattern is not None:
+            _check_pattern(self.hint_access_pattern)
+        if self.alignment is not None:
+            alignment = self._keep_integer("alignment", "None or a power of two")
+            if alignment <= 0 or alignment & (alignment - 1):
+                raise InvalidRequestError(
+                    f"alignment: expected None or a power of two, got {shown(alignment)}"
+                )
+
+    def _keep_integer(self, name: str, wanted: str) -> int:
+        """Keep a field as a plain `int`, and return it."""
+        number = as_integer(getattr(self, name))
+        if number is None:
+            raise InvalidRequestError(f"{name}: expected {wanted}, got {getattr(self, name)!r}")
+        object.__setattr__(self, name, number)
+        return number
 
 
 def checked_size(size: SupportsIndex) -> int:
@@ -82,21 +100,24 @@ def checked_size(size: SupportsIndex) -> int:
 
     NumPy integers and everything else with ``__index__`` are accepted; `bool` and `float` are not.
     """
-    try:
-        nbytes = int(operator.index(size))  # an enumeration's members are integers, but not plain ones
-    except TypeError:
-        nbytes = None
-    if nbytes is None or isinstance(size, bool):
+    nbytes = as_integer(size)
+    if nbytes is None:
         raise InvalidSizeError(
             f"expected a size in bytes as an integer, got {size!r} of type {type(size).__name__}; "
             "convert it with int(), or read text with smartpool.parse_size()"
         )
     if nbytes < 0:
         raise InvalidSizeError(
-            f"expected a size of at least 0 bytes, got {nbytes}; ask for the bytes that are wanted"
+            f"expected a size of at least 0 bytes, got {shown(nbytes)}; ask for the bytes that are wanted"
         )
     return nbytes
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_pattern(pattern: object) -> None:
+    if not isinstance(pattern, str) or pattern not in ACCESS_PATTERNS:
+        near = get_close_matches(str(pattern), ACCESS_PATTERNS, 1)
+        advice = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(map(repr, ACCESS_PATTERNS))
+        raise InvalidRequestError(
+            f"hint_access_pattern: expected None or one of {known}, got {pattern!r}{advice}"
+        )

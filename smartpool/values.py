@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from numbers import Real
 from operator import index
+from typing import Final
 
-__all__ = ["as_integer", "as_number"]
+__all__ = ["as_integer", "as_number", "shown"]
+
+_LONG_BITS: Final = 1024
 
 
 def as_integer(value: object) -> int | None:
@@ -39,3 +42,15 @@ def as_number(value: object) -> float | None:
         return float(value)
     except OverflowError:
         return None
+
+
+def shown(value: object) -> str:
+    """Return `value` as a message shows it: Python refuses to write integers of thousands of digits.
+
+    >>> shown("7"), shown(7), shown(10**5000)
+    ("'7'", '7', 'an integer of 16610 bits')
+    """
+    number = as_integer(value)
+    if number is None or number.bit_length() <= _LONG_BITS:
+        return repr(value)
+    return f"an integer of {number.bit_length()} bits"

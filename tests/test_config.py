@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import enum
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
+from decimal import Decimal
+from fractions import Fraction
+from types import MappingProxyType
+from typing import get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.config import POLICIES, Settings, SmartPoolConfig
 from smartpool.errors import ConfigurationError
 from smartpool.pool.heap.policy import POLICY_OF_NAME
+from smartpool.smart_pool import SmartPool
 from smartpool.units import GiB, MiB
 
+
+class Size(enum.IntEnum):
+    PAGE = 4096
+
+
+class Indexed:
+    def __index__(self):
+        return 1
+
+
+NUMBERS = (
+    st.integers()
+    | st.sampled_from([0, 1, 10**400, -(10**400), 1 << 63])
+    | st.floats()
+    | st.floats(0, 1)
+    | st.sampled_from(
+        [1e300, 5e-324, Fraction(1, 3), Fraction(10**400), Decimal("0.5"), Size.PAGE, Indexed()]
+    )
+    | st.sampled_from([np.int64(1 << 22), np.uint8(3), np.float32(0.5), np.float64(0.25), np.bool_(1)])
+)
+ANYTHING = (
+    NUMBERS | st.none() | st.booleans() | st.text(max_size=5)
+    | st.sampled_from(["tight", "1GiB", "0.5GiB", b"1", (), [1], {}, {1: 2}, object(), complex(1, 0)])
+)  # fmt: skip
 BOOLEANS = [field.name for field in fields(SmartPoolConfig) if field.type == "bool"]
 SHARES = ["fragmentation_threshold", "target_fragmentation_reduction"]
 
@@ -38,6 +69,65 @@ def test_a_wrong_field_is_named(field, bad):
         SmartPoolConfig.from_mapping({field: bad})
 
 
+@given(st.sampled_from([field.name for field in fields(SmartPoolConfig)]), ANYTHING)
+def test_every_value_is_taken_as_a_plain_one_or_refused_by_name(field, value):
+    config = refused = None
+    try:
+        config = SmartPoolConfig(**{field: value})
+    except ConfigurationError as error:
+        refused = error
+    if config is None:
+        assert refused.field == field
+        assert "expected" in str(refused)
+        return
+    kept = getattr(config, field)
+    assert type(kept) in (int, float, str, bool, type(None))
+    assert kept == value or type(value) is Indexed or math.isclose(kept, value)
+    assert 0 <= config.cap(80 * GiB) <= 80 * GiB
+    assert hash(config) == hash(SmartPoolConfig(**{field: kept}))
+
+
+@given(st.sampled_from(["max_bytes", "expected_bytes", "stack_depth"]), st.integers(1, 1 << 62))
+def test_an_integer_is_an_integer_whoever_made_it(field, number):
+    for made in (np.int64(number), np.uint64(number)):
+        assert SmartPoolConfig(**{field: made}) == SmartPoolConfig(**{field: number})
+
+
+@pytest.mark.parametrize("field", ["optimization_interval", "stack_depth", "policy", "max_bytes"])
+def test_what_python_does_not_write_is_told_by_its_length(field):
+    with pytest.raises(ConfigurationError, match="got an integer of 16610 bits"):
+        SmartPoolConfig(**{field: -(10**5000)})
+
+
+def test_huge_values_make_a_pool():
+    huge = SmartPoolConfig(
+        optimization_interval=1e300, idle_age=1e300, max_bytes=10**400, expected_bytes=10**400
+    )
+    with SmartPool("model:1GiB", huge) as pool:
+        passes = pool.background.passes
+        pool.free(pool.malloc(10 * MiB))
+        pool.background.wake()
+        while pool.background.passes == passes:
+            assert pool.background.running
+        assert pool.background.error is None
+
+
+def test_a_configuration_may_be_a_mapping():
+    config = SmartPoolConfig(policy="tight", max_bytes="1GiB")
+    for given_as in ({"policy": "tight", "max_bytes": "1GiB"}, config, MappingProxyType(asdict(config))):
+        assert SmartPoolConfig.of(given_as) == config
+    assert SmartPoolConfig.of(None) == SmartPoolConfig()
+    assert config.changed({"policy": 0.5}) == SmartPoolConfig(policy=0.5, max_bytes="1GiB")
+    for bad in (5, "tight", [("policy", "tight")], True):
+        with pytest.raises(ConfigurationError, match=r"^config: expected a SmartPoolConfig, a mapping"):
+            SmartPoolConfig.of(bad)
+
+
+def test_type_checkers_know_every_field():
+    hints, settings = get_type_hints(SmartPoolConfig), get_type_hints(Settings)
+    assert {field.name: hints[field.name] for field in fields(SmartPoolConfig)} == settings
+
+
 def test_the_edges_are_allowed():
     for name in SHARES:
         for edge in (0, 0.0, 1, 1.0):
@@ -49,7 +139,7 @@ def test_the_edges_are_allowed():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigurationError, match=r"^fragmentation_treshold: .*fragmentation_threshold"):
+    with pytest.raises(ConfigurationError, match=r"^fragmentation_treshold: .* mean fragmentation_threshold"):
         SmartPoolConfig.from_mapping({"fragmentation_treshold": 0.3})
     with pytest.raises(ConfigurationError):
         SmartPoolConfig.from_mapping({3: 0.3})

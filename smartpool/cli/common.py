@@ -12,7 +12,7 @@ from typing import Final
 
 import smartpool
 from smartpool.cli.console import replay_progress
-from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.config import POLICIES, Policy, SmartPoolConfig
 from smartpool.errors import ConfigurationError, InvalidSizeError, TraceError
 from smartpool.trace.baselines import BASELINES
 from smartpool.trace.bundled import bundled, bundled_names
@@ -52,7 +52,7 @@ def play(
     passes: int = 1,
     capacity_bytes: int | None = None,
     streams: str = STREAM_MODES[0],
-    policy: str | float = "balanced",
+    policy: Policy | float = "balanced",
 ) -> list[Run]:
     """Replay every trace on every allocator, each on a device of its own, and show how far it is."""
     runs: list[Run] = []
@@ -135,11 +135,10 @@ def count_of(text: str) -> int:
     return count
 
 
-def policy_of(text: str) -> str | float:
+def policy_of(text: str) -> Policy | float:
     """Return the policy that ``--policy`` names, or its place on the axis."""
     try:
-        policy: str | float = text if text in POLICIES else float(text)
-        return SmartPoolConfig(policy=policy).policy
+        return SmartPoolConfig.from_mapping({"policy": text if text in POLICIES else float(text)}).policy
     except (ValueError, ConfigurationError):
         names = ", ".join(POLICIES)
         raise argparse.ArgumentTypeError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from smartpool.config import SmartPoolConfig
+from smartpool.config import Policy, SmartPoolConfig
 from smartpool.trace.baselines import PEERS
 from smartpool.trace.layouts import RECORDED, Layout, layout_of_plan, recorded_layout, watched_replay
 from smartpool.trace.optimum import OPTIMUM
@@ -62,7 +62,7 @@ def analysis(
     against: Sequence[str] = PEERS,
     device: str = "model:141GiB",
     capacity_bytes: int | None = None,
-    policy: str | float | None = None,
+    policy: Policy | float | None = None,
     plan_seconds: float | None = None,
     begin: BeginReplay | None = None,
 ) -> Analysis:

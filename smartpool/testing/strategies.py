@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smartpool.driver.faults import CALLS, Fault
 from smartpool.planner import IntervalSet
-from smartpool.request import AllocationRequest
+from smartpool.request import ACCESS_PATTERNS, AllocationRequest
 from smartpool.testing.contract import Contract
 
 __all__ = ["ScriptedFault", "arm", "fault_scripts", "interval_sets", "requests", "sizes"]
@@ -77,7 +77,7 @@ def requests(largest: int = 1 << 30, *, devices: int = 1) -> st.SearchStrategy[A
         device_id=st.none() | st.integers(0, devices - 1),
         priority=st.integers(-5, 5),
         hint_lifetime=st.none() | st.floats(0, 1e6, allow_nan=False),
-        hint_access_pattern=st.none() | st.sampled_from(("training", "serving", "temporary")),
+        hint_access_pattern=st.none() | st.sampled_from(ACCESS_PATTERNS),
         alignment=st.none() | st.integers(0, 21).map(lambda shift: 1 << shift),
     )
 

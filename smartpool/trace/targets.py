@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from smartpool.config import SmartPoolConfig
+from smartpool.config import Policy, SmartPoolConfig
 from smartpool.driver import Driver, ModelDriver, open_driver
 from smartpool.driver.cpu import CpuDriver
 from smartpool.errors import ConfigurationError, UnsupportedError
@@ -117,7 +117,7 @@ def open_device(device: str, capacity_bytes: int | None = None) -> Driver:
 
 @contextmanager
 def open_target(
-    name: str, device: str, *, capacity_bytes: int | None = None, policy: str | float = "balanced"
+    name: str, device: str, *, capacity_bytes: int | None = None, policy: Policy | float = "balanced"
 ) -> Iterator[LayoutTarget]:
     """Open an allocator on a fresh device, and give everything back in the end.
 

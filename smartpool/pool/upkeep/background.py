@@ -40,7 +40,7 @@ class Background:
     def __init__(self, target: Optimizable, interval: float, *, name: str = "smartpool-optimizer") -> None:
         self._name = name
         self._target = weakref.ref(target, self._target_died)
-        self._interval = interval
+        self._interval = min(interval, NEVER)
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None

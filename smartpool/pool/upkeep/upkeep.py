@@ -45,7 +45,7 @@ class UpkeepPool(WatchedPool):
         self._steps_changed = 0.0
         self._high_since = 0  # the most in use since memory was given back
         expected = self.config.expected_bytes
-        self.forecast = Forecast(0 if expected is None else parse_size(expected))
+        self.forecast = Forecast(0 if expected is None else min(parse_size(expected), self._memory.cap_bytes))
 
     def keep_up(self, now: float) -> int:
         """Give back what nobody needed for `idle_age`; return the bytes.
