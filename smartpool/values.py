@@ -1,6 +1,7 @@
 """What callers pass, as plain values of Python: an integer of NumPy's is an integer, True is none.
 
-The plain value is kept, never the caller's object, which may change or behave otherwise.
+The plain value is kept, never the caller's object, which may change or behave otherwise. Text is kept so
+that UTF-8 can encode it: whatever writes it later, to a file, a page or a socket, need not think of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from numbers import Real
 from operator import index
 from typing import Final
 
-__all__ = ["as_integer", "as_number", "shown"]
+__all__ = ["as_integer", "as_number", "encodable", "shown"]
 
 _LONG_BITS: Final = 1024
 
@@ -54,3 +55,15 @@ def shown(value: object) -> str:
     if number is None or number.bit_length() <= _LONG_BITS:
         return repr(value)
     return f"an integer of {number.bit_length()} bits"
+
+
+def encodable(text: str) -> str:
+    r"""Return `text` with what UTF-8 cannot encode as its escape: lone surrogates.
+
+    `os.fsdecode` makes them of file names that are no UTF-8, and JSON may hold them. Text is passed through
+    this where it comes in, and not where it goes out, so that what is written reads back equal.
+
+    >>> encodable("caf\udce9"), encodable("café")
+    ('caf\\udce9', 'café')
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

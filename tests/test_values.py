@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.values import as_integer, as_number, shown
+from smartpool.values import as_integer, as_number, encodable, shown
 
 
 @given(st.integers(-(1 << 63), (1 << 63) - 1))
@@ -44,3 +44,10 @@ def test_everything_can_be_shown(bits):
     number = (1 << bits) - 1
     assert shown(number) == (str(number) if bits <= 1024 else f"an integer of {bits} bits")
     assert shown([number & 7]) == repr([number & 7])
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_what_is_kept_can_be_encoded_and_is_kept_once(text):
+    kept = encodable(text)
+    assert encodable(kept) == kept == kept.encode().decode()
+    assert kept == text or "\\u" in kept

@@ -19,6 +19,7 @@ from smartpool.pool.telemetry.tracked import ProfileRecord
 from smartpool.pool.telemetry.tracking import Scope
 from smartpool.pool.telemetry.watched import WatchedPool
 from smartpool.recording import PoolRecording
+from smartpool.values import encodable
 
 if TYPE_CHECKING:
     from smartpool.live.server import LiveServer
@@ -142,6 +143,7 @@ class WatchingFace(DevicePool):
             raise InvalidRequestError(f"name: expected the name of a scope, got {name!r}")
         self._require_open()
         outer = _path.get()
+        name = encodable(name)
         token = _path.set((*outer, name))
         entered: list[tuple[WatchedPool, Scope]] = []
         try:

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from smartpool.errors import TraceError, TraceFormatError, TraceInconsistentError
 from smartpool.npz import read_npz, write_npz
+from smartpool.values import encodable
 
 __all__ = ["ALLOCATE", "FREE", "MAX_STREAMS", "Lifetimes", "Trace"]
 
@@ -60,7 +61,8 @@ class Trace:
     Parameters
     ----------
     name
-        What the trace is called in tables and reports.
+        What the trace is called in tables and reports. What UTF-8 cannot encode in it, and in `meta`, is
+        kept as its escape (`smartpool.values.encodable`).
     op
         0 for an allocation (`ALLOCATE`), 1 for a free (`FREE`).
     id
@@ -116,6 +118,7 @@ class Trace:
         where = f"trace {self.name!r}"
         if not isinstance(self.name, str):
             raise TraceFormatError(f"expected the name of a trace to be a string, got {self.name!r}")
+        object.__setattr__(self, "name", encodable(self.name))
         for column, dtype in {**_COLUMNS, **_OPTIONAL}.items():
             given = getattr(self, column)
             if given is not None or column in _COLUMNS:
@@ -313,10 +316,20 @@ def _frozen_column(where: str, column: str, values: ArrayLike, dtype: type[np.in
 def _plain_meta(where: str, meta: Mapping[str, object]) -> dict[str, object]:
     """Return `meta` as JSON gives it back, so that what is saved is what was held."""
     try:
-        plain: dict[str, object] = json.loads(json.dumps(meta, allow_nan=False))
+        text = json.dumps(meta, allow_nan=False)
+        plain: dict[str, object] = json.loads(text)
+        return _encodable(plain) if "\\ud" in text else plain
     except (TypeError, ValueError, RecursionError) as error:
         raise TraceFormatError(f"{where}: meta cannot be written as JSON: {error}") from None
-    return plain
+
+
+def _encodable(plain: Any) -> Any:
+    """Return what JSON gave with every string in it `encodable`."""
+    if isinstance(plain, dict):
+        return {encodable(key): _encodable(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_encodable(item) for item in plain]
+    return encodable(plain) if isinstance(plain, str) else plain
 
 
 def _check_rows(trace: Trace, where: str) -> None:

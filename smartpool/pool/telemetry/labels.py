@@ -20,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Final
 
 from smartpool.errors import InvalidRequestError
+from smartpool.values import encodable
 
 __all__ = ["NOBODY", "Label", "StackLabels", "current_label", "tagged"]
 
@@ -53,7 +54,7 @@ class Label:
         """The stack as text, a line a frame: ``file:line function``, the innermost first."""
         if self._site is None:
             self._site = "\n".join(
-                f"{code.co_filename}:{_line(code, offset)} {code.co_qualname}"
+                f"{encodable(code.co_filename)}:{_line(code, offset)} {code.co_qualname}"
                 for code, offset in self.stack or ()
             )
         return self._site
@@ -84,7 +85,7 @@ def tagged(name: str) -> Iterator[None]:
     """
     if not isinstance(name, str) or not name:
         raise InvalidRequestError(f"tag: expected a name, got {name!r}")
-    token = _current.set(Label(name))
+    token = _current.set(Label(encodable(name)))
     try:
         yield
     finally:
