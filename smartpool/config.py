@@ -140,10 +140,9 @@ class SmartPoolConfig:
             self._keep_number("max_bytes", high=1.0, above=True)
         elif self.max_bytes is not None:
             self._keep_size("max_bytes")
-        if self.out_of_memory_dump is not None and not isinstance(self.out_of_memory_dump, str):
-            raise ConfigurationError(
-                "out_of_memory_dump", f"expected a folder or None, got {self.out_of_memory_dump!r}"
-            )
+        folder = self.out_of_memory_dump
+        if folder is not None and (not isinstance(folder, str) or "\0" in folder):
+            raise ConfigurationError("out_of_memory_dump", f"expected a folder or None, got {folder!r}")
         if self.debug is not None and not isinstance(self.debug, bool | DebugOptions):
             raise ConfigurationError("debug", f"expected True, False or DebugOptions, got {self.debug!r}")
 

@@ -1,29 +1,39 @@
 """Sizes in bytes: constants, reading what people write, and writing what people read.
 
-Binary units only (``KiB``, ``MiB``, ...). ``"80GB"`` and ``"80G"`` are read as ``80GiB``, as the
-tools of this field (PyTorch, RMM, `nvidia-smi`) do; what SmartPool prints always says ``GiB``.
+``GiB`` is 2**30 bytes and ``GB`` is 10**9, as the standards have it (IEC 80000-13), and so for every
+unit from k to E. A letter alone is binary (``80G`` is ``80GiB``), as in ``ls`` and ``dd``. What SmartPool
+prints is binary and says so.
 """
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from operator import index
 from typing import Final
 
 from smartpool.errors import InvalidSizeError
 
-__all__ = ["GiB", "KiB", "MiB", "TiB", "align_down", "align_up", "format_size", "parse_size"]
+__all__ = ["BINARY_UNITS", "GiB", "KiB", "MiB", "TiB", "align_down", "align_up", "format_size", "parse_size"]
 
 KiB: Final = 1 << 10
 MiB: Final = 1 << 20
 GiB: Final = 1 << 30
 TiB: Final = 1 << 40
 
-_FACTORS: Final = {"": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB}
-_DIGITS: Final = r"[0-9]{1,40}"  # more are no size, and Python refuses to convert thousands
-_SIZE: Final = re.compile(
-    rf"\s*({_DIGITS}(?:\.{_DIGITS})?)\s*(?:([kmgt])(?:i?b)?|b|bytes)?\s*", re.IGNORECASE
+BINARY_UNITS: Final = tuple((f"{letter}iB", 1 << 60 - 10 * power) for power, letter in enumerate("EPTGMK"))
+"""Names and factors, the largest first."""
+
+_LETTERS: Final = " kmgtpe"
+_DIGITS: Final = (
+    r"[0-9]{1,3}(?:_?[0-9]{1,3}){0,13}"  # more are no size, and Python refuses to convert thousands
 )
+_SIZE: Final = re.compile(
+    rf"\s*(?P<number>{_DIGITS}(?:\.{_DIGITS})?(?:e[+-]?[0-9]{{1,2}})?)\s*"
+    r"(?:(?P<letter>[kmgtp]|e(?=i?b))(?P<kind>i?b)?|b|bytes?)?\s*",
+    re.ASCII | re.IGNORECASE,
+)
+_MOST_PRINTED_BITS: Final = 80
 
 
 def parse_size(text: str | int) -> int:
@@ -32,8 +42,8 @@ def parse_size(text: str | int) -> int:
     Parameters
     ----------
     text
-        An integer, a string of digits, or a number with a unit: ``"80GiB"``, ``"512 kib"``,
-        ``"1.5G"``, ``"85899345920"``.
+        An integer, or a number with or without a unit: ``"80GiB"``, ``"80GB"``, ``"512 kib"``, ``"1.5G"``,
+        ``"1e9"``, ``"85_899_345_920"``.
 
     Raises
     ------
@@ -42,29 +52,28 @@ def parse_size(text: str | int) -> int:
 
     Examples
     --------
-    >>> parse_size("80GiB"), parse_size("1.5 KiB"), parse_size(512)
-    (85899345920, 1536, 512)
+    >>> parse_size("80GiB"), parse_size("80GB"), parse_size("1.5 KiB"), parse_size("1e9"), parse_size(512)
+    (85899345920, 80000000000, 1536, 1000000000, 512)
     """
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
-            raise InvalidSizeError(f"expected a size of at least 0 bytes, got {text}")
+            raise InvalidSizeError(f"expected a size of at least 0 bytes, got {format_size(text)}")
         return text
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise InvalidSizeError(
-            f"expected a size such as '80GiB', '512 KiB' or 85899345920, got {text!r}; "
-            "write a number and one of B, KiB, MiB, GiB, TiB"
+            f"expected a size such as '80GiB', '512 KiB' or 85899345920, got {text!r:.80}; "
+            "write a number and one of B, KiB, MiB, GiB, TiB, PiB, EiB, or kB, MB, GB, TB, PB, EB"
         )
-    number, unit = match.groups()
-    factor = _FACTORS[(unit or "").lower()]
-    whole, _, fraction = number.partition(".")
-    numerator, denominator = int(whole + fraction) * factor, int(10 ** len(fraction))
-    if numerator % denominator:
+    letter, kind = (match["letter"] or " ").lower(), (match["kind"] or "ib").lower()
+    factor: int = (1024 if kind == "ib" else 1000) ** _LETTERS.index(letter)
+    exact = Fraction(match["number"].replace("_", "")) * factor
+    if exact.denominator != 1:
         raise InvalidSizeError(
-            f"expected a whole number of bytes, got {text!r} = {numerator / denominator} bytes; "
+            f"expected a whole number of bytes, got {text!r:.80} = {float(exact)} bytes; "
             "choose a smaller unit"
         )
-    return numerator // denominator
+    return exact.numerator
 
 
 def format_size(nbytes: int) -> str:
@@ -87,7 +96,9 @@ def format_size(nbytes: int) -> str:
             f"expected a number of bytes as an integer, got {nbytes!r} of type {type(nbytes).__name__}; "
             "round it, or read text with parse_size()"
         ) from None
-    for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+    if nbytes.bit_length() > _MOST_PRINTED_BITS:  # no size of anything
+        return f"{'-' if nbytes < 0 else ''}2**{nbytes.bit_length() - 1} B or more"
+    for unit, factor in BINARY_UNITS:
         if abs(nbytes) >= factor:
             value = nbytes / factor
             return f"{value:.0f} {unit}" if abs(value) >= 999.5 else f"{value:.3g} {unit}"

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpool.errors import InvalidSizeError
-from smartpool.units import GiB, KiB, MiB, TiB, align_down, align_up, format_size, parse_size
+from smartpool.units import BINARY_UNITS, GiB, KiB, TiB, align_down, align_up, format_size, parse_size
 
-FACTORS = {"": 1, "b": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB}
+LETTERS = "kmgtpe"
+UNITS = {"": 1, "b": 1, "byte": 1, "bytes": 1}
+UNITS |= {f"{letter}{kind}": 1024 ** (at + 1) for at, letter in enumerate(LETTERS) for kind in ("", "ib")}
+del UNITS["e"]  # an exponent that was cut off
+UNITS |= {f"{letter}b": 1000 ** (at + 1) for at, letter in enumerate(LETTERS)}
 
 
-@given(
-    st.integers(0, 1 << 50), st.sampled_from(sorted(FACTORS)), st.sampled_from(["", "b", "ib"]), st.booleans()
-)
-def test_whole_numbers_of_units(number, unit, suffix, upper):
-    text = f" {number} {unit}{suffix if unit not in ('', 'b') else ''} "
-    assert parse_size(text.upper() if upper else text) == number * FACTORS[unit]
-    assert parse_size(number) == number
+@st.composite
+def numbers(draw):
+    """Numbers as people and programs write them, and what they are, exactly."""
+    whole, fraction = draw(st.integers(0, 10**12)), draw(st.none() | st.integers(0, 10**6))
+    exponent = draw(st.none() | st.integers(-3, 12))
+    text, value = f"{whole:_}" if draw(st.booleans()) else str(whole), Fraction(whole)
+    if fraction is not None:
+        text, value = f"{text}.{fraction:06}", value + Fraction(fraction, 10**6)
+    if exponent is not None:
+        text, value = (
+            f"{text}e{exponent:{draw(st.sampled_from(['', '+']))}}",
+            value * Fraction(10) ** exponent,
+        )
+    return text, value
+
+
+@given(numbers(), st.sampled_from(sorted(UNITS)), st.sampled_from(["", " "]), st.booleans())
+def test_a_number_and_a_unit_are_exactly_their_product(number, unit, space, upper):
+    text, value = number
+    text, value = f" {text}{space}{unit} ", value * UNITS[unit]
+    text = text.upper() if upper else text
+    if value.denominator == 1:
+        assert parse_size(text) == value
+    else:
+        with pytest.raises(InvalidSizeError, match="expected a whole number of bytes"):
+            parse_size(text)
+
+
+@given(st.text() | st.text("0123456789._+-eEkKmGiIbB ", max_size=60))
+def test_any_text_is_a_size_or_one_error(text):
+    told = "expected a size"
+    try:
+        assert parse_size(text) >= 0
+    except InvalidSizeError as error:
+        told = str(error)
+    assert "expected a" in told
+    assert len(told) < 400
 
 
 @given(st.integers(0, 1 << 50))
@@ -31,7 +67,15 @@ def test_exact_sizes_come_back(nbytes):
     ("text", "nbytes"),
     [
         ("80GiB", 80 * GiB),
-        ("80GB", 80 * GiB),
+        ("80GB", 80 * 10**9),
+        ("80G", 80 * GiB),
+        ("1 kB", 1000),
+        ("1KB", 1000),
+        ("2 PiB", 2 << 50),
+        ("1e9", 10**9),
+        ("1_000", 1000),
+        ("1e-3GB", 10**6),
+        ("1 EiB", 1 << 60),
         ("1.5 KiB", 1536),
         ("0.5k", 512),
         ("7 bytes", 7),
@@ -50,8 +94,14 @@ def test_examples(text, nbytes):
             " ",
             "GiB",
             "-1",
-            "1e9",
+            "1e",
+            "1e999",
+            "1__0",
+            "_1",
+            "1_",
             "1.5",
+            "1 Gb/s",
+            "80 GBi",
             "0.3 KiB",
             "1 KiBs",
             "1,5k",
@@ -61,7 +111,18 @@ def test_examples(text, nbytes):
             "nan",
             "inf",
         ),
-        *("9" * 5000, "1" * 400 + ".5", "1." + "0" * 5000, "\u0663", None, 1.5, True, b"1", [1], -1),
+        *(
+            "9" * 5000,
+            "1" * 400 + ".5",
+            "1." + "0" * 5000,
+            "\u0663",
+            None,
+            1.5,
+            True,
+            b"1",
+            [1],
+            -1,
+        ),
     ],
 )
 def test_what_is_no_size_gets_one_clear_error(bad):
@@ -70,19 +131,20 @@ def test_what_is_no_size_gets_one_clear_error(bad):
         parse_size(bad)
 
 
-@given(st.integers(0, 1 << 60))
+@given(st.integers(0, 1 << 69))
 def test_what_is_printed_is_near_and_without_exponents(nbytes):
     text = format_size(nbytes)
     assert "e" not in text
     number, unit = text.split()
-    assert abs(float(number) * FACTORS[unit[0].lower()] - nbytes) <= 0.005 * nbytes
+    factors = {**dict(BINARY_UNITS), "B": 1}
+    assert abs(float(number) * factors[unit] - nbytes) <= 0.005 * nbytes
     assert format_size(-nbytes) == ("-" + text if nbytes else text)
 
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1023 * KiB, "1023 KiB"), (int(999.6 * KiB), "1000 KiB"),
-     (1536, "1.5 KiB"), (10**17, "90949 TiB")],
+     (1536, "1.5 KiB"), (10**17, "88.8 PiB"), (1 << 60, "1 EiB")],
 )  # fmt: skip
 def test_format_examples(nbytes, text):
     assert format_size(nbytes) == text
@@ -95,3 +157,13 @@ def test_alignment(value, shift):
     assert low % alignment == high % alignment == 0
     assert low <= value <= high
     assert high - low == (0 if value % alignment == 0 else alignment)
+
+
+@pytest.mark.parametrize("power", [100, 400, 5000])
+def test_what_no_memory_holds_is_told_all_the_same(power):
+    """Python itself refuses to print thousands of digits."""
+    nbytes, most = 10**power, (10**power).bit_length() - 1
+    assert format_size(nbytes) == f"2**{most} B or more"
+    assert format_size(-nbytes) == f"-2**{most} B or more"
+    with pytest.raises(InvalidSizeError, match="at least 0 bytes"):
+        parse_size(-nbytes)

@@ -16,18 +16,19 @@ import itertools
 from itertools import count
 from typing import Final
 
-from smartpool.driver.bookkeeping import Mapping
+from smartpool.driver.bookkeeping import MOST_ADDRESSES, Mapping
 from smartpool.driver.costs import H200, CostTable
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host import HostDriver
 from smartpool.driver.protocol import MemoryInfo
 from smartpool.driver.queues import FIRST_HANDLE
 from smartpool.errors import InvalidSizeError, UnsupportedError
-from smartpool.units import GiB, KiB, MiB, TiB, align_up
+from smartpool.units import BINARY_UNITS, GiB, MiB, align_up, format_size
 
 __all__ = ["ModelDriver"]
 
 _GRANULARITY: Final = 2 * MiB
+_MOST_BYTES: Final = MOST_ADDRESSES // 8
 _RAW_BASE: Final = 1 << 44
 _RESERVED_BASE: Final = 1 << 56
 _DISTANCE: Final = 1 << 48
@@ -63,7 +64,12 @@ class ModelDriver(HostDriver):
 
     def __init__(self, capacity: int = 141 * GiB, costs: CostTable = H200) -> None:
         if capacity <= 0:
-            raise InvalidSizeError(f"expected a capacity of at least 1 byte, got {capacity}")
+            raise InvalidSizeError(f"expected a capacity of at least 1 byte, got {format_size(capacity)}")
+        if capacity > _MOST_BYTES:
+            raise InvalidSizeError(
+                f"expected a capacity of at most {format_size(_MOST_BYTES)}, got {format_size(capacity)}; "
+                "pools take several times as many addresses, and no processor has more"
+            )
         footprint = Footprint(capacity, page=_GRANULARITY, small_limit=costs.small_limit)
         super().__init__(f"model:{exact_size(capacity)}", _NO_DEVICE, _GRANULARITY, footprint)
         self.costs = costs
@@ -182,7 +188,7 @@ def exact_size(nbytes: int) -> str:
     >>> exact_size(80 << 30), exact_size(1536), exact_size(1000)
     ('80GiB', '1536', '1000')
     """
-    for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+    for unit, factor in BINARY_UNITS:
         if nbytes % factor == 0:
             return f"{nbytes // factor}{unit}"
     return str(nbytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.driver.protocol import Driver
@@ -49,11 +51,11 @@ def open_driver(name: str) -> Driver:
         return ModelDriver()
     if kind == "model":
         return _open_model(name, detail)
-    if kind == "cuda" and (not colon or (detail.isascii() and detail.isdigit())):
+    if kind == "cuda" and (not colon or re.fullmatch("[0-9]{1,9}", detail)):
         from smartpool.driver.cuda import CudaDriver  # noqa: PLC0415 - a laptop never pays for it
 
         return CudaDriver(int(detail or "0"))
-    raise DeviceNotFoundError(f"no device {name!r}; {_NAMES}")
+    raise DeviceNotFoundError(f"no device {name!r:.80}; {_NAMES}")
 
 
 def _open_model(name: str, detail: str) -> Driver:
@@ -62,5 +64,5 @@ def _open_model(name: str, detail: str) -> Driver:
         if capacity:
             return ModelDriver(capacity)
     except InvalidSizeError as error:
-        raise DeviceNotFoundError(f"no device {name!r}: {error}; {_NAMES}") from error
-    raise DeviceNotFoundError(f"no device {name!r}: it would have no memory; {_NAMES}")
+        raise DeviceNotFoundError(f"no device {name!r:.80}: {error}; {_NAMES}") from error
+    raise DeviceNotFoundError(f"no device {name!r:.80}: it would have no memory; {_NAMES}")

@@ -4,7 +4,7 @@
 export const TIERS = ["small", "medium", "large", "huge"];
 
 export function formatBytes(bytes) {
-  for (const [unit, power] of [["TiB", 4], ["GiB", 3], ["MiB", 2], ["KiB", 1]]) {
+  for (const [unit, power] of [["EiB", 6], ["PiB", 5], ["TiB", 4], ["GiB", 3], ["MiB", 2], ["KiB", 1]]) {
     if (Math.abs(bytes) >= 1024 ** power) {
       const value = bytes / 1024 ** power;
       return `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ${unit}`;

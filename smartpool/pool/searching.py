@@ -21,6 +21,7 @@ from smartpool.pool.direct import DirectBin
 from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
 from smartpool.units import align_up, format_size
+from smartpool.values import shown
 
 if TYPE_CHECKING:
     from smartpool.pool.bins import RequestObserver
@@ -55,7 +56,7 @@ class SearchingPool(PoolBooks):
         bin_ = Bin(nbytes, size, stream, tier_of(nbytes), self._touched_small if small else self._touched)
         bin_.arena = self._heap.arena_for(size)
         if not small:
-            bin_.snug = int((1 + self._policy.waste) * size)
+            bin_.snug = int((1 + self._policy.waste) * min(size, _EVERYTHING))  # no float holds any size
         return bin_
 
     def _search(self, nbytes: int, stream: object, alignment: int = ALIGNMENT) -> int:
@@ -153,7 +154,7 @@ class SearchingPool(PoolBooks):
 
     def _grow(self, bin_: Bin, alignment: int) -> int:
         if max(bin_.size, alignment) > self._memory.cap_bytes:
-            large = f"{bin_.nbytes} bytes ({format_size(bin_.nbytes)})"
+            large = f"{shown(bin_.nbytes)} bytes ({format_size(bin_.nbytes)})"
             if alignment > self._memory.cap_bytes:
                 large += f" aligned to {alignment} ({format_size(alignment)})"
             error = RequestTooLargeError(

@@ -1,7 +1,7 @@
 "use strict";
 // Figures as text, and round numbers for axes. Pure functions, shared by every page.
 
-const BINARY_UNITS = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]];
+const BINARY_UNITS = [["EiB", 2 ** 60], ["PiB", 2 ** 50], ["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]];
 
 function threeDigits(value) {
   return value.toFixed(Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value)))));

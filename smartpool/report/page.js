@@ -2,7 +2,7 @@
 // The values under the pointer, and the legend's switches. The charts are complete without it.
 
 function formatBytes(bytes) {
-  for (const [unit, power] of [["TiB", 4], ["GiB", 3], ["MiB", 2], ["KiB", 1]]) {
+  for (const [unit, power] of [["EiB", 6], ["PiB", 5], ["TiB", 4], ["GiB", 3], ["MiB", 2], ["KiB", 1]]) {
     if (bytes >= 1024 ** power) return `${(bytes / 1024 ** power).toPrecision(4)} ${unit}`;
   }
   return `${bytes} B`;

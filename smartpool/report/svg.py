@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from smartpool.report.envelope import Envelope
 from smartpool.report.text import printable
-from smartpool.units import GiB, KiB, MiB, TiB
+from smartpool.units import BINARY_UNITS
 
 __all__ = ["Plot", "area_path", "byte_ticks", "count_ticks", "escaped", "line_path", "shortened", "spread"]
 
-_UNITS: Final = (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB), ("B", 1))
+_UNITS: Final = (*BINARY_UNITS, ("B", 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

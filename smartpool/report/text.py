@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from smartpool.units import GiB, KiB, MiB, TiB
+from smartpool.units import BINARY_UNITS
 
 __all__ = ["counted", "format_bytes", "format_count", "format_duration", "format_share", "printable"]
 
-_UNITS: Final = (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB))
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -42,7 +41,7 @@ def format_bytes(nbytes: float) -> str:
     >>> format_bytes(1215 * 2**20), format_bytes(11 * 2**30), format_bytes(0)
     ('1.19 GiB', '11.0 GiB', '0 B')
     """
-    for unit, factor in _UNITS:
+    for unit, factor in BINARY_UNITS:
         if abs(nbytes) >= factor:
             return f"{_three_digits(nbytes / factor)} {unit}"
     return f"{round(nbytes)} B"

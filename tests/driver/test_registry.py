@@ -15,7 +15,9 @@ GiB = 1 << 30
     [
         ("model", "model:141GiB", 141 * GiB),
         ("model:80GiB", "model:80GiB", 80 * GiB),
-        ("model:80GB", "model:80GiB", 80 * GiB),
+        ("model:80GB", "model:78125000KiB", 80 * 10**9),
+        ("model:80G", "model:80GiB", 80 * GiB),
+        ("model:16PiB", "model:16PiB", 1 << 54),
         ("model:85899345920", "model:80GiB", 80 * GiB),
         ("model:1.5TiB", "model:1536GiB", 1536 * GiB),
         ("model:1000", "model:1000", 1000),
@@ -39,15 +41,16 @@ def test_cpu(name):
 
 
 WRONG = """
-    gpu cpu: cpu:1 CPU model: model:0 model:-1 model:big model:1.3 modelx
+    gpu cpu: cpu:1 CPU model: model:0 model:-1 model:big model:1.3 model:999999999TiB modelx
     cuda: cuda:-1 cuda:x cuda:0:1 cuda:² cuda0
 """
 
 
-@pytest.mark.parametrize("name", [*WRONG.split(), "", None, 0, b"cpu"])
+@pytest.mark.parametrize("name", [*WRONG.split(), f"cuda:{'9' * 5000}", "", None, 0, b"cpu"])
 def test_everything_else_is_no_device_and_says_which_are(name):
-    with pytest.raises(DeviceNotFoundError, match="'model:80GiB'"):
+    with pytest.raises(DeviceNotFoundError, match="'model:80GiB'") as caught:
         open_driver(name)
+    assert len(str(caught.value)) < 500
 
 
 def test_each_driver_is_its_own():

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import smartpool
-from smartpool.errors import InvalidRequestError, InvalidSizeError, PlanningError, SmartPoolError
+from smartpool.errors import (
+    InvalidRequestError,
+    InvalidSizeError,
+    PlanningError,
+    RequestTooLargeError,
+    SmartPoolError,
+)
 from smartpool.planner import IntervalSet, solve
 from smartpool.units import format_size
 
@@ -90,6 +96,15 @@ def test_format_size(nbytes):
 
 def test_format_size_takes_integers_of_all_sorts():
     assert [format_size(np.uint64(1 << 40)), format_size(-2048), format_size(0)] == ["1 TiB", "-2 KiB", "0 B"]
+
+
+@pytest.mark.parametrize("nbytes", [1 << 63, 10**30, 10**400, 10**5000], ids=["63", "100", "1328", "16609"])
+def test_requests_that_no_address_space_holds(pool, nbytes):
+    """No float holds the larger ones, and Python refuses to print the largest."""
+    for request in (pool.malloc, pool.allocate, pool.empty):
+        with pytest.raises(RequestTooLargeError, match="1 GiB"):
+            request(nbytes)
+    pool.check()
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,12 @@ def run(files: tuple[str, ...], program: str, given: object) -> object:
 
 
 def test_figures_read_as_they_do_in_python():
-    values = [0, 1, 1023, 1024, 1536, 999 << 10, 1004 << 10, 10 << 20, 1215 << 20, 11 << 30, 5 << 40]
+    values = [0, 1, 1023, 1024, 1536, 999 << 10, 1004 << 10, 10 << 20, 1215 << 20, 11 << 30, 5 << 40, 7 << 50]
     program = "return given.map((n) => [formatBytes(n), formatCount(n), formatShare(n / 2 ** 43)]);"
     assert run(("format.js",), program, values) == [
         [format_bytes(n), format_count(n), format_share(n / 2**43)] for n in values
     ]
+    assert run(("format.js",), "return formatBytes(given);", 3 << 60) == format_bytes(3 << 60)
 
 
 def test_times_and_ticks():

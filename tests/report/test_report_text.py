@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpool.report.text import format_bytes, format_duration, format_share, printable
+from smartpool.units import BINARY_UNITS
 
 any_text = st.text(st.characters(exclude_categories=()))
 
@@ -30,10 +31,10 @@ def test_durations(seconds, text):
     assert format_duration(seconds) == text
 
 
-@given(st.integers(0, 1 << 60))
+@given(st.integers(0, 1 << 69))
 def test_bytes_read_as_what_they_are(nbytes):
     number, unit = format_bytes(nbytes).split()
-    factor = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}[unit]
+    factor = {**dict(BINARY_UNITS), "B": 1}[unit]
     assert float(number) * factor == pytest.approx(nbytes, rel=0.006)
 
 

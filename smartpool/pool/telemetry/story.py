@@ -20,6 +20,7 @@ from smartpool.pool.telemetry.memory_map import MemoryMap
 from smartpool.pool.telemetry.statistics import MemorySnapshot
 from smartpool.pool.telemetry.tracking import UNTAGGED
 from smartpool.units import format_size
+from smartpool.values import shown
 
 __all__ = [
     "DUMP_FORMAT",
@@ -115,7 +116,7 @@ class OutOfMemoryStory:
         held = [one for one in self.holders if one.kind == self.holders[0].kind][:3] if self.holders else []
         best = self.advice[0].text if self.advice else "free what is not needed"
         return (
-            f"cannot allocate {self.requested_bytes} bytes ({format_size(self.requested_bytes)}) on "
+            f"cannot allocate {shown(self.requested_bytes)} bytes ({format_size(self.requested_bytes)}) on "
             f"{self.device}: {format_size(self.live_bytes)} live in {self.live_blocks} blocks "
             f"(most: {', '.join(map(str, held)) or 'none'}), {format_size(self.reserved_bytes)} reserved of "
             f"{format_size(self.cap_bytes)}, largest free range {format_size(self.largest_free_bytes)}, "

@@ -21,7 +21,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Final
 
-from smartpool.errors import InvariantError
+from smartpool.errors import InvariantError, UnsupportedError
 from smartpool.units import MiB, align_up
 
 __all__ = ["AddressOrder"]
@@ -92,7 +92,10 @@ class AddressOrder:
                 slab = _Slab(end - size, end)
                 self._slabs.append(slab)
                 return slab
-        raise InvariantError(f"no nominal addresses left for {size} bytes below {_TOP:#x}")
+        raise UnsupportedError(
+            f"expected a device whose addresses fit below {_TOP:#x}, as those that were observed, got a "
+            f"reservation of {size} bytes; replay on a smaller device"
+        )
 
 
 class _Slab:
