@@ -5,7 +5,7 @@ within a KeyboardInterrupt's reach, and after the globals of every module are go
 optimisers in the main module's globals die then, hundreds of blocks of them.
 Method: what the functions touch is bound in their closures, never looked up in a module, and the
 `ctypes` objects behind the addresses get a reference that is never given back. What a request raises
-is handed to `Rescue`, since PyTorch takes no exceptions from here. A free is not Python at all: see
+is handed to `Rescue`, since no exception passes from here. A free is not Python at all: see
 `FreeRing`.
 """
 
@@ -57,7 +57,7 @@ def allocate_and_free(
     """Return PyTorch's request function over `managers`, for the whole process, and the ring of its frees.
 
     The second function is to be called when the first answered with a null pointer: an exception that
-    was on its way (of a request that failed in the same call, or Ctrl-C) struck there; see `Rescue`.
+    was on its way (Ctrl-C) struck there; see `Rescue`.
 
     What waits in the ring is given back before a request is served, and before a manager searches its
     arenas for anybody or looks at itself.
@@ -84,7 +84,7 @@ def allocate_and_free(
                     return
             give(pointer)
         except UnknownPointerError as error:
-            unknown(error, pointer)
+            unknown(error)
 
     ring = FreeRing(give_back)
     slots, cursor, drain = ring.slots, ring.cursor, ring.drain

@@ -1,22 +1,22 @@
-"""What happens when PyTorch asks for memory and there is none: a Python error, and a live process.
+"""What happens when PyTorch asks for memory and there is none: its own error, and a live process.
 
-Problem: PyTorch's pluggable allocator takes any answer for memory. A null pointer becomes a tensor,
-the next kernel writes to it, and the CUDA context is lost for good. An exception cannot pass: the
-callback is C to PyTorch, and C++ exceptions must not unwind through Python's frames.
-Method: the request is answered with a *stand-in*, addresses of the right length behind which one
-spare chunk is mapped over and over. Kernels that were to use the memory run on garbage and harm
-nobody, and when PyTorch returns to the interpreter the error is raised there, as an asynchronous
-exception of the thread (`PyThreadState_SetAsyncExc`), before anything can read the result. It is
-both our `OutOfMemoryError` and `torch.OutOfMemoryError`. A request of autograd's own threads,
-which have no Python code to raise in, is raised in the thread that waits for the backward pass.
-What PyTorch does next may ask for memory again, in the same call, and then the first Python instruction
-is one of our own function: the error strikes there, and `ctypes` drops it and answers with whatever lies
-on its stack. C code makes that a null pointer and asks a second time (`_torch_ring.ask_twice`), and the
-second answer raises the lost error anew. The same saves a request at which Ctrl-C strikes.
-Bound: the error is raised at the first Python instruction after the call into PyTorch. One chunk a
-device (2 MiB), and 31 us of driver calls for each chunk's length of the request (0.16 s for 10 GiB).
-Rejected: a null pointer (above); memory of the host or of another tensor (corrupts it); waiting (the
-caller's own references keep the memory).
+Problem: PyTorch's pluggable allocator takes any answer for memory. A null pointer, or addresses without
+memory behind them, become a tensor; the next kernel writes there, and the CUDA context is lost for good.
+PyTorch's own allocator throws `c10::OutOfMemoryError`, and all of PyTorch is written for that: autograd
+carries it to the thread that waits, a convolution tries an algorithm that needs less. But C++ exceptions
+must not unwind through frames of Python's.
+Method: Python makes the exception while it has the word, with the constructor that libc10 exports, and
+answers with the address of the exception plus one: no block has an odd address. The machine code that
+asked (`_torch_ring.ask`) sees that and *jumps* into ``__cxa_throw`` with its own frame taken down, so that
+the first frame to be unwound is PyTorch's. No memory is touched, and no kernel is launched.
+What is not the request's own failure, Ctrl-C above all, is no reason to fail it: the memory is served, and
+the exception is raised where Python goes on, as an asynchronous exception of the thread. When it strikes
+in a function of ours before anything could catch it, `ctypes` would drop it, and answer with whatever
+lies on its stack. The machine code makes that a null pointer and asks a second time, and the second
+answer raises what was lost.
+Bound: 2 us for an error. PyTorch's class replaces ours; the message has both stories.
+Rejected: addresses behind which one chunk is mapped over and over, and a Python error raised later (31 us
+for each 2 MiB of the request, impossible for terabytes, and kernels run on garbage); a null pointer.
 """
 
 from __future__ import annotations
@@ -25,24 +25,96 @@ import _thread
 import ctypes
 import logging
 import sys
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from smartpool.errors import DriverError, SmartPoolError, UnknownPointerError
-from smartpool.units import GiB, align_up
+from smartpool.errors import SmartPoolError, UnsupportedError
+from smartpool.units import GiB, KiB, MiB
 
 if TYPE_CHECKING:
+    from smartpool.errors import UnknownPointerError
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
-__all__ = ["Rescue"]
+__all__ = ["ROOM", "CppErrors", "Rescue"]
 
 _LOGGER = logging.getLogger("smartpool")
-_LONGEST: Final = 256 * GiB  # longer than any device: such a request is a mistake, and gets one chunk
+
+ROOM: Final = 1024  # bytes of an exception; PyTorch's need some 150, and the last two words are ours
+
+_TEXT: Final = "NSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"  # std::string, as C++ mangles it
+_METHOD: Final = f"_Z{_TEXT[:-1]}"  # how the name of a method of it begins
+_CLASSES: Final = {True: "_ZTVN3c1016OutOfMemoryErrorE", False: "_ZTVN3c105ErrorE"}
+_TYPES: Final = {True: "_ZTIN3c1016OutOfMemoryErrorE", False: "_ZTIN3c105ErrorE"}
+_CONSTRUCTOR: Final = f"C1ENS_14SourceLocationE{_TEXT}"
 
 _set_async_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)
 _set_async_exception.restype = ctypes.c_int
+
+
+class _Place(ctypes.Structure):
+    """`c10::SourceLocation`."""
+
+    _fields_ = (("function", ctypes.c_char_p), ("file", ctypes.c_char_p), ("line", ctypes.c_uint32))
+
+
+class CppErrors:
+    """Makes exceptions of PyTorch's C++ side.
+
+    Parameters
+    ----------
+    library
+        libc10, loaded; through it the C++ runtime is found that it throws with.
+
+    Attributes
+    ----------
+    throw
+        The address of ``__cxa_throw``, which takes an exception, its type and its destructor. The latter
+        two lie in the last two words of the exception's `ROOM`.
+
+    Raises
+    ------
+    UnsupportedError
+        When the library does not export what is needed.
+    """
+
+    def __init__(self, library: Any) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        try:
+            self.throw = _address(library["__cxa_throw"])
+            self._allocate = _typed(library["__cxa_allocate_exception"], pointer, size)
+            self._begin = _typed(library[f"{_METHOD}C1Ev"], None, pointer)
+            self._append = _typed(library[f"{_METHOD}6appendEPKcm"], None, pointer, ctypes.c_char_p, size)
+            self._end = _typed(library[f"{_METHOD}D1Ev"], None, pointer)
+            # A class without members of its own is made as the class below it, and then called by its name.
+            made = library[f"_ZN3c105Error{_CONSTRUCTOR}"]
+            self._construct = _typed(made, None, pointer, _Place, pointer)
+            self._kinds = {
+                empty: (_address(library[_TYPES[empty]]), _address(library[_CLASSES[empty]]) + 16)
+                for empty in (True, False)
+            }
+        except AttributeError as error:
+            raise UnsupportedError(
+                "expected a PyTorch that exports the constructor of its own errors (2.7 or later, for "
+                f"Linux): {error}; use smartpool.interop.torch.mem_pool instead"
+            ) from error
+        self._place = _Place(b"malloc", b"smartpool", 0)
+
+    def make(self, message: str, *, empty: bool) -> int:
+        """Return the address of a new `c10::OutOfMemoryError`, or, unless `empty`, of a `c10::Error`."""
+        text = message.encode("utf-8", "backslashreplace")
+        string = ctypes.create_string_buffer(64)
+        self._begin(string)
+        self._append(string, text, len(text))
+        error: int = self._allocate(ROOM)
+        self._construct(error, self._place, string)
+        self._end(string)
+        kind, table = self._kinds[empty]
+        ctypes.c_uint64.from_address(error).value = table
+        destructor = ctypes.c_uint64.from_address(table).value
+        ctypes.c_uint64.from_address(error + ROOM - 16).value = kind
+        ctypes.c_uint64.from_address(error + ROOM - 8).value = destructor
+        return error
 
 
 class Rescue:
@@ -52,49 +124,41 @@ class Rescue:
     ----------
     managers
         The pool's managers by device number.
-    out_of_memory
-        `torch.OutOfMemoryError`, or whatever else a raised `MemoryError` is to be as well.
+    errors
+        Makes what PyTorch throws.
 
     Attributes
     ----------
     failures
-        How many requests failed.
+        How many requests found no memory.
     lost
         By the thread of a request: in which thread to raise what struck in a function of ours.
     armed
-        A list of one: how many errors were sent on their way.
+        A list of one: how many exceptions were sent on their way.
     raise_in
         Raises a class in a thread: `PyThreadState_SetAsyncExc`.
     """
 
-    def __init__(
-        self, managers: dict[int, AdvancedMemoryPoolManager], out_of_memory: type[Exception]
-    ) -> None:
+    def __init__(self, managers: dict[int, AdvancedMemoryPoolManager], errors: CppErrors) -> None:
         self._managers = managers
-        self._out_of_memory = out_of_memory
-        self._spares = {ordinal: _Spare(manager) for ordinal, manager in managers.items()}
+        self._errors = errors
         self.lost: dict[int, tuple[int, type[BaseException]]] = {}
         self.armed = [0]
         self.raise_in = _set_async_exception
         self.failures = 0
 
-    def allocation_failed(
-        self, error: BaseException, size: int, device: int, stream: int | None
-    ) -> int | None:
-        """Return what to answer a request that raised `error`; the error is raised later."""
-        if isinstance(error, Exception):
-            pointer = self._stand_in(size, device)
-        else:  # Ctrl-C: not the request's fault
-            try:
-                pointer = self._managers[device].malloc(size, stream)
-            except SmartPoolError:
-                pointer = self._stand_in(size, device)
-        thread, kind = _waiting_thread(), _class_that_raises(error, self._out_of_memory)
-        if pointer is None:  # C code asks again: the error waits for that, or it would strike there
-            self.lost[_thread.get_ident()] = thread, kind
-            return None
+    def allocation_failed(self, error: BaseException, size: int, device: int, stream: int | None) -> int:
+        """Return what to answer a request that raised `error`: memory, or an exception to be thrown."""
+        if isinstance(error, (SmartPoolError, MemoryError)):
+            return self._thrown(error, size, device)
+        try:  # not the request's fault: Ctrl-C, a signal's handler, a callback of the program's
+            pointer = self._managers[device].malloc(size, stream)
+        except BaseException as again:  # noqa: BLE001 - PyTorch must get an answer
+            pointer = self._thrown(again, size, device)
+            if isinstance(error, Exception):
+                return pointer
         self.armed[0] += 1
-        arguments = (thread,), (kind,)
+        arguments = (_thread.get_ident(),), (_class_that_raises(error),)
         # The list is extended in C. A plain call would let the interpreter look for asynchronous
         # exceptions right after it, and it would find this one here instead of in the caller.
         [*map(_set_async_exception, *arguments)]
@@ -103,113 +167,60 @@ class Rescue:
     def watch(self, functions: tuple[Callable[..., Any], ...]) -> None:
         """Keep what strikes in `functions`, which `ctypes` calls, and would be dropped there."""
         lost, before, here = self.lost, sys.unraisablehook, _thread.get_ident
+        codes = {function.__code__ for function in functions}
 
         def hook(unraisable: Any) -> None:
-            if unraisable.object in functions and unraisable.exc_type is not None:
+            trace = unraisable.exc_traceback  # from 3.13 on the function itself is named in a text only
+            if trace is not None and trace.tb_frame.f_code in codes:
                 lost[here()] = here(), unraisable.exc_type
             else:
                 before(unraisable)
 
         sys.unraisablehook = hook
 
-    def free_failed(self, error: UnknownPointerError, pointer: int) -> None:
-        """Give a stand-in back; anything else that the pool does not know is logged as an error.
+    def free_failed(self, error: UnknownPointerError) -> None:
+        """Log that PyTorch freed what the pool does not know.
 
         It comes up late, and in the middle of someone else's request, who must not pay for it.
         """
-        if not any(spare.release(pointer) for spare in self._spares.values()):
-            _LOGGER.error("PyTorch freed what is not the pool's: %s", error)
+        _LOGGER.error("PyTorch freed what is not the pool's: %s", error)
 
-    def _stand_in(self, size: int, device: int) -> int | None:
-        self.failures += 1
-        spare = self._spares.get(device)
-        # A null pointer is for what cannot be helped: it is asked for again.
-        return None if spare is None else spare.stand_in(size)
-
-    def close(self) -> None:
-        """Give the spare chunks back, where no stand-in is alive."""
-        for spare in self._spares.values():
-            spare.close()
+    def _thrown(self, error: BaseException, size: int, device: int) -> int:
+        empty = isinstance(error, MemoryError)
+        if empty:
+            self.failures += 1
+            message = f"CUDA out of memory. Tried to allocate {_in_words(size)}. GPU {device}: {error}"
+        else:
+            message = f"{type(error).__name__}: {error}"
+        return self._errors.make(message, empty=empty) + 1
 
 
-class _Spare:
-    """One chunk of a device, mapped at as many addresses as a request is long."""
-
-    def __init__(self, manager: AdvancedMemoryPoolManager) -> None:
-        self._driver = manager.driver
-        self._unit = self._driver.granularity
-        self._chunk = self._driver.create_chunk(self._unit) if self._unit else None
-        self._lengths: dict[int, int] = {}  # address -> bytes reserved there
-        self._lock = threading.Lock()
-
-    def stand_in(self, size: int) -> int | None:
-        """Return the address of `size` bytes that may be touched and mean nothing, or None."""
-        if self._chunk is None:
-            return None
-        size = size if size <= _LONGEST else self._unit  # no kernel runs on what no device holds
-        driver, unit, length = self._driver, self._unit, align_up(size, self._unit)
-        with self._lock:
-            try:
-                base = driver.reserve(length)
-            except DriverError:
-                return None
-            mapped = 0
-            try:
-                while mapped < length:
-                    driver.map_chunk(base + mapped, self._chunk)
-                    mapped += unit
-                driver.enable_access(base, length)
-            except DriverError:
-                if mapped:
-                    driver.unmap(base, mapped)
-                driver.unreserve(base, length)
-                return None
-            self._lengths[base] = length
-            return base
-
-    def release(self, pointer: int) -> bool:
-        """Give a stand-in back, once the device is done with it; False when it is none of ours."""
-        with self._lock:
-            length = self._lengths.pop(pointer, None)
-            if length is None:
-                return False
-            self._driver.synchronize()
-            self._driver.unmap(pointer, length)
-            self._driver.unreserve(pointer, length)
-            return True
-
-    def close(self) -> None:
-        with self._lock:
-            if self._chunk is not None and not self._lengths:
-                self._driver.release_chunk(self._chunk)
-                self._chunk = None
+def _typed(function: Any, result: Any, *arguments: Any) -> Any:
+    function.restype, function.argtypes = result, arguments
+    return function
 
 
-def _waiting_thread() -> int:
-    """Return the thread in which an error of the calling thread can be raised."""
-    here = _thread.get_ident()
-    frame = sys._getframe()  # noqa: SLF001 - the documented way to one's own frames
-    depth = 0
-    while frame.f_back is not None:
-        frame, depth = frame.f_back, depth + 1
-    if depth > _OWN_FRAMES + (frame.f_code.co_name == "allocate_again"):  # which calls the other function
-        return here
-    frames = sys._current_frames()  # noqa: SLF001
-    for thread, top in frames.items():
-        if thread != here and top.f_code.co_name == "_engine_run_backward":
-            return thread
-    return threading.main_thread().ident or here
+def _address(symbol: Any) -> int:
+    address = ctypes.cast(symbol, ctypes.c_void_p).value
+    assert address is not None
+    return address
 
 
-_OWN_FRAMES: Final = 2  # this function's callers: `allocation_failed`, the callback
+def _in_words(size: int) -> str:
+    """Return a size as PyTorch's messages have it.
+
+    >>> _in_words(2 << 30), _in_words(2500), _in_words(17)
+    ('2.00 GiB', '2.44 KiB', '17 bytes')
+    """
+    for name, unit in (("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size} bytes"
 
 
-def _class_that_raises(error: BaseException, out_of_memory: type[Exception]) -> type[BaseException]:
+def _class_that_raises(error: BaseException) -> type[BaseException]:
     """Return a class that, raised without arguments, is `error`: asynchronous exceptions are classes."""
     kind = type(error)
-    bases: tuple[type, ...] = (kind,)
-    if isinstance(error, MemoryError) and isinstance(error, SmartPoolError):
-        bases = (kind, out_of_memory)
     arguments, state = error.args, dict(vars(error))
 
     def initialise(self: Any) -> None:
@@ -221,4 +232,4 @@ def _class_that_raises(error: BaseException, out_of_memory: type[Exception]) -> 
         "__module__": kind.__module__,
         "__doc__": kind.__doc__ or "",
     }
-    return type(kind.__name__, bases, members)
+    return type(kind.__name__, (kind,), members)

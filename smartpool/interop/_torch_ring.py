@@ -30,7 +30,7 @@ from typing import Final
 
 from smartpool.errors import UnsupportedError
 
-__all__ = ["FreeRing", "ask_twice"]
+__all__ = ["FreeRing", "ask"]
 
 SLOTS: Final = 1 << 20
 _HEADER_BYTES: Final = 64  # the count of frees, on a cache line of its own
@@ -115,32 +115,55 @@ def _store_function(header: int) -> bytes:
     )
 
 
-def ask_twice(first: int, second: int) -> int:
+def ask(first: int, second: int, throw: int, room: int) -> int:
     """Return the address of C code that calls `first`, and `second` when that gave a null pointer.
 
-    ``void *f(size_t size, int device, void *stream)``, and so are the two. A size of 0 is asked once.
+    ``void *f(size_t size, int device, void *stream)``, and so are the two. A size of 0 is asked once. An
+    odd answer is no memory, but one more than the address of a C++ exception, which is thrown by `throw`.
+    Its type and its destructor are the last two words of its `room` bytes.
 
     A `ctypes` callback in which an exception strikes leaves its result unwritten: what it returns is what
     happens to lie on the stack, commonly the last answer. So the stack below is cleared first.
     """
+    clear = b"".join(
+        (
+            b"\x48\x8d\xbc\x24" + struct.pack("<i", -_CLEARED),  # lea rdi, [rsp - 1024]
+            b"\x31\xc0",  # xor eax, eax
+            b"\xb9" + struct.pack("<I", _CLEARED // 8),  # mov ecx, 128
+            b"\xf3\x48\xab",  # rep stosq
+            b"\x48\x8b\x7c\x24\x10",  # mov rdi, [rsp + 16]
+        )
+    )
+    call_second = b"".join(
+        (
+            b"\x48\x8b\x74\x24\x08",  # mov rsi, [rsp + 8]
+            b"\x48\x8b\x14\x24",  # mov rdx, [rsp]
+            b"\x48\xb8" + struct.pack("<Q", second),  # mov rax, second
+            b"\xff\xd0",  # call rax
+        )
+    )
     return _load(
         b"".join(
             (
                 b"\xf3\x0f\x1e\xfa",  # endbr64
                 b"\x57\x56\x52",  # push rdi; push rsi; push rdx (and the stack is aligned)
-                b"\x48\x8d\xbc\x24" + struct.pack("<i", -_CLEARED),  # lea rdi, [rsp - 1024]
-                b"\x31\xc0",  # xor eax, eax
-                b"\xb9" + struct.pack("<I", _CLEARED // 8),  # mov ecx, 128
-                b"\xf3\x48\xab",  # rep stosq
-                b"\x48\x8b\x7c\x24\x10",  # mov rdi, [rsp + 16]
+                clear,
                 b"\x48\xb8" + struct.pack("<Q", first),  # mov rax, first
                 b"\xff\xd0",  # call rax
-                b"\x5a\x5e\x5f",  # pop rdx; pop rsi; pop rdi
-                b"\x48\x85\xc0\x75\x11",  # test rax, rax; jnz to the end
-                b"\x48\x85\xff\x74\x0c",  # test rdi, rdi; jz to the end
-                b"\x48\xb8" + struct.pack("<Q", second),  # mov rax, second
-                b"\xff\xe0",  # jmp rax
+                b"\x48\x8b\x7c\x24\x10",  # mov rdi, [rsp + 16]
+                b"\x48\x85\xc0\x75" + struct.pack("<B", 5 + len(call_second)),  # test rax, rax; jnz answer
+                b"\x48\x85\xff\x74" + struct.pack("<B", len(call_second)),  # test rdi, rdi; jz answer
+                call_second,
+                # answer:
+                b"\x48\x83\xc4\x18",  # add rsp, 24: from here on this frame is gone
+                b"\xa8\x01\x75\x01",  # test al, 1; jnz thrown
                 b"\xc3",  # ret
+                # thrown:
+                b"\x48\x8d\x78\xff",  # lea rdi, [rax - 1]
+                b"\x48\x8b\xb7" + struct.pack("<i", room - 16),  # mov rsi, [rdi + room - 16]
+                b"\x48\x8b\x97" + struct.pack("<i", room - 8),  # mov rdx, [rdi + room - 8]
+                b"\x48\xb8" + struct.pack("<Q", throw),  # mov rax, throw
+                b"\xff\xe0",  # jmp rax
             )
         )
     )

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from warnings import warn
 
@@ -37,8 +38,8 @@ from smartpool.interop._torch_callbacks import (
     segment_functions,
 )
 from smartpool.interop._torch_graphs import Graphs
-from smartpool.interop._torch_rescue import Rescue
-from smartpool.interop._torch_ring import FreeRing, ask_twice
+from smartpool.interop._torch_rescue import ROOM, CppErrors, Rescue
+from smartpool.interop._torch_ring import FreeRing, ask
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.smart_pool import SmartPool
 from smartpool.units import align_up
@@ -97,9 +98,8 @@ def install(pool: SmartPool) -> None:
     What PyTorch frees is given back to the pool with the next request, by whichever framework, that
     finds no block of its size ready; statistics are of the moment.
 
-    Out of memory is raised as an error that is both `smartpool.OutOfMemoryError` and
-    `torch.OutOfMemoryError`, at the first Python instruction after the call into PyTorch that
-    needed the memory; the pool and the CUDA context stay usable.
+    Out of memory is `torch.OutOfMemoryError`, as from PyTorch's own allocator; the pool and the CUDA
+    context stay usable. Any other failure of a request is a `RuntimeError` that begins with its class.
 
     Raises
     ------
@@ -130,18 +130,17 @@ def install(pool: SmartPool) -> None:
             "anything but is_available() and device_count()"
         )
     graphs = Graphs(pool)
-    rescue = Rescue(managers, torch.OutOfMemoryError)
+    errors = CppErrors(_libc10(torch))
+    rescue = Rescue(managers, errors)
     try:
         allocate, again, ring = allocate_and_free(managers, rescue, partial(_lasting_streams, torch))
         first, second = (address_of(AllocateFunction, function) for function in (allocate, again))
-        allocator = make(ask_twice(first, second), ring.address)
+        allocator = make(ask(first, second, errors.throw, ROOM), ring.address)
         _set_hooks(allocator, pool, managers, graphs)
         torch._C._cuda_changeCurrentAllocator(allocator)  # noqa: SLF001 - there is no public way
     except UnsupportedError:
-        rescue.close()
         raise
     except RuntimeError as error:
-        rescue.close()
         raise AllocatorError(
             f"expected PyTorch to take the allocator, but it refused: {error}; call install() before "
             "anything allocates on a CUDA device"
@@ -163,6 +162,16 @@ def _custom_allocator(torch: Any) -> Callable[[int, int], Any]:
             f"{torch.__version__}; {_INSTALL}"
         )
     return make
+
+
+def _libc10(torch: Any) -> Any:
+    """Return the library in which PyTorch's errors are; it is loaded already."""
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    except OSError as error:
+        raise UnsupportedError(
+            f"expected a PyTorch with a shared libc10: {error}; use smartpool.interop.torch.mem_pool instead"
+        ) from error
 
 
 def _lasting_streams(torch: Any, device: int) -> list[int]:

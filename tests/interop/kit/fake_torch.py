@@ -1,12 +1,15 @@
 """What `smartpool.interop.torch` uses of PyTorch, with PyTorch's habits.
 
 Addresses are called as C code, through `ctypes`; the size and the stream of a request are kept and
-given back with the free; the allocator cannot be changed once it was used; hooks take addresses.
+given back with the free; the allocator cannot be changed once it was used; hooks take addresses. What
+an allocator throws becomes PyTorch's own error in Python.
 """
 
 import ctypes
 import types
 from contextlib import contextmanager
+
+from fake_libc10 import FakeLibc10
 
 Allocate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
 Free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
@@ -27,6 +30,10 @@ class Allocator:
 
     def raw_alloc(self, size, device=0, stream=None):
         pointer = self._allocate(size, device, stream)
+        thrown = FakeTorch.libc10.take()
+        if thrown is not None:
+            name, message = thrown
+            raise (FakeTorch.OutOfMemoryError if name == "OutOfMemoryError" else RuntimeError)(message)
         self._of[pointer] = (size, device, stream)
         return pointer
 
@@ -64,6 +71,7 @@ class Stream:
 
 class FakeTorch(types.ModuleType):
     __version__ = "2.11.0+fake"
+    libc10 = FakeLibc10()
 
     class OutOfMemoryError(RuntimeError):
         pass
