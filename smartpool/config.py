@@ -41,15 +41,12 @@ class SmartPoolConfig:
         Seconds for which memory idles before the optimiser gives it back; None to wait for pressure or
         fragmentation. By the measured prices, getting all memory of an H200 back takes 0.1 s: 0.2 %
         of the default.
-    recognise_after
-        How many requests must have missed their bin before the pool first looks for repetition that
-        nobody marked; None for never. Looking costs some 10 ms once, and then 6 % of what searching
-        costs at most; sooner than by the default it does not come in within a short run.
     target_fragmentation_reduction
         Reduction against the caching baseline, in [0, 1], that `statistics.target_achieved` asks for.
     enable_predictive_allocation
-        Plan what repeats itself, and serve it from its plan: steps that `SmartPool.step` marks, and
-        repetition that the pool recognises. Off, a step is served like everything else.
+        Plan the steps that `SmartPool.step` marks, and serve them from their plans; and, beside the
+        background optimiser, map memory before it is asked for where that can be foreseen
+        (`expected_bytes`). Off, a step is served like everything else, and nothing is mapped ahead.
     enable_auto_defragmentation
         Run the background optimiser, which joins free ranges and gives back what idles. It moves no
         block and copies no byte.
@@ -101,7 +98,6 @@ class SmartPoolConfig:
     fragmentation_threshold: float = 0.3
     optimization_interval: float = 30.0
     idle_age: float | None = 60.0
-    recognise_after: int | None = 65_536
     target_fragmentation_reduction: float = 0.133
     enable_predictive_allocation: bool = True
     enable_auto_defragmentation: bool = True
@@ -128,8 +124,6 @@ class SmartPoolConfig:
         self._keep_number("optimization_interval", above=True)
         if self.idle_age is not None:
             self._keep_number("idle_age", above=True)
-        if self.recognise_after is not None:
-            self._keep_integer("recognise_after", "an integer of at least 0 or None")
         self._keep_integer("stack_depth", "a number of frames")
         self._check_policy()
         if self.prices is not None and not isinstance(self.prices, Prices):
@@ -237,7 +231,6 @@ class Settings(TypedDict, total=False):
     fragmentation_threshold: float
     optimization_interval: float
     idle_age: float | None
-    recognise_after: int | None
     target_fragmentation_reduction: float
     enable_predictive_allocation: bool
     enable_auto_defragmentation: bool

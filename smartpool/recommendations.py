@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.steps.repetition import agreeing_periods
 from smartpool.pool.telemetry.statistics import MemorySnapshot
 from smartpool.trace.replay import Run, replay
 from smartpool.trace.targets import PoolTarget
@@ -33,6 +35,10 @@ _FEW_EVENTS: Final = 100
 _STEPS_MISS: Final = 0.1
 _BINS_MISS: Final = 0.4
 _ENOUGH_REQUESTS: Final = 50
+_WORD: Final = 16  # sizes in a row
+_PLACES: Final = 64  # where they stood before
+_EVIDENCE: Final = 2048  # requests, or one whole repetition, that a period explains
+_AGREEMENT: Final = 0.99  # of them
 _STEPS_PER_OCTAVE: Final = 8  # sizes that a runtime might round to, between two powers of two
 
 
@@ -256,13 +262,32 @@ def _round_up(nbytes: int) -> int:
 def _from_repetition(now: MemorySnapshot, trace: Trace) -> Iterator[Recommendation]:
     if now.steps.hits:
         return
-    sizes = trace.size[trace.op == ALLOCATE].tolist()
-    periods = agreeing_periods(tuple(sizes))
-    if periods:
+    sizes = trace.size[trace.op == ALLOCATE]
+    period = _period(sizes)
+    if period is not None:
         yield Recommendation(
             kind="steps",
             device=now.device,
             text=f"mark steps (with pool.step(): ...): the last of {len(sizes)} recorded requests repeat "
-            f"after every {periods[0]}, and none was served from a plan",
-            figures={"period": periods[0], "requests": len(sizes)},
+            f"after every {period}, and none was served from a plan",
+            figures={"period": period, "requests": len(sizes)},
         )
+
+
+def _period(sizes: NDArray[np.int64]) -> int | None:
+    """Return after how many requests a sequence of sizes repeats itself at its end; None if it does not.
+
+    Where the last `_WORD` sizes stood before tells what it could be.
+    """
+    last = len(sizes) - 1
+    earlier = np.flatnonzero(sizes[_WORD:last] == sizes[last]) + _WORD if last > _WORD else sizes[:0]
+    for back in range(1, _WORD):
+        earlier = earlier[sizes[earlier - back] == sizes[last - back]]
+    for period in (last - earlier[: -_PLACES - 1 : -1]).tolist():
+        evidence = max(period, _EVIDENCE)
+        if period + evidence > len(sizes):
+            break
+        early = sizes[len(sizes) - evidence - period : len(sizes) - period]
+        if np.mean(sizes[len(sizes) - evidence :] == early) >= _AGREEMENT:
+            return period if period >= _WORD else None  # what is shorter, bins serve as well
+    return None

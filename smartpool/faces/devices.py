@@ -84,9 +84,6 @@ class DevicePool:
         part, on each stream by a plan of its own, and those of threads that take turns with it. What
         does not match is counted and served as always.
 
-        Without marks, the pool looks for repetition by itself once searching has cost enough
-        (`SmartPoolConfig.recognise_after`); the first mark ends that.
-
         Parameters
         ----------
         name

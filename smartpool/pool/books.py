@@ -104,7 +104,7 @@ class PoolBooks:
         self.high_water_bytes = 0
         disown_in_children(self)
         predicts = self.config.enable_predictive_allocation and self._pooling
-        self._steps = Steps(enabled=predicts, recognise_after=self.config.recognise_after)
+        self._steps = Steps(enabled=predicts)
 
     def _make_heap(self) -> Heap:
         if self.driver.granularity:

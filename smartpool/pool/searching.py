@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from smartpool.errors import (
     DriverError,
     DriverOutOfMemoryError,
-    OutOfMemoryError,
     RequestTooLargeError,
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
@@ -241,8 +240,6 @@ class SearchingPool(PoolBooks):
 
     def _empty_bins(self, touched: set[Bin]) -> None:
         self._flushes += 1
-        if self._flushes >= self._steps.look_at:
-            self._steps.look(self)
         if self._gauge.live_bytes > self.high_water_bytes:  # noqa: PLR1730 - `max` takes three times as long
             self.high_water_bytes = self._gauge.live_bytes  # it only rises between two flushes
         groups: list[Bin] = []
@@ -318,16 +315,6 @@ class SearchingPool(PoolBooks):
         """The table of live blocks."""
         return self._live
 
-    @property
-    def searches(self) -> int:
-        """Requests that missed their bin, so far."""
-        return self._searches
-
-    @property
-    def flushes(self) -> int:
-        """How often bins were emptied, so far."""
-        return self._flushes
-
     def bins_of(self, stream: int) -> dict[int, Bin]:
         """Return the table of bins of a stream."""
         return self._bins_of.setdefault(stream, {})
@@ -341,21 +328,6 @@ class SearchingPool(PoolBooks):
         if stream != self._home and not self._several_streams:
             self._begin_several_streams()
         return self._find_place(self._new_bin(size, stream), ALIGNMENT)
-
-    def acquire_spare_region(self, size: int, stream: int) -> int | None:
-        """Return the address of such a block, made of what is free already; None where it is not enough."""
-        self._flush()
-        if size > self._heap.room_bytes():
-            return None
-        try:
-            return self.acquire_region(size, stream)
-        except OutOfMemoryError:
-            return None
-
-    def room_bytes(self) -> tuple[int, int]:
-        """Return the bytes of the largest region that can be made of what is free now, and of the rest."""
-        region = self._heap.room_bytes()
-        return region, self._heap.extent_bytes - self._heap.live_bytes - region
 
     def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
         """Take back what `acquire_region` gave, out of the list `region`; `streams` may still touch it."""

@@ -17,7 +17,6 @@ from typing import Final
 
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses
-from smartpool.memory.stitch import largest_window
 from smartpool.memory.tidy import place_tidily
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.growing import Growing
@@ -225,11 +224,6 @@ class ElasticHeap:
     def extent_bytes(self) -> int:
         """Bytes in blocks and gaps."""
         return self._home.extent_bytes
-
-    def room_bytes(self) -> int:
-        """Return the bytes of the largest block that needs no new memory."""
-        self._slabs.give_back()
-        return largest_window(self._home.gaps_by_size(), self._chunks)
 
     @property
     def largest_gap_bytes(self) -> int:

@@ -98,9 +98,6 @@ class Heap(Protocol):
     def gauge(self) -> Gauge:
         """Where the bytes of memory that is in use, and of all of it, can be read in the least time."""
 
-    def room_bytes(self) -> int:
-        """Return the bytes of the largest block that needs no new memory."""
-
     @property
     def largest_gap_bytes(self) -> int:
         """Bytes of the largest gap; 0 when there is none."""

@@ -145,10 +145,6 @@ class SegmentHeap:
         """Bytes in blocks and gaps."""
         return self._small.extent_bytes + self._rest.extent_bytes
 
-    def room_bytes(self) -> int:
-        """Return the bytes of the largest gap."""
-        return self.largest_gap_bytes
-
     @property
     def largest_gap_bytes(self) -> int:
         """Bytes of the largest gap."""

@@ -1,1 +1,1 @@
-"""Planned steps: what repeats itself is recognised, planned, and served by index."""
+"""Planned steps: a repetition that is marked is recorded, planned, and served by index."""

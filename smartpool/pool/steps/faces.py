@@ -17,7 +17,7 @@ from smartpool.pool.bins import Bin
 if TYPE_CHECKING:
     from smartpool.pool.steps.planned import PlannedStep
 
-__all__ = ["NOBODY", "DoorBin", "ExtraBin", "FaceBin", "Seat", "StepBin"]
+__all__ = ["NOBODY", "ExtraBin", "FaceBin", "Seat", "StepBin"]
 
 _claim = dict.__setitem__  # not a request: observers are told once, by the one who asked
 _throw_away = deque[int](maxlen=0).append  # takes one argument and does nothing, in C
@@ -39,12 +39,6 @@ class FaceBin(Bin):
         super().__init__(home.nbytes, home.size, home.stream, home.tier, set())
         self.quiet = False
         self.home = home
-
-
-class DoorBin(FaceBin):
-    """Sends requests of one size, which may be the first of a repetition, to the slow path."""
-
-    __slots__ = ()
 
 
 class StepBin(FaceBin):
@@ -85,7 +79,7 @@ class StepBin(FaceBin):
 
 
 class ExtraBin(FaceBin):
-    """A size that the plan of a marked step does not know: counts, and passes on to the bin."""
+    """A size that the plan of a step does not know: counts, and passes on to the bin."""
 
     __slots__ = ("step",)
 

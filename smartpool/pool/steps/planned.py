@@ -56,16 +56,14 @@ from smartpool.units import align_up
 if TYPE_CHECKING:
     from smartpool.pool.bins import Bin, LiveTable
 
-__all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "STAY_SHARE", "PlannedStep"]
+__all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "PlannedStep"]
 
 CONTEXT: Final = 3
 """Requests in a row that must match the plan elsewhere before the step goes on from there."""
 LOST: Final = 64
 """Requests in a row, or more misses than hits, after which a step is given up."""
 REPLAN_SHARE: Final = 0.02
-"""Of the requests of a marked step that were off, from which it is planned anew."""
-STAY_SHARE: Final = 0.1
-"""And of one that was recognised, from which, twice in a row, it is left: to find it again is dear."""
+"""Of the requests of a step that were off, from which it is planned anew."""
 
 
 class PlannedStep:
@@ -85,8 +83,6 @@ class PlannedStep:
         The table of live blocks.
     bin_of
         Returns the bin of a request size on a stream.
-    cyclic
-        Whether one repetition follows the other without a mark.
 
     Attributes
     ----------
@@ -99,20 +95,13 @@ class PlannedStep:
     repetitions, past_hits, past_misses
         Repetitions that have ended, and what they counted.
     changed
-        How many of the last repetitions in a row differed too much.
+        Whether the last repetition differed too much.
     elsewhere
         Slots, live or freed lately, and the other streams that used them.
     """
 
     def __init__(
-        self,
-        plan: StepPlan,
-        base: int,
-        stream: int,
-        live: LiveTable,
-        bin_of: Callable[[int, int], Bin],
-        *,
-        cyclic: bool = False,
+        self, plan: StepPlan, base: int, stream: int, live: LiveTable, bin_of: Callable[[int, int], Bin]
     ) -> None:
         self.plan = plan
         self.base = base
@@ -120,7 +109,6 @@ class PlannedStep:
         self.stream = stream
         self.live = live
         self.faces = {nbytes: StepBin(bin_of(nbytes, stream), self) for nbytes in set(plan.nbytes)}
-        self._cyclic = cyclic
         self._slots = [
             range(base + offset, base + offset + align_up(max(nbytes, 1), ALIGNMENT)) if offset >= 0 else None
             for nbytes, offset in zip(plan.nbytes, plan.offsets, strict=True)
@@ -151,7 +139,8 @@ class PlannedStep:
         self._astray = 0  # how many in a row
         self._passed = 0  # positions that went by without being served as planned
         self.misses = 0
-        self.repetitions = self.past_hits = self.past_misses = self.changed = 0
+        self.repetitions = self.past_hits = self.past_misses = 0
+        self.changed = False
         self.elsewhere: dict[int, tuple[int, ...]] = {}
 
     def __repr__(self) -> str:
@@ -171,8 +160,7 @@ class PlannedStep:
     @property
     def lost(self) -> bool:
         """Whether the program does something else by now."""
-        changed = self._cyclic and self.changed > 1
-        return changed or self._astray > LOST or self.misses > self.hits + LOST
+        return self._astray > LOST or self.misses > self.hits + LOST
 
     # ------------------------------------------------------------------ repetitions
 
@@ -212,9 +200,7 @@ class PlannedStep:
         count = len(self.entries)
         self._pass_to(count)
         surprises = max(self.misses, count - self.hits)
-        share = STAY_SHARE if self._cyclic else REPLAN_SHARE
-        differs = surprises > share * max(self.hits + self.misses, count)
-        self.changed = self.changed + 1 if differs else 0
+        self.changed = surprises > REPLAN_SHARE * max(self.hits + self.misses, count)
         self.repetitions += 1
         self.past_hits += self.hits
         self.past_misses += self.misses
@@ -270,11 +256,9 @@ class PlannedStep:
         return True
 
     def _expected(self) -> int:
-        """Return the size that the next request should have; -1 at the end of a marked step."""
+        """Return the size that the next request should have; -1 at the end."""
         nbytes = self.plan.nbytes
-        if self.position < len(nbytes):
-            return nbytes[self.position]
-        return nbytes[0] if self._cyclic else -1
+        return nbytes[self.position] if self.position < len(nbytes) else -1
 
     def _order(self, wait: Callable[[tuple[int, ...], int], None]) -> None:
         """Order our stream behind the use on others of slots that were freed."""
@@ -285,10 +269,7 @@ class PlannedStep:
 
     def _find(self, nbytes: int) -> int | None:
         """Return the position of a request whose slot can be had, and go on behind it; None for a miss."""
-        if self._expected() == nbytes:
-            if self.position == len(self.entries):
-                self._finish()
-        else:
+        if self._expected() != nbytes:
             found = self._find_back(nbytes)
             if found is None:
                 self._miss()
@@ -346,9 +327,6 @@ class PlannedStep:
     def _go_to(self, position: int) -> None:
         """Go on from another position: forward, over missing requests, or from an earlier one again."""
         if position >= self.position:
-            self._pass_to(position)
-        elif self._cyclic:  # what is missing are the last ones of a repetition
-            self._finish()
             self._pass_to(position)
         else:
             self._passed -= self.position - position

@@ -1,4 +1,4 @@
-"""What steps and their recognition need of the pool."""
+"""What steps need of the pool."""
 
 from __future__ import annotations
 
@@ -19,14 +19,6 @@ class StepPool(Protocol):
     def live_table(self) -> LiveTable:
         """The table of live blocks."""
 
-    @property
-    def searches(self) -> int:
-        """Requests that missed their bin, so far."""
-
-    @property
-    def flushes(self) -> int:
-        """How often bins were emptied, so far."""
-
     def bins_of(self, stream: int) -> dict[int, Bin]:
         """Return the table of bins of a stream."""
 
@@ -35,12 +27,6 @@ class StepPool(Protocol):
 
     def acquire_region(self, size: int, stream: int) -> int:
         """Return the address of a block of `size` bytes; raises `OutOfMemoryError`."""
-
-    def acquire_spare_region(self, size: int, stream: int) -> int | None:
-        """Return the address of a block of `size` bytes of what is free already, or None."""
-
-    def room_bytes(self) -> tuple[int, int]:
-        """Return the bytes of the largest region that can be made of what is free now, and of the rest."""
 
     def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
         """Take the block back whose address is in `region`, and empty that; `streams` may still touch it."""

@@ -1,9 +1,7 @@
 """Steps of one pool: which is recorded, which is planned, which has its region.
 
 A repetition that is marked (`SmartPool.step`) is watched the first time, planned on another thread,
-and served from then on. One that is not marked is recognised by `smartpool.pool.steps.recognition`, and
-served by the same parts, one repetition after the other. Each stream of a marked step has a plan
-and a region of its own.
+and served from then on. Each stream of a step has a plan and a region of its own.
 
 The regions of one kind of step exist at a time. They are acquired when a planned step begins, stay
 for the next repetition, and are given back when memory is short or trimmed, when another kind of
@@ -24,11 +22,8 @@ from smartpool.pool.bins import Bin
 from smartpool.pool.steps.aside import Aside
 from smartpool.pool.steps.faces import ExtraBin, FaceBin
 from smartpool.pool.steps.planned import PlannedStep
-from smartpool.pool.steps.plans import Sequence, StepPlan, make_plan
+from smartpool.pool.steps.plans import Sequence, StepPlan, Watch, make_plan, sequences
 from smartpool.pool.steps.pool import StepPool
-from smartpool.pool.steps.recognition import NEVER, Recognition
-from smartpool.pool.steps.repetition import AGREEMENT
-from smartpool.pool.steps.watching import Watch, sequences
 
 __all__ = ["StepStatistics", "Steps"]
 
@@ -36,6 +31,7 @@ MOST: Final = 1 << 20
 """Requests and frees of the longest step that is planned."""
 MOST_BINS: Final = 4096
 """Bins of a stream, beyond which requests that a plan does not know are not counted."""
+_AGREEMENT: Final = 0.99  # of two repetitions' requests, for threads to take part in the same order
 _PATIENCE: Final = 64  # steps that are served unplanned, at most, after plans that were of no use
 _FOREIGN: Final = 0.05  # of a step's requests on other threads, from which they may belong to it
 
@@ -52,12 +48,6 @@ class StepStatistics:
         Requests of planned repetitions that came as planned, and that did not.
     planned_bytes
         Bytes of the regions that are held now.
-    recognised
-        How often the pool began to serve a repetition that nobody had marked.
-    left
-        How often it stopped to, because the program did something else.
-    watched
-        Requests and frees that were watched to find repetitions.
     """
 
     recorded: int = 0
@@ -65,9 +55,6 @@ class StepStatistics:
     hits: int = 0
     misses: int = 0
     planned_bytes: int = 0
-    recognised: int = 0
-    left: int = 0
-    watched: int = 0
 
 
 class Steps:
@@ -80,18 +67,14 @@ class Steps:
     ----------
     enabled
         Whether steps are recorded and planned at all.
-    recognise_after
-        Searches after which repetition is looked for that nobody marks; None for never.
 
     Attributes
     ----------
     attentive
         Whether requests that find no bin are to be shown to `serve`.
-    look_at
-        How often the bins are emptied before the pool next calls `look`.
     """
 
-    def __init__(self, *, enabled: bool = True, recognise_after: int | None = None) -> None:
+    def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
         self._plans: dict[str, dict[int, StepPlan]] = {}
         self._planning: dict[str, Aside[dict[int, StepPlan]]] = {}
@@ -104,12 +87,9 @@ class Steps:
         self._serving: dict[int, PlannedStep] = {}
         self._faces: list[tuple[dict[int, Bin], FaceBin]] = []
         self._left: list[PlannedStep] = []
-        self._recorded = self._watched = 0
+        self._recorded = 0
         self._past = [0, 0, 0]  # repetitions, hits and misses of regions that are gone
-        self._recognition = Recognition(recognise_after or 0)
-        self._automatic = enabled and recognise_after is not None
         self.attentive = False
-        self.look_at = self._recognition.first_look if self._automatic else NEVER
 
     @property
     def active(self) -> bool:
@@ -122,14 +102,13 @@ class Steps:
         """Begin a step: planned when its plan is there, recorded when none is under way."""
         if self._name is not None:
             raise StepError(f"expected no step under way, {self._name!r} is; steps do not nest")
-        self._stop_recognising(pool)
         self._adopt(name)
         self.release_idle(pool, keep=name)
         plans = self._plans.get(name)
         if plans is not None:
             self._serve_plans(name, plans, pool)
         elif self._enabled and name not in self._planning and not self._waits(name):
-            self._watch = Watch(MOST, _until_the_end, pool.late_frees)
+            self._watch = Watch(MOST, pool.late_frees)
             pool.add_observer(self._watch)
         self._name, self._owner = name, threading.get_ident()
         self.attentive = bool(self._serving)
@@ -145,7 +124,6 @@ class Steps:
         if watch is not None:
             pool.remove_observer(watch)
             self._recorded += 1
-            self._watched += len(watch.log)
             if watch.log and not watch.full:
                 before, owner = self._before.get(name), self._owner
                 self._planning[name] = Aside(lambda: self._plan(name, watch, owner, before))
@@ -236,65 +214,11 @@ class Steps:
         """Return a planned slot for a request, entered as live, or None: the heap serves it."""
         step = self._serving.get(bin_.stream)
         if step is None:
-            if not self._automatic:
-                return None
-            step = self._recognition.at_door(bin_, pool, self)
-            if step is None:
-                return None
+            return None
         pointer = step.serve(bin_.nbytes, pool.order_behind)
         if step.lost:
-            self._give_up(step, pool)
+            self._give_up(step)
         return pointer
-
-    def look(self, pool: StepPool) -> None:
-        """Look where the pool hurts: called when bins were emptied often enough since the last time."""
-        self.look_at = NEVER  # not in the middle of itself
-        if self._automatic:
-            self.look_at = self._recognition.look(pool, self)
-
-    def enter(self, plan: StepPlan, stream: int, pool: StepPool) -> PlannedStep | None:
-        """Serve a repetition that was recognised, if what is free already holds its region."""
-        self.release_idle(pool)
-        base = pool.acquire_spare_region(plan.height, stream)
-        if base is None:
-            return None
-        self.close_doors()
-        step = PlannedStep(plan, base, stream, pool.live_table, pool.bin_of, cyclic=True)
-        self._resident = ("", {stream: step})
-        self._start(step, pool)
-        self.attentive = True
-        return step
-
-    @property
-    def recognised(self) -> PlannedStep | None:
-        """The step that is served without a mark, if any."""
-        return next(iter(self._serving.values()), None) if self._automatic else None
-
-    def leave(self, pool: StepPool) -> None:
-        """Serve what was recognised no more, and give its region back as soon as nothing is live in it."""
-        self._stop_serving()
-        self.attentive = False
-        self.release_idle(pool)
-
-    def let_go(self, pool: StepPool) -> None:
-        """Leave what was recognised, and watch nothing for now: something else is about to begin."""
-        if self._automatic:
-            self._recognition.stop(pool, self)
-            self.look_at = pool.flushes + self._recognition.first_look
-        self.release_idle(pool)
-
-    def show_door(self, bins: dict[int, Bin], bin_: FaceBin) -> None:
-        """Let requests of one size come to `serve`."""
-        self._put(bins, bin_)
-        self.attentive = True
-
-    def close_doors(self) -> None:
-        """Take all faces out of the tables."""
-        for bins, face in self._faces:
-            if bins.get(face.nbytes) is face:  # a closed pool has none any more
-                bins[face.nbytes] = face.home
-        self._faces.clear()
-        self.attentive = False
 
     def _start(self, step: PlannedStep, pool: StepPool) -> None:
         bins = pool.bins_of(step.stream)
@@ -309,43 +233,32 @@ class Steps:
         self._faces.append((bins, face))
 
     def _stop_serving(self) -> list[PlannedStep]:
-        self.close_doors()
+        for bins, face in self._faces:
+            if bins.get(face.nbytes) is face:  # a closed pool has none any more
+                bins[face.nbytes] = face.home
+        self._faces.clear()
         served = list(self._serving.values())
         self._serving.clear()
         for step in served:
             step.end()
         return served
 
-    def _give_up(self, step: PlannedStep, pool: StepPool) -> None:
-        """Serve a step no more that the program has left; a marked one until the next repetition."""
-        if self._automatic:
-            self.look_at = self._recognition.left(step, pool, self)
-            return
+    def _give_up(self, step: PlannedStep) -> None:
+        """Serve a step no more, until its next repetition, that the program has left."""
         for bins, face in self._faces:
             if face.stream == step.stream and bins.get(face.nbytes) is face:
                 bins[face.nbytes] = face.home
         step.close()
 
-    def _stop_recognising(self, pool: StepPool) -> None:
-        """Who marks steps knows them better than we do."""
-        if self._automatic:
-            self._automatic = False
-            self._recognition.stop(pool, self)
-            self.look_at = NEVER
-
     # ------------------------------------------------------------------ regions
 
     def release_idle(self, pool: StepPool, *, keep: str | None = None) -> None:
         """Give back the regions in which nothing is live, except that of the step `keep`."""
-        recognised = self.recognised
-        if recognised is not None and recognised.idle:  # memory is worth more than its plan
-            self.look_at = self._recognition.left(recognised, pool, self)
-            return
-        for stream, marked in list(self._serving.items()):
-            if marked.idle:  # the same of a marked one, until its next repetition
-                self._give_up(marked, pool)
-                marked.end()
-                self._left.append(marked)
+        for stream, step in list(self._serving.items()):
+            if step.idle:  # memory is worth more than its plan
+                self._give_up(step)
+                step.end()
+                self._left.append(step)
                 del self._serving[stream]
                 assert self._resident is not None
                 del self._resident[1][stream]
@@ -368,8 +281,6 @@ class Steps:
         self._serving.clear()
         self._faces.clear()
         self.attentive = False
-        self.look_at = NEVER
-        self._automatic = False
 
     def regions(self) -> list[tuple[int, int]]:
         """Return address and bytes of the regions that are held."""
@@ -387,16 +298,12 @@ class Steps:
     def statistics(self) -> StepStatistics:
         """Counts so far."""
         held = self._steps()
-        recognised = self._recognition
         return StepStatistics(
             recorded=self._recorded,
             planned=self._past[0] + sum(step.repetitions for step in held),
             hits=self._past[1] + sum(step.past_hits + step.hits for step in held),
             misses=self._past[2] + sum(step.past_misses + step.misses for step in held),
             planned_bytes=sum(size for _, size in self.regions()),
-            recognised=recognised.entered,
-            left=recognised.given_up,
-            watched=self._watched + recognised.watched,
         )
 
 
@@ -405,8 +312,4 @@ def _agree(earlier: Sequence, later: Sequence) -> bool:
     if len(earlier) != len(later):
         return False
     same = sum(a == b for a, b in zip(earlier.nbytes, later.nbytes, strict=True))
-    return same >= AGREEMENT * len(later)
-
-
-def _until_the_end(watch: Watch) -> None:
-    """Leave a watch on that has seen enough: its step ends soon."""
+    return same >= _AGREEMENT * len(later)

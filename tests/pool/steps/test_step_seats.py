@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import PoolClosedError, ReentrantCallError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
@@ -63,20 +62,16 @@ class Planned:
     A second stream stands still; what it was given to do counts as done only when the first waits.
     """
 
-    def __init__(self, kind="marked", plan=PLAN):
+    def __init__(self, plan=PLAN):
         self.driver = ModelDriver(256 * MiB)
         self.other = self.driver.create_stream()
-        self.pool = AdvancedMemoryPoolManager(self.driver, SmartPoolConfig(recognise_after=10**9))
+        self.pool = AdvancedMemoryPoolManager(self.driver)
         self.live: dict[int, int] = {}
         self.used_elsewhere: list[tuple[int, int]] = []
         steps = self.pool._steps
-        if kind == "marked":
-            steps._plans["step"] = {self.driver.default_stream: plan}
-            self.pool.begin_step("step")
-        else:
-            self.pool.free(self.pool.malloc(4 * MiB))
-            with self.pool._writing():
-                assert steps.enter(plan, self.driver.default_stream, self.pool)
+        steps._plans["step"] = {self.driver.default_stream: plan}
+        self.pool.free(self.pool.malloc(4 * MiB))  # what the region is made of
+        self.pool.begin_step("step")
         assert 0 < steps.statistics.planned_bytes < 2 * MiB
         self.driver.pause(self.other)
 
@@ -196,20 +191,16 @@ REQUESTS = {
     "a trim": lambda planned: planned.pool.trim(wait=True),
     "a flush": lambda planned: planned.pool.flush(),
 }
-CASES = [
-    *(("marked", "quick", what) for what in (*FREES, *REQUESTS)),
-    *(("marked", "slow", what) for what in FREES),
-    *(("recognised", "quick", what) for what in ("a trim", "a flush", "a free on another stream")),
-]
+CASES = [*(("quick", what) for what in (*FREES, *REQUESTS)), *(("slow", what) for what in FREES)]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["on time", "late"])
 @pytest.mark.parametrize("where", ["a destructor", "another thread"])
-@pytest.mark.parametrize(("kind", "path", "what"), CASES)
-def test_anything_in_the_middle_of_a_planned_request(kind, path, what, where, late):
+@pytest.mark.parametrize(("path", "what"), CASES)
+def test_anything_in_the_middle_of_a_planned_request(path, what, where, late):
     places = ANYWHERE[path]
     for number in range(1000):
-        planned = Planned(kind)
+        planned = Planned()
         planned.take(SIZES[0])
         if path == "slow":
             planned.pool.record_stream(next(iter(planned.live)), planned.other)
@@ -230,11 +221,10 @@ def test_anything_in_the_middle_of_a_planned_request(kind, path, what, where, la
     raise AssertionError("the planned request has no end")
 
 
-@pytest.mark.parametrize("kind", ["marked", "recognised"])
 @pytest.mark.parametrize("where", ["a destructor", "another thread"])
-def test_closing_in_the_middle_of_a_planned_request(where, kind):
+def test_closing_in_the_middle_of_a_planned_request(where):
     for number in range(200):
-        planned = Planned(kind)
+        planned = Planned()
         action = planned.pool.close
         if where == "another thread":
             action = on_another_thread(action)
@@ -303,7 +293,7 @@ def test_a_free_on_another_stream_while_the_slow_path_gives_the_seat_back(where)
     sizes = (200 * KiB, 1 * MiB, 1 * MiB + 512, 1 * MiB + 210 * KiB)
     plan = make_plan(Sequence(sizes, (3, 2, 3, 4)))
     for number in range(1000):
-        planned = Planned("recognised", plan)
+        planned = Planned(plan)
         third = planned.driver.create_stream()
         planned.take(sizes[0])
         planned.take(sizes[1])

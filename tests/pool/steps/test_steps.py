@@ -13,9 +13,11 @@ from smartpool import SmartPool
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import PoolClosedError, StepError
+from smartpool.pool.bins import Bin, LiveTable
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.steps.plans import OUTLIVED, Sequence, make_plan
-from smartpool.pool.steps.watching import Watch
+from smartpool.pool.steps.faces import FaceBin
+from smartpool.pool.steps.plans import OUTLIVED, Sequence, Watch, make_plan, sequences
+from smartpool.pool.steps.stepping import StepStatistics
 from smartpool.units import GiB, KiB, MiB
 
 
@@ -438,7 +440,6 @@ def test_a_plan_knows_when_slots_are_due():
     plan = make_plan(Sequence((1000, 1000), (1, OUTLIVED)))
     assert plan.due[1] == (0,)
     assert plan.offsets == (0, -1)
-    assert plan.planned == 1
 
 
 def marked(pool, streams, nbytes, *, name="step"):
@@ -496,9 +497,40 @@ def test_memory_for_a_plan_is_asked_of_no_callback():
 
 
 def test_what_a_watch_notes_is_limited_where_only_frees_come():
-    watch = Watch(2, lambda watch: None)
+    watch = Watch(2)
     watch.allocated(1, 10, 0)
     for _ in range(100):
         watch.freed(1, 0)
     assert len(watch.log) == 4
     assert watch.full
+
+
+def test_a_log_becomes_sequences():
+    watch = Watch(100)
+    watch.allocated(1 << 20, 100, 0)
+    watch.allocated(2 << 20, 200, 7)
+    watch.freed(1 << 20, 0)
+    watch.allocated(1 << 20, 300, 0)
+    found = sequences(watch.log)
+    assert (found[0].nbytes, found[0].freed_before) == ((100, 300), (1, OUTLIVED))
+    assert found[7].nbytes == (200,)
+    assert sequences(watch.log, thread=-5) == {}
+
+
+def test_a_face_holds_nothing_and_stands_for_its_home():
+    home = Bin(100, 512, 0, None, set())
+    face = FaceBin(home)
+    assert face.home is home
+    assert home.home is home
+    assert not face
+
+
+def test_what_nobody_marks_is_not_watched():
+    """However often it repeats itself, and whatever it costs to search for."""
+    with AdvancedMemoryPoolManager(ModelDriver(4 * GiB)) as pool:
+        player, steps = Player(pool), program(16, 60)
+        for _ in range(200):
+            player.play(steps)
+            pool.flush()
+        assert pool._live.__class__ is LiveTable
+        assert pool.snapshot().steps == StepStatistics()

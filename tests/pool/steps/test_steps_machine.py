@@ -1,4 +1,4 @@
-"""Any program, on real memory: steps recognised, marked, left and entered again, and every byte kept.
+"""Any program, on real memory: steps marked, left and entered again, and every byte kept.
 
 The machine plays a program that repeats itself, and departs from it in every way: requests are missing
 or come on top, blocks outlive their place, other threads and streams take part, memory is short. On
@@ -22,7 +22,6 @@ from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import DriverError, OutOfMemoryError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.steps import recognition, repetition
 from smartpool.units import KiB, MiB
 
 CAPACITY = 48 * MiB
@@ -81,37 +80,17 @@ class StepsMachine(RuleBasedStateMachine):
     """One pool, one program, and every way to depart from it."""
 
     driver_type = CpuDriver
-    marked = False
 
     @initialize(seed=st.integers(0, 30))
     def open(self, seed):
         self.driver = CpuDriver() if self.driver_type is CpuDriver else ModelDriver(CAPACITY)
-        after = None if self.marked else 0
-        self.pool = AdvancedMemoryPoolManager(
-            self.driver, SmartPoolConfig(recognise_after=after, max_bytes=CAPACITY)
-        )
-        self.pool._steps._recognition.synchronous = True
+        self.pool = AdvancedMemoryPoolManager(self.driver, SmartPoolConfig(max_bytes=CAPACITY))
         self.stream = self.driver.create_stream()
         self.blocks = Blocks(self.pool, real=self.driver_type is CpuDriver)
         self.steps, self.at, self.held = program(seed), 0, {}
-        for _ in range(3 if self.marked else 100):
-            self.whole_step()
-            if not self.marked:
-                self.pool.flush()  # bins that stay full are not worth a plan
-                if self.pool._steps.statistics.recognised:
-                    break
-        steps = self.pool._steps.statistics
-        assert steps.planned if self.marked else steps.recognised
-        self.whole_step()
+        for _ in range(4):
+            self.follow_with_marks(len(self.steps))
         assert self.pool._steps.statistics.hits >= 40
-
-    def whole_step(self):
-        if self.marked:
-            self.pool.begin_step("step", wait_for_plan=True)
-        for _ in self.steps[self.at :]:
-            self.go_on()
-        if self.marked:
-            self.pool.end_step()
 
     def go_on(self, *, skip=False, keep=False, stream=None):
         """Do the next thing of the program; its first and last are where a step begins and ends."""
@@ -127,10 +106,10 @@ class StepsMachine(RuleBasedStateMachine):
 
     def follow_with_marks(self, count, **surprise):
         for _ in range(count):
-            if self.marked and self.at == 0 and not self.pool._steps.active:
+            if self.at == 0 and not self.pool._steps.active:
                 self.pool.begin_step("step", wait_for_plan=True)
             self.go_on(**surprise)
-            if self.marked and self.at == 0 and self.pool._steps.active:
+            if self.at == 0 and self.pool._steps.active:
                 self.pool.end_step()
 
     # ------------------------------------------------------------------ what happens
@@ -224,20 +203,20 @@ class StepsMachine(RuleBasedStateMachine):
         if self.pool._steps.active:
             self.pool.end_step()
 
-    @precondition(lambda self: self.marked)
     @rule()
     def break_off(self):
         if self.pool._steps.active:
             self.pool.end_step()
 
-    @precondition(lambda self: not self.marked and not self.blocks.live)
+    @precondition(lambda self: not self.blocks.live)
     @rule()
     def come_back(self):
-        """However far it strayed, the pool serves the program again in the end."""
+        """However far it strayed, the pool serves the program from a plan again in the end."""
+        if self.pool._steps.active:
+            self.pool.end_step()
         self.at, before = 0, self.pool._steps.statistics.hits
-        for _ in range(300):
-            self.whole_step()
-            self.pool.flush()
+        for _ in range(150):
+            self.follow_with_marks(len(self.steps))
             if self.pool._steps.statistics.hits > before + 80:
                 return
         raise AssertionError("it never came back to the plan")
@@ -278,23 +257,8 @@ class StepsMachine(RuleBasedStateMachine):
         assert self.pool.reserved_bytes == 0
 
 
-class MarkedSteps(StepsMachine):
-    marked = True
-
-
-class RecognisedOnTheModel(StepsMachine):
+class StepsOnTheModel(StepsMachine):
     driver_type = ModelDriver
-
-
-@pytest.fixture(autouse=True)
-def _short_evidence(monkeypatch):
-    """A few repetitions are enough to be sure of, here."""
-    monkeypatch.setattr(repetition, "EVIDENCE", 160)
-    monkeypatch.setattr(recognition, "EVIDENCE", 160)
-    monkeypatch.setattr(recognition, "_SHORT", 1600)
-    monkeypatch.setattr(recognition, "_FIRST", 4)
-    monkeypatch.setattr(recognition, "_OFTEN", 1)
-    monkeypatch.setattr(recognition, "REST", 0)
 
 
 def settled(examples, steps):
@@ -306,9 +270,7 @@ def settled(examples, steps):
     )
 
 
-TestRecognisedSteps = StepsMachine.TestCase
-TestRecognisedSteps.settings = settled(6, 25)
-TestMarkedSteps = MarkedSteps.TestCase
-TestMarkedSteps.settings = settled(6, 25)
-TestRecognisedStepsOnTheModel = RecognisedOnTheModel.TestCase
-TestRecognisedStepsOnTheModel.settings = settled(6, 25)
+TestSteps = StepsMachine.TestCase
+TestSteps.settings = settled(10, 25)
+TestStepsOnTheModel = StepsOnTheModel.TestCase
+TestStepsOnTheModel.settings = settled(10, 25)
