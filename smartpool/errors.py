@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from smartpool.values import in_units
+
 if TYPE_CHECKING:
     from smartpool.pool.telemetry.story import OutOfMemoryStory
 
@@ -248,6 +250,14 @@ class DriverOutOfMemoryError(DriverError, MemoryError):
     The pool catches it, frees what it can, tries again, and raises `OutOfMemoryError` in the end.
     Only users of the bare driver see this class.
     """
+
+    def __init__(
+        self, call: str, code: str, arguments: Mapping[str, object] | None = None, *, advice: str = ""
+    ) -> None:
+        super().__init__(call, code, arguments, advice=advice)
+        size = self.arguments.get("size")
+        tried = f"Tried to allocate {in_units(size)}" if isinstance(size, int) else "Tried to allocate"
+        self.args = (f"out of memory. {tried}: {self}",)
 
 
 # ------------------------------------------------------------------ exchange, traces, plans

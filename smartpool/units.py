@@ -13,6 +13,7 @@ from operator import index
 from typing import Final
 
 from smartpool.errors import InvalidSizeError
+from smartpool.values import BINARY_UNITS, as_integer, in_units
 
 __all__ = ["BINARY_UNITS", "GiB", "KiB", "MiB", "TiB", "align_down", "align_up", "format_size", "parse_size"]
 
@@ -20,9 +21,6 @@ KiB: Final = 1 << 10
 MiB: Final = 1 << 20
 GiB: Final = 1 << 30
 TiB: Final = 1 << 40
-
-BINARY_UNITS: Final = tuple((f"{letter}iB", 1 << 60 - 10 * power) for power, letter in enumerate("EPTGMK"))
-"""Names and factors, the largest first."""
 
 _LETTERS: Final = " kmgtpe"
 _DIGITS: Final = (
@@ -33,7 +31,6 @@ _SIZE: Final = re.compile(
     r"(?:(?P<letter>[kmgtp]|e(?=i?b))(?P<kind>i?b)?|b|bytes?)?\s*",
     re.ASCII | re.IGNORECASE,
 )
-_MOST_PRINTED_BITS: Final = 80
 
 
 def parse_size(text: str | int) -> int:
@@ -55,10 +52,11 @@ def parse_size(text: str | int) -> int:
     >>> parse_size("80GiB"), parse_size("80GB"), parse_size("1.5 KiB"), parse_size("1e9"), parse_size(512)
     (85899345920, 80000000000, 1536, 1000000000, 512)
     """
-    if isinstance(text, int) and not isinstance(text, bool):
-        if text < 0:
-            raise InvalidSizeError(f"expected a size of at least 0 bytes, got {format_size(text)}")
-        return text
+    number = as_integer(text)
+    if number is not None:
+        if number < 0:
+            raise InvalidSizeError(f"expected a size of at least 0 bytes, got {in_units(number)}")
+        return number
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise InvalidSizeError(
@@ -96,13 +94,7 @@ def format_size(nbytes: int) -> str:
             f"expected a number of bytes as an integer, got {nbytes!r} of type {type(nbytes).__name__}; "
             "round it, or read text with parse_size()"
         ) from None
-    if nbytes.bit_length() > _MOST_PRINTED_BITS:  # no size of anything
-        return f"{'-' if nbytes < 0 else ''}2**{nbytes.bit_length() - 1} B or more"
-    for unit, factor in BINARY_UNITS:
-        if abs(nbytes) >= factor:
-            value = nbytes / factor
-            return f"{value:.0f} {unit}" if abs(value) >= 999.5 else f"{value:.3g} {unit}"
-    return f"{nbytes} B"
+    return in_units(nbytes)
 
 
 def align_up(value: int, alignment: int) -> int:

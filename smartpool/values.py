@@ -10,9 +10,13 @@ from numbers import Real
 from operator import index
 from typing import Final
 
-__all__ = ["as_integer", "as_number", "encodable", "shown"]
+__all__ = ["BINARY_UNITS", "as_integer", "as_number", "encodable", "in_units", "shown"]
+
+BINARY_UNITS: Final = tuple((f"{letter}iB", 1 << 60 - 10 * power) for power, letter in enumerate("EPTGMK"))
+"""Names and factors, the largest first."""
 
 _LONG_BITS: Final = 1024
+_LONGEST_SIZE: Final = 80  # bits; more is no size of anything
 
 
 def as_integer(value: object) -> int | None:
@@ -67,3 +71,18 @@ def encodable(text: str) -> str:
     ('caf\\udce9', 'café')
     """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def in_units(nbytes: int) -> str:
+    """Return `nbytes` as `smartpool.units.format_size` does, which says more.
+
+    >>> in_units(629145600), in_units(-3), in_units(10**400)
+    ('600 MiB', '-3 B', '2**1328 B or more')
+    """
+    if nbytes.bit_length() > _LONGEST_SIZE:
+        return f"{'-' if nbytes < 0 else ''}2**{nbytes.bit_length() - 1} B or more"
+    for unit, factor in BINARY_UNITS:
+        if abs(nbytes) >= factor:
+            value = nbytes / factor
+            return f"{value:.0f} {unit}" if abs(value) >= 999.5 else f"{value:.3g} {unit}"
+    return f"{nbytes} B"

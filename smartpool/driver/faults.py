@@ -70,7 +70,7 @@ class Faults:
     >>> first = driver.create_chunk(2 << 20)
     >>> driver.create_chunk(2 << 20)
     Traceback (most recent call last):
-    smartpool.errors.DriverOutOfMemoryError: create_chunk(size=0x200000) failed: INJECTED; scripted fault
+    smartpool.errors.DriverOutOfMemoryError: out of memory. Tried to allocate 2 MiB: ...
     >>> second = driver.create_chunk(2 << 20)
     """
 

@@ -27,12 +27,9 @@ from smartpool.errors import (
     ConfigurationError,
     DoubleFreeError,
     DriverError,
-    DriverOutOfMemoryError,
     InvariantError,
-    OutOfMemoryError,
     PoolClosedError,
     ReentrantCallError,
-    RequestTooLargeError,
     SmartPoolError,
     UnknownPointerError,
 )
@@ -71,7 +68,8 @@ class PoolBooks:
             driver.share_chunks()
         info = driver.memory_info()
         self._used_before = info.total - info.free
-        self._memory = DeviceMemory(driver, self._checked_cap(info.total))
+        limited = self.config.cap(info.total) < info.total
+        self._memory = DeviceMemory(driver, self._checked_cap(info.total), limited=limited)
         self._clock = StreamClock(driver)
         self._home = driver.default_stream
         self._lock = threading.RLock()
@@ -316,14 +314,6 @@ class PoolBooks:
                 f"expected the address of a live block of this pool on {self.driver.name}, got {address:#x}; "
                 "free it with the allocator that returned it, and by the address that it returned"
             )
-
-    def _out_of_memory(
-        self, bin_: Bin, error: DriverOutOfMemoryError | RequestTooLargeError
-    ) -> OutOfMemoryError:
-        """Return the error of a request that failed; `WatchedPool` tells the whole story."""
-        if isinstance(error, RequestTooLargeError):
-            return error
-        return OutOfMemoryError(f"cannot allocate {bin_.nbytes} bytes on {self.driver.name} ({error.code})")
 
     def _closed_error(self) -> PoolClosedError:
         if self._disowned:

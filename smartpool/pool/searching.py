@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 from smartpool.errors import (
     DriverError,
     DriverOutOfMemoryError,
-    RequestTooLargeError,
+    OutOfMemoryError,
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin, LiveTable
 from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady, uncaptured
 from smartpool.pool.direct import DirectBin
+from smartpool.pool.telemetry.story import TOO_LARGE
 from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
-from smartpool.units import align_up, format_size
-from smartpool.values import shown
+from smartpool.units import align_up
 
 if TYPE_CHECKING:
     from smartpool.pool.bins import RequestObserver
@@ -153,15 +153,7 @@ class SearchingPool(PoolBooks):
 
     def _grow(self, bin_: Bin, alignment: int) -> int:
         if max(bin_.size, alignment) > self._memory.cap_bytes:
-            large = f"{shown(bin_.nbytes)} bytes ({format_size(bin_.nbytes)})"
-            if alignment > self._memory.cap_bytes:
-                large += f" aligned to {alignment} ({format_size(alignment)})"
-            error = RequestTooLargeError(
-                f"expected at most {self._memory.cap_bytes} bytes ({format_size(self._memory.cap_bytes)}, "
-                f"what {self.driver.name} or the pool's limit can ever hold), got {large}; "
-                "ask for less, or raise max_bytes where it is the limit"
-            )
-            raise self._out_of_memory(bin_, error)
+            raise self._out_of_memory(bin_, TOO_LARGE, alignment)
         self._grows += 1
         self._flush_for(bin_)
         pointer: int | None
@@ -198,9 +190,9 @@ class SearchingPool(PoolBooks):
                     # A driver's failure says by its chain whether the books are whole.
                     if self._closed or self._torn or theirs.__cause__ or isinstance(theirs, DriverError):
                         raise
-                    raise theirs from self._out_of_memory(bin_, error)
+                    raise theirs from self._out_of_memory(bin_, error.code)
                 if not again:
-                    raise self._out_of_memory(bin_, error) from error
+                    raise self._out_of_memory(bin_, error.code) from error
                 if self._closed:
                     raise self._closed_error() from error
 
@@ -310,6 +302,9 @@ class SearchingPool(PoolBooks):
         def remove_observer(self, observer: RequestObserver) -> None:
             """Tell it no more."""
 
+        def _out_of_memory(self, bin_: Bin, code: str, alignment: int = ALIGNMENT) -> OutOfMemoryError:
+            """Return the error of a request that failed, and tell everybody who asked for it."""
+
     @property
     def live_table(self) -> LiveTable:
         """The table of live blocks."""
@@ -353,9 +348,8 @@ class SearchingPool(PoolBooks):
                 self._free_doomed(wait=True)
                 segment = self._memory.allocate_segment(size)
         except DriverOutOfMemoryError as error:
-            if bin_.size > self._memory.cap_bytes:
-                raise self._out_of_memory(bin_, RequestTooLargeError(str(error))) from error
-            raise self._out_of_memory(bin_, error) from error
+            too_large = size > self._memory.cap_bytes
+            raise self._out_of_memory(bin_, TOO_LARGE if too_large else error.code, alignment) from error
         return DirectBin(bin_, segment, self._free_directly), align_up(segment, alignment)
 
     def _free_directly(self, segment: int, streams: tuple[int, ...]) -> None:

@@ -133,5 +133,5 @@ def test_a_request_that_failed_is_an_event(shown):
     held = pool.malloc(160 * MiB)
     with pytest.raises(MemoryError):
         pool.malloc(150 * MiB)
-    browser.until("document.querySelector('#events li').textContent.includes('cannot allocate')")
+    browser.until("document.querySelector('#events li').textContent.includes('Tried to allocate')")
     pool.free(held)

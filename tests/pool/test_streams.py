@@ -179,17 +179,19 @@ def test_every_user_of_a_block_finds_its_own_bytes(policy, device, by):
 
 def test_a_free_on_a_new_stream_amid_a_flush_is_waited_for(driver):
     """A free takes no lock: whether there are several streams is asked behind the look at what was freed."""
-    config = SmartPoolConfig(enable_predictive_allocation=False)
-    with AdvancedMemoryPoolManager(driver, config) as pool:
+    with AdvancedMemoryPoolManager(driver) as pool:
         stream = driver.create_stream()
         block = pool.malloc(4 * MiB)
         driver.pause(stream)
 
-        def look(pool):  # as another thread at this point
-            pool._steps.look_at = 1 << 62
-            pool.free(block, stream)
+        class Gauge:
+            @property
+            def live_bytes(self):  # looked at as a flush begins: as another thread at this point
+                pool._gauge = gauge
+                pool.free(block, stream)
+                return gauge.live_bytes
 
-        pool._steps.look_at, pool._steps.look = 0, look
+        gauge, pool._gauge = pool._gauge, Gauge()
         pool.flush()
         again = pool.malloc(4 * MiB)
         assert again == block

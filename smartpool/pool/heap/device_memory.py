@@ -27,11 +27,14 @@ class DeviceMemory:
         The device.
     cap_bytes
         The most that this pool may hold.
+    limited
+        Whether the pool was given that limit; else it is all that the device has.
     """
 
-    def __init__(self, driver: Driver, cap_bytes: int) -> None:
+    def __init__(self, driver: Driver, cap_bytes: int, *, limited: bool = True) -> None:
         self.driver = driver
         self.cap_bytes = cap_bytes
+        self.limited = limited
         self.reserved_bytes = 0
         self.peak_reserved_bytes = 0
         self._sizes: dict[int, int] = {}  # chunk handle -> bytes
@@ -151,7 +154,7 @@ class DeviceMemory:
         if size > self.room_bytes:
             raise DriverOutOfMemoryError(
                 call,
-                "CAP_REACHED",
+                "CAP_REACHED" if self.limited else "OUT_OF_MEMORY",
                 {"size": size, "reserved": self.reserved_bytes, "cap": self.cap_bytes},
-                advice="the pool's limit, or the whole device, is taken",
+                advice=f"the pool holds {'its limit' if self.limited else 'the whole device'}",
             )

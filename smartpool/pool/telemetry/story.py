@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import smartpool
+from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin
 from smartpool.pool.telemetry.labels import NOBODY, Label
 from smartpool.pool.telemetry.memory_map import MemoryMap
 from smartpool.pool.telemetry.statistics import MemorySnapshot
 from smartpool.pool.telemetry.tracking import UNTAGGED
 from smartpool.units import format_size
-from smartpool.values import shown
 
 __all__ = [
     "DUMP_FORMAT",
@@ -42,6 +42,7 @@ DUMP_VARIABLE: Final = "SMARTPOOL_OUT_OF_MEMORY_DUMP"
 TOO_LARGE: Final = "REQUEST_TOO_LARGE"  # the code of a request that could never succeed
 
 _MOST_HOLDERS: Final = 8  # of each kind
+_READABLE: Final = 1 << 64  # from here on the digits of a size tell nobody anything
 _dumps: Final = itertools.count(1)
 
 
@@ -88,8 +89,10 @@ class OutOfMemoryStory:
     cached_by_stream
         Freed blocks that wait in bins, by the stream that used them last.
     code
-        The driver's own name of the failure; ``CAP_REACHED`` is the pool's limit, and
-        ``REQUEST_TOO_LARGE`` a request that could never succeed.
+        The driver's own name of the failure, ``OUT_OF_MEMORY`` where the pool itself knew that the device is
+        full; ``CAP_REACHED`` is the pool's limit, ``REQUEST_TOO_LARGE`` a request that could never succeed.
+    limited
+        Whether `cap_bytes` is a limit that the pool was given, and not what the device has.
     """
 
     device: str
@@ -109,15 +112,25 @@ class OutOfMemoryStory:
     holders: tuple[Holder, ...]
     advice: tuple[Advice, ...]
     code: str
+    alignment: int = ALIGNMENT
+    limited: bool = True
 
     def message(self) -> str:
-        """Return the story in one sentence, for the error."""
+        """Return the story in two sentences, for the error. Programs look for the words of the first."""
+        device, asked = self.device, format_size(self.requested_bytes)
+        if self.requested_bytes < _READABLE:
+            asked += f" ({self.requested_bytes} bytes)"
+        if self.alignment > ALIGNMENT:
+            asked += f" aligned to {format_size(self.alignment)}"
+        kind = "CUDA" if device.startswith("cuda:") else device
+        head = f"{kind} out of memory. Tried to allocate {asked} on {device}"
+        if self.code == TOO_LARGE:
+            return f"{head}, which is more than can ever be had: {'; '.join(one.text for one in self.advice)}"
         parts = ", ".join(f"{name} {value:.1%}" for name, value in self.fragmentation.items())
         held = [one for one in self.holders if one.kind == self.holders[0].kind][:3] if self.holders else []
         best = self.advice[0].text if self.advice else "free what is not needed"
         return (
-            f"cannot allocate {shown(self.requested_bytes)} bytes ({format_size(self.requested_bytes)}) on "
-            f"{self.device}: {format_size(self.live_bytes)} live in {self.live_blocks} blocks "
+            f"{head}: {format_size(self.live_bytes)} live in {self.live_blocks} blocks "
             f"(most: {', '.join(map(str, held)) or 'none'}), {format_size(self.reserved_bytes)} reserved of "
             f"{format_size(self.cap_bytes)}, largest free range {format_size(self.largest_free_bytes)}, "
             f"{format_size(self.device_free_bytes)} free on the device; fragmentation: {parts}; "
@@ -148,9 +161,18 @@ class OutOfMemoryStory:
 
 
 def tell(
-    requested: Bin, code: str, now: MemorySnapshot, held: tuple[Holder, ...], *, tightest: bool, tracked: bool
+    requested: Bin,
+    code: str,
+    now: MemorySnapshot,
+    held: tuple[Holder, ...],
+    *,
+    alignment: int,
+    limited: bool,
+    tightest: bool,
+    tracked: bool,
 ) -> OutOfMemoryStory:
     """Return the story of a request that failed with the driver's `code`."""
+    advice = _advice(requested, code, now, held, limited=limited, tightest=tightest, tracked=tracked)
     return OutOfMemoryStory(
         device=now.device,
         stream=requested.stream,
@@ -169,17 +191,27 @@ def tell(
         device_total_bytes=now.device_total_bytes,
         fragmentation=now.fragmentation.as_dict(),
         holders=held,
-        advice=tuple(_advice(requested, code, now, held, tightest=tightest, tracked=tracked)),
+        advice=tuple(advice),
         code=code,
+        alignment=alignment,
+        limited=limited,
     )
 
 
 def _advice(
-    requested: Bin, code: str, now: MemorySnapshot, held: tuple[Holder, ...], *, tightest: bool, tracked: bool
+    requested: Bin,
+    code: str,
+    now: MemorySnapshot,
+    held: tuple[Holder, ...],
+    *,
+    limited: bool,
+    tightest: bool,
+    tracked: bool,
 ) -> Iterable[Advice]:
+    whose = "the pool's limit (max_bytes)" if limited else f"what {now.device} has"
     if code == TOO_LARGE:  # whatever else is live or idle
-        yield Advice(f"ask for less: at most {format_size(now.cap_bytes)} can ever be had")
-        if now.cap_bytes < now.device_total_bytes:
+        yield Advice(f"ask for at most {format_size(now.cap_bytes)} ({now.cap_bytes} bytes), {whose}")
+        if limited:
             yield Advice(
                 f"raise max_bytes: the device has {format_size(now.device_total_bytes)} in all",
                 now.device_total_bytes - now.cap_bytes,
@@ -187,20 +219,19 @@ def _advice(
         return
     missing = now.block_bytes + requested.size - now.cap_bytes
     others = now.device_total_bytes - now.device_free_bytes - now.reserved_bytes
-    limited = code == "CAP_REACHED" and now.cap_bytes < now.device_total_bytes
+    reached = code == "CAP_REACHED"
     if missing > 0:
         yield Advice(
-            "free what is not needed: what is live and the request exceed the limit by "
-            f"{format_size(missing)}",
+            f"free what is not needed: what is live and the request exceed {whose} by {format_size(missing)}",
             missing,
         )
-    if limited and now.device_free_bytes > 0:
+    if reached and now.device_free_bytes > 0:
         yield Advice(
             f"raise max_bytes: the pool's limit is {format_size(now.cap_bytes)} while the device has "
             f"{format_size(now.device_free_bytes)} free",
             now.device_free_bytes,
         )
-    if not limited and others > requested.size // 4:
+    if not reached and others > requested.size // 4:
         yield Advice(
             f"{format_size(others)} of the device are held by others (other processes, a framework's own "
             "cache, the context): end them, or let them use this pool",

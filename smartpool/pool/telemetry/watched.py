@@ -14,8 +14,9 @@ from typing import Final
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.protocol import Driver
-from smartpool.errors import DriverOutOfMemoryError, OutOfMemoryError, RequestTooLargeError
+from smartpool.errors import OutOfMemoryError, RequestTooLargeError
 from smartpool.log import LOGGER
+from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.searching import SearchingPool
@@ -202,20 +203,20 @@ class WatchedPool(SearchingPool):
     def _ask_for_room(self, nbytes: int) -> bool:
         return not self._unseen and super()._ask_for_room(nbytes)
 
-    def _out_of_memory(
-        self, bin_: Bin, error: DriverOutOfMemoryError | RequestTooLargeError
-    ) -> OutOfMemoryError:
+    def _out_of_memory(self, bin_: Bin, code: str, alignment: int = ALIGNMENT) -> OutOfMemoryError:
         """Return the error of a request that failed, and tell hooks, log and dump file of it."""
         now, live, labels = self._snapshot(), self._live.copy(), self.labels()
         story = tell(
             bin_,
-            TOO_LARGE if isinstance(error, RequestTooLargeError) else error.code,
+            code,
             now,
             holders(live, labels),
+            alignment=alignment,
+            limited=self._memory.limited,
             tightest=self.config.policy in ("tight", POLICIES["tight"]),
             tracked=self.tracker is not None,
         )
-        failed = error if isinstance(error, RequestTooLargeError) else OutOfMemoryError(story.message())
+        failed = (RequestTooLargeError if code == TOO_LARGE else OutOfMemoryError)(story.message())
         failed.story = story
         if self._unseen:
             return failed
@@ -227,7 +228,7 @@ class WatchedPool(SearchingPool):
                 shown = self._map_maker()(labels=labels)
                 stack = StackLabels(_STORY_FRAMES).here().site
                 failed.dump_path = str(write_dump(folder, story, now, shown, stack=stack))
-            except OSError as reason:
+            except (OSError, ValueError) as reason:  # text or a number that cannot be written
                 failed.add_note(f"the dump that was asked for could not be written: {reason}")
         for hooks in self._hooks:
             hooks.out_of_memory(story)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smartpool import KiB, MiB, OutOfMemoryError, RequestTooLargeError, SmartPool, SmartPoolConfig
+from smartpool.driver import open_driver
+from smartpool.errors import DriverError, DriverOutOfMemoryError
 from smartpool.pool.telemetry.story import DUMP_FORMAT, DUMP_VARIABLE, DUMP_VERSION, TOO_LARGE
 
 
@@ -35,6 +40,65 @@ def test_the_figures_are_those_of_the_pool_at_that_moment():
             assert getattr(story, name) == getattr(now, name), name
         assert dict(story.fragmentation) == now.fragmentation.as_dict()
         assert story.code == "CAP_REACHED"
+
+
+WORDS = re.compile(r"out of memory\. Tried to allocate ([0-9.e+]+ ([KMGTPE]i)?B|2\*\*[0-9]+ B or more)\b")
+"""What programs look for in the message of an error, whichever the allocator."""
+
+
+@pytest.mark.parametrize("device", ["model:64MiB", "cpu"])
+@pytest.mark.parametrize("pooling", [True, False])
+@pytest.mark.parametrize("debug", [True, False])
+def test_every_message_has_the_words_that_programs_look_for(device, pooling, debug):
+    config = SmartPoolConfig(max_bytes="64MiB", enable_advanced_pooling=pooling, debug=debug)
+    with SmartPool(device, config) as pool:
+        held = pool.malloc(40 * MiB)
+        for nbytes in (30 * MiB, 64 * MiB + 1, 10**15, 1 << 64, 10**400, 10**5000):
+            assert WORDS.search(str(failed(pool, nbytes)))
+        with pytest.raises(OutOfMemoryError, match=WORDS):
+            pool.empty((10**200, 10**200))
+        with pytest.raises(OutOfMemoryError, match=WORDS):
+            pool.empty(100, alignment=1 << 60)
+        pool.free(held)
+
+
+@given(
+    st.sampled_from(["allocate", "create_chunk"]),
+    st.one_of(st.integers(33, 1 << 20), st.integers(10**300, 10**400)),
+)
+def test_a_bare_driver_has_them_too(call, granules):
+    driver = open_driver("model:64MiB")
+    with pytest.raises(DriverOutOfMemoryError, match=WORDS):
+        getattr(driver, call)(granules * 2 * MiB)
+    driver.faults.fail(call)
+    with pytest.raises(DriverOutOfMemoryError, match=WORDS):
+        getattr(driver, call)(2 * MiB)
+    with pytest.raises(DriverError):
+        driver.reserve(granules << 300)
+
+
+def test_the_device_is_named_and_cuda_as_programs_expect_it():
+    with SmartPool("model:64MiB") as pool:
+        asked = "out of memory. Tried to allocate 65 MiB (68157440 bytes) on"
+        assert str(failed(pool, 65 * MiB)).startswith(f"model:64MiB {asked} model:64MiB, which")
+        pool.managers[0].driver.name = "cuda:3"
+        assert str(failed(pool, 65 * MiB)).startswith(f"CUDA {asked} cuda:3, which")
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "whose"),
+    [("64MiB", "CAP_REACHED", "the pool's limit"), (None, "OUT_OF_MEMORY", "what model:96MiB has")],
+)
+def test_the_message_tells_whose_limit_it_is(limit, code, whose):
+    with SmartPool("model:96MiB", SmartPoolConfig(max_bytes=limit)) as pool:
+        held = pool.malloc(60 * MiB)
+        error = failed(pool, 40 * MiB)
+        assert (error.story.code, error.story.limited) == (code, limit is not None)
+        assert whose in str(error)
+        assert ("limit" in str(error)) == ("max_bytes" in str(error)) == (limit is not None)
+        error = failed(pool, 97 * MiB)
+        assert ("limit" in str(error)) == ("max_bytes" in str(error)) == (limit is not None)
+        pool.free(held)
 
 
 def test_holders_are_named_by_tag_place_and_size():
@@ -111,9 +175,10 @@ def test_the_environment_asks_for_a_dump(tmp_path, monkeypatch):
         assert failed(pool, 30 * MiB).dump_path.startswith(str(tmp_path))
 
 
-def test_a_dump_that_cannot_be_written_hides_nothing(tmp_path):
+@pytest.mark.parametrize("folder", ["file", "a" * 5000, "lone \ud800"])
+def test_a_dump_that_cannot_be_written_hides_nothing(tmp_path, folder):
     (tmp_path / "file").write_text("in the way")
-    with SmartPool("model:64MiB", SmartPoolConfig(out_of_memory_dump=str(tmp_path / "file"))) as pool:
+    with SmartPool("model:64MiB", SmartPoolConfig(out_of_memory_dump=str(tmp_path / folder))) as pool:
         pool.malloc(40 * MiB)
         error = failed(pool, 30 * MiB)
         assert error.dump_path is None
