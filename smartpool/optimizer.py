@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Final, Self
 
 from smartpool.config import SmartPoolConfig, unknown_setting
-from smartpool.driver.protocol import Driver
-from smartpool.errors import ConfigurationError, DeviceNotFoundError
+from smartpool.driver.protocol import Driver, check_driver, looks_like_driver
+from smartpool.errors import ConfigurationError, PoolClosedError
+from smartpool.owners import not_copied
 from smartpool.smart_pool import SmartPool
 from smartpool.streams import DEFAULT_STREAMS, StreamSet
+from smartpool.values import as_integer
 
 __all__ = ["GPUMemoryOptimizer", "integrate_smartpool_with_gpu_optimizer"]
 
 _POOL_FIELDS: Final = frozenset(field.name for field in fields(SmartPoolConfig))
 _OWN_FIELDS: Final = frozenset({"enable_smart_pool", "device_ids", "devices", "streams_per_device"})
+_making = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    """Replace the lock: the thread that held it does not exist here."""
+    global _making  # noqa: PLW0603
+    _making = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class GPUMemoryOptimizer:
@@ -25,9 +40,18 @@ class GPUMemoryOptimizer:
     Parameters
     ----------
     config
-        A mapping. ``enable_smart_pool`` (default True); the devices, as ``device_ids`` (CUDA
-        numbers; default ``[0]``) or as ``devices`` (names such as ``["cpu"]``); ``streams_per_device``
-        (default 8); and any field of `SmartPoolConfig` for the pools.
+        A mapping. ``enable_smart_pool`` (default True): whether `pool` makes the pool by itself; the devices,
+        as ``device_ids`` (CUDA numbers; default ``[0]``) or as ``devices`` (names such as ``["cpu"]``, or
+        drivers); ``streams_per_device`` (default 8); and any field of `SmartPoolConfig` for the pool.
+
+    Attributes
+    ----------
+    devices
+        The devices: names, and drivers of your own.
+    pool_config
+        The `SmartPoolConfig` for the pool.
+    smart_pool
+        The pool once it was made; None before.
 
     Raises
     ------
@@ -52,7 +76,7 @@ class GPUMemoryOptimizer:
         if not isinstance(enabled, bool):
             raise ConfigurationError("enable_smart_pool", f"expected True or False, got {enabled!r}")
         self.enable_smart_pool = enabled
-        self.device_names = _device_names(settings)
+        self.devices = _devices(settings)
         self.streams_per_device = StreamSet.checked_size(settings.pop("streams_per_device", DEFAULT_STREAMS))
         unknown = settings.keys() - _POOL_FIELDS
         if unknown:
@@ -60,30 +84,52 @@ class GPUMemoryOptimizer:
         self.pool_config = SmartPoolConfig.from_mapping(settings)
         self.smart_pool: SmartPool | None = None
         self._streams: dict[int, StreamSet] = {}
+        self._closed = False
+
+    __reduce_ex__ = not_copied
 
     def __repr__(self) -> str:
-        return f"<GPUMemoryOptimizer on {', '.join(self.device_names)}: pool {self.smart_pool!r}>"
+        pool = "no pool yet" if self.smart_pool is None else repr(self.smart_pool)
+        return f"<GPUMemoryOptimizer on {', '.join(self.device_names)}: {pool}>"
 
     def __enter__(self) -> Self:
+        self._require_open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property
+    def device_names(self) -> tuple[str, ...]:
+        """The names of the devices."""
+        return tuple(device if isinstance(device, str) else device.name for device in self.devices)
+
+    @property
     def pool(self) -> SmartPool:
-        """The pool over the devices: `integrate_smartpool_with_gpu_optimizer`."""
+        """The pool over the devices, made when it is first asked for.
+
+        Raises
+        ------
+        ConfigurationError
+            When ``enable_smart_pool`` is False and nobody called `integrate_smartpool_with_gpu_optimizer`.
+        """
+        if self.smart_pool is None and not self.enable_smart_pool:
+            raise ConfigurationError(
+                "enable_smart_pool",
+                "expected True for a pool that comes by itself, got False; call "
+                "integrate_smartpool_with_gpu_optimizer(optimizer) to make it",
+            )
         return integrate_smartpool_with_gpu_optimizer(self)
 
     def close(self) -> None:
         """Destroy the streams, and close the pool. Idempotent; live memory stays valid."""
+        with _making:
+            self._closed = True
         with ExitStack() as all_of_it:
             if self.smart_pool is not None:
                 all_of_it.callback(self.smart_pool.close)
             for streams in list(self._streams.values()):
                 all_of_it.callback(streams.close)
-
-    # ------------------------------------------------------------------ streams
 
     def streams(self, device_id: int = 0) -> StreamSet:
         """Return the streams of a device, by its number among the optimizer's devices.
@@ -95,57 +141,66 @@ class GPUMemoryOptimizer:
         ------
         DeviceNotFoundError
             When there is no device of that number.
+        PoolClosedError
+            When the optimizer was closed.
         """
-        driver = self._driver(device_id)
-        return self._streams.setdefault(device_id, StreamSet(driver, self.streams_per_device))
+        number = self.pool._number_of(device_id)  # noqa: SLF001 - it says what is wrong with a number
+        with _making:
+            self._require_open()
+            streams = StreamSet(self.pool.managers[number].driver, self.streams_per_device)
+            return self._streams.setdefault(number, streams)
 
-    def _driver(self, device_id: int) -> Driver:
-        managers = self.pool.managers
-        if type(device_id) is not int or not 0 <= device_id < len(managers):
-            raise DeviceNotFoundError(
-                f"expected a device_id from 0 to {len(managers) - 1}, the optimizer's devices, "
-                f"got {device_id!r}"
-            )
-        return managers[device_id].driver
+    def _require_open(self) -> None:
+        if self._closed:
+            raise PoolClosedError(f"expected an open optimizer, {self!r} was closed; make another")
 
 
 def integrate_smartpool_with_gpu_optimizer(optimizer: GPUMemoryOptimizer) -> SmartPool:
     """Return the pool over the optimizer's devices; made on the first call, the same afterwards.
 
+    Also when ``enable_smart_pool`` is False: then nothing else makes it. Thread-safe.
+
     Raises
     ------
-    ConfigurationError
-        When the optimizer was configured with ``enable_smart_pool=False``.
     DeviceNotFoundError, DriverNotInstalledError
         When a device is not there. Nothing else is used in its place.
+    PoolClosedError
+        When the optimizer was closed before it had a pool.
     """
     if not isinstance(optimizer, GPUMemoryOptimizer):
         raise ConfigurationError("optimizer", f"expected a GPUMemoryOptimizer, got {optimizer!r}")
-    if not optimizer.enable_smart_pool:
-        raise ConfigurationError("enable_smart_pool", "expected True, got False; enable it to have a pool")
-    if optimizer.smart_pool is None:
-        optimizer.smart_pool = SmartPool(optimizer)
-    return optimizer.smart_pool
+    with _making:
+        if optimizer.smart_pool is None:
+            optimizer._require_open()  # noqa: SLF001 - of this module
+            optimizer.smart_pool = SmartPool(optimizer)
+        return optimizer.smart_pool
 
 
-def _device_names(settings: dict[str, object]) -> tuple[str, ...]:
+def _devices(settings: dict[str, object]) -> tuple[str | Driver, ...]:
     """Take the devices out of `settings`."""
-    names, numbers = settings.pop("devices", None), settings.pop("device_ids", None)
-    if names is not None and numbers is not None:
+    devices, numbers = settings.pop("devices", None), settings.pop("device_ids", None)
+    if devices is not None and numbers is not None:
         raise ConfigurationError("devices", "expected either devices or device_ids, got both")
-    if names is not None:
-        if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) for n in names):
+    if devices is not None:
+        good = isinstance(devices, list | tuple) and all(map(_is_device, devices))
+        if not good or not devices:
             raise ConfigurationError(
-                "devices", f"expected names such as ['cpu'] or ['cuda:0'], got {names!r}"
+                "devices", f"expected names such as ['cpu'] or ['cuda:0'], or drivers, got {devices!r}"
             )
-        return tuple(names)
+        return tuple(devices)  # type: ignore[arg-type]
     if numbers is None:
         return ("cuda:0",)
-    good = isinstance(numbers, list | tuple) and all(
-        type(number) is int and number >= 0 for number in numbers
-    )
-    if not good or not numbers:
+    ordinals = [as_integer(number) for number in numbers] if isinstance(numbers, list | tuple) else []
+    if not ordinals or any(ordinal is None or ordinal < 0 for ordinal in ordinals):
         raise ConfigurationError(
             "device_ids", f"expected CUDA device numbers such as [0, 1], got {numbers!r}"
         )
-    return tuple(f"cuda:{number}" for number in numbers)  # type: ignore[attr-defined]
+    return tuple(f"cuda:{ordinal}" for ordinal in ordinals)
+
+
+def _is_device(device: object) -> bool:
+    """Return whether `device` is a name or a driver; `ConfigurationError` for a driver that is not whole."""
+    if not isinstance(device, str) and looks_like_driver(device):
+        check_driver(device)
+        return True
+    return isinstance(device, str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, SupportsIndex
@@ -9,7 +10,10 @@ from typing import Final, SupportsIndex
 from smartpool.errors import InvalidRequestError, InvalidSizeError
 from smartpool.values import as_integer, as_number, shown
 
-__all__ = ["ACCESS_PATTERNS", "AllocationRequest", "checked_size"]
+__all__ = ["ACCESS_PATTERNS", "AllocationRequest", "Shape", "checked_size"]
+
+Shape = SupportsIndex | Sequence[SupportsIndex]
+"""What stands for the shape of an array: a length, or a sequence of lengths."""
 
 ACCESS_PATTERNS: Final = (
     "evaluation", "inference", "mixed", "persistent", "random", "sequential", "streaming", "temporary",

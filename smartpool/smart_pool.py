@@ -7,28 +7,38 @@ All stand on the same managers, one a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
+from typing import Any, Final, Protocol, Unpack, cast, runtime_checkable
 
 from smartpool.buffer import Buffer, byte_count, checked_shape
-from smartpool.config import SmartPoolConfig
-from smartpool.dlpack import DType
-from smartpool.driver import open_driver
-from smartpool.errors import ConfigurationError, DeviceNotFoundError
+from smartpool.config import Settings, SmartPoolConfig
+from smartpool.dlpack import DType, DTypeLike
+from smartpool.driver import Driver, open_driver
+from smartpool.driver.protocol import Stream, check_driver, looks_like_driver
+from smartpool.errors import ConfigurationError, DeviceNotFoundError, DoubleFreeError
 from smartpool.faces.graphs import GraphFace
 from smartpool.faces.requests import AllocationResult, RequestFace
 from smartpool.faces.sharing import SharingFace
 from smartpool.faces.watching import WatchingFace
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.request import AllocationRequest
-
-if TYPE_CHECKING:
-    from smartpool.optimizer import GPUMemoryOptimizer
+from smartpool.request import AllocationRequest, Shape
+from smartpool.values import as_integer
 
 __all__ = ["AllocationResult", "SmartPool"]
 
-
 _new = object.__new__
+
+_NEAR_BITS: Final = 21  # addresses that share the rest are taken to be of one device, and looked up there
+_MOST_NEAR: Final = 1 << 16
+
+
+@runtime_checkable
+class HasDevices(Protocol):
+    """What says on which devices a pool is to be, and how it is to behave: a `GPUMemoryOptimizer`."""
+
+    devices: tuple[str | Driver, ...]
+    pool_config: SmartPoolConfig
 
 
 class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
@@ -37,23 +47,35 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
     Parameters
     ----------
     device
-        A device name (``"cuda:0"``, ``"cpu"``, ``"model:80GiB"``), a sequence of names, or a
-        `GPUMemoryOptimizer`, which says on which devices. The first is where requests go that name none of
-        the faces' device arguments.
+        A device name (``"cuda:0"``, ``"cpu"``, ``"model:80GiB"``), a `smartpool.driver.Driver` of your own,
+        a sequence of these, or a `GPUMemoryOptimizer`, which says on which devices. Requests that name no
+        device go to the first. A driver is the pool's from then on, and closed with it.
     config
-        How the pool behaves; None for the optimizer's own configuration, or the defaults.
+        How the pool behaves, as a `SmartPoolConfig` or a mapping of its fields; None for the optimizer's own
+        configuration, or the defaults.
+    **settings
+        Fields of `SmartPoolConfig`, in place of those in `config`.
+
+    Attributes
+    ----------
+    config
+        The `SmartPoolConfig`.
+    managers
+        The pools of the devices, one each, in order: `AdvancedMemoryPoolManager`.
+    hooks
+        What may be called when something happens to the memory: `docs/statistics.md`.
 
     Raises
     ------
     DeviceNotFoundError, DriverNotInstalledError
         When a device is not there. Nothing else is used in its place.
     ConfigurationError
-        When a configuration value is wrong.
+        When a configuration value is wrong, or a driver lacks a member of the protocol.
 
     Examples
     --------
     >>> import smartpool
-    >>> with smartpool.SmartPool("model:1GiB") as pool:
+    >>> with smartpool.SmartPool("model:1GiB", max_bytes="512MiB") as pool:
     ...     pointer = pool.malloc(1000)
     ...     pool.free(pointer)
     ...     pool
@@ -62,28 +84,32 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
 
     def __init__(
         self,
-        device: str | list[str] | tuple[str, ...] | GPUMemoryOptimizer = "cuda:0",
-        config: SmartPoolConfig | None = None,
+        device: str | Driver | Sequence[str | Driver] | HasDevices = "cuda:0",
+        config: SmartPoolConfig | Mapping[str, object] | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        if config is not None and not isinstance(config, SmartPoolConfig):
-            raise ConfigurationError("config", f"expected a SmartPoolConfig, got {config!r}")
-        names = _device_names(device)
-        config = config or getattr(device, "pool_config", None) or SmartPoolConfig()
-        super().__init__(_open_managers(names, config), config)
+        if config is None and isinstance(device, HasDevices):
+            config = device.pool_config
+        settled = SmartPoolConfig.of(config).changed(settings)
+        super().__init__(_open_managers(_devices(device), settled), settled)
         self._malloc: Callable[..., int] = self._manager.malloc
         self._bins, self._live = self._manager.quick_path
+        self._near: dict[int, AdvancedMemoryPoolManager] = {}
+        # The same methods, one call nearer: a third of the time of a cached request.
+        self.malloc = _named("SmartPool.malloc", self._malloc)  # type: ignore[method-assign]
         if len(self.managers) == 1:
-            # The same methods, one call nearer: a third of the time of a cached request.
-            self.malloc = self._manager.malloc  # type: ignore[method-assign]
-            self.free = self._manager.free  # type: ignore[method-assign]
-        if config.record:
+            self.free = _named("SmartPool.free", self._manager.free)  # type: ignore[method-assign]
+        if settled.record:
             self.start_recording()
-        if config.enable_auto_defragmentation:
+        if settled.enable_auto_defragmentation:
             self._start_background()
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
 
     # ------------------------------------------------------------------ buffers
 
-    def allocate(self, nbytes: int, stream: object = None) -> Buffer:
+    def allocate(self, nbytes: int, stream: Stream = None) -> Buffer:
         """Return a buffer of `nbytes` bytes on the first device, freed when it dies.
 
         Parameters
@@ -116,10 +142,10 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
 
     def empty(
         self,
-        shape: object,
-        dtype: object = "float32",
+        shape: Shape,
+        dtype: DTypeLike = "float32",
         *,
-        stream: object = None,
+        stream: Stream = None,
         device_id: int | None = None,
         alignment: int | None = None,
     ) -> Buffer:
@@ -163,37 +189,72 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
 
     # ------------------------------------------------------------------ bare memory
 
-    def malloc(self, nbytes: int, stream: object = None) -> int:
+    def malloc(self, nbytes: int, stream: Stream = None) -> int:
         """Return the address of `nbytes` bytes on the first device: `AdvancedMemoryPoolManager.malloc`."""
-        return self._manager.malloc(nbytes, stream)
+        return self._malloc(nbytes, stream)
 
-    def free(self, pointer: int, stream: object = None) -> None:
-        """Free what `malloc` returned, on whichever device it is: `AdvancedMemoryPoolManager.free`."""
-        for manager in self.managers[1:]:
-            if manager.owns(pointer):
-                manager.free(pointer, stream)
-                return
-        self._manager.free(pointer, stream)
+    def free(self, pointer: int, stream: Stream = None) -> None:
+        """Free what `malloc` returned, on whichever device it is: `AdvancedMemoryPoolManager.free`. O(1)."""
+        if pointer.__class__ is int and pointer in self._live:
+            self._manager.free(pointer, stream)
+        else:
+            self._owner_of(pointer).free(pointer, stream)
+
+    def _owner_of(self, pointer: int) -> AdvancedMemoryPoolManager:
+        """Return the manager that has the block at `pointer`: often it has the addresses around it, too."""
+        number = as_integer(pointer)
+        if number is None:
+            return self._manager  # which says what is wrong
+        near = number >> _NEAR_BITS
+        guess = self._near.get(near)
+        if guess is not None and guess.owns(number):
+            return guess
+        for manager in self.managers:
+            if manager.owns(number):
+                if len(self._near) >= _MOST_NEAR:
+                    self._near.clear()
+                self._near[near] = manager
+                return manager
+        freed = (one for one in self.managers if isinstance(one._bad_pointer(number), DoubleFreeError))  # noqa: SLF001
+        return next(freed, self._manager)
 
 
-def _device_names(device: object) -> tuple[str, ...]:
-    """Return the names of the devices that `device` stands for."""
-    if isinstance(device, str):
-        return (device,)
-    names = getattr(device, "device_names", device)
-    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    raise DeviceNotFoundError(
-        f"expected a device name, a sequence of names or a GPUMemoryOptimizer, got {device!r}; "
-        "use 'cuda:0', 'cpu' or 'model:80GiB'"
-    )
+def _named(name: str, method: Any) -> Any:
+    """Return a bound method under another name, which errors about its arguments then tell."""
+    own = method.__func__
+    made = FunctionType(own.__code__, own.__globals__, name, own.__defaults__, own.__closure__)
+    made.__qualname__, made.__doc__, made.__annotations__ = name, own.__doc__, own.__annotations__
+    return MethodType(made, method.__self__)
 
 
-def _open_managers(names: tuple[str, ...], config: SmartPoolConfig) -> tuple[AdvancedMemoryPoolManager, ...]:
+def _devices(device: object) -> tuple[str | Driver, ...]:
+    """Return the names and drivers that `device` stands for."""
+    listed = device.devices if isinstance(device, HasDevices) else device
+    devices = tuple(listed) if isinstance(listed, list | tuple) else (listed,)
+    drivers = [one for one in devices if not isinstance(one, str)]
+    if not devices or not all(map(looks_like_driver, drivers)):
+        raise DeviceNotFoundError(
+            "expected a device name, a smartpool.driver.Driver, a sequence of these or a GPUMemoryOptimizer, "
+            f"got {device!r}; use 'cuda:0', 'cpu' or 'model:80GiB'"
+        )
+    for number, driver in enumerate(drivers):
+        check_driver(driver)
+        if any(driver is other for other in drivers[:number]):
+            raise ConfigurationError(
+                "driver", f"expected a driver of its own for each device, got {driver!r} again"
+            )
+    return cast("tuple[str | Driver, ...]", devices)
+
+
+def _open_managers(
+    devices: tuple[str | Driver, ...], config: SmartPoolConfig
+) -> tuple[AdvancedMemoryPoolManager, ...]:
     """Open every device, or none."""
     managers: list[AdvancedMemoryPoolManager] = []
     try:
-        managers.extend(AdvancedMemoryPoolManager(open_driver(name), config) for name in names)
+        for device in devices:
+            driver = open_driver(device) if isinstance(device, str) else device
+            managers.append(AdvancedMemoryPoolManager(driver, config))
         options = config.debug_options()
         if options is not None:
             from smartpool.pool.debug.debugging import DebuggingManager  # noqa: PLC0415 - only for those who debug

@@ -17,6 +17,7 @@ from typing import Final
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import ConfigurationError, StreamError
+from smartpool.owners import not_copied
 from smartpool.values import as_integer
 
 __all__ = ["DEFAULT_STREAMS", "MOST_STREAMS", "ManagedStream", "StreamSet"]
@@ -98,6 +99,8 @@ class StreamSet:
                 "streams_per_device", f"expected an integer from 1 to {MOST_STREAMS}, got {size!r}"
             )
         return number
+
+    __reduce_ex__ = not_copied
 
     def __repr__(self) -> str:
         return f"<StreamSet on {self._driver.name}: {len(self)} of {self.size} streams>"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 
+import numpy as np
 import pytest
 
 import smartpool
@@ -55,6 +57,54 @@ def test_a_closed_optimizer_has_closed_its_streams_and_its_pool(optimizer):
     with pytest.raises(smartpool.PoolClosedError):
         optimizer.pool.allocate(10)
     optimizer.pool.free(kept)  # its stream is gone: the device is waited for
+
+
+def test_threads_that_ask_first_at_once_get_one_pool(monkeypatch):
+    opened = []
+
+    def opening(name):
+        opened.append(name)
+        together.wait(0.05) if len(opened) == 1 else None
+        return ModelDriver(64 * MiB)
+
+    together = threading.Event()
+    monkeypatch.setattr("smartpool.smart_pool.open_driver", opening)
+    optimizer = GPUMemoryOptimizer({"devices": ["model"]})
+    begin, pools = threading.Barrier(4), []
+
+    def ask():
+        begin.wait(10)
+        pools.append(optimizer.pool)
+        pools.append(optimizer.streams())
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == ["model"]
+    assert set(pools) == {optimizer.smart_pool, optimizer.streams()}
+    optimizer.close()
+
+
+def test_a_closed_optimizer_makes_nothing_more():
+    optimizer = GPUMemoryOptimizer({"devices": ["model:1GiB"]})
+    optimizer.close()
+    for call in (lambda: optimizer.pool, optimizer.streams, optimizer.__enter__):
+        with pytest.raises(smartpool.PoolClosedError, match="expected an open optimizer"):
+            call()
+    with GPUMemoryOptimizer({"devices": ["model:1GiB"]}) as optimizer:
+        assert optimizer.pool.malloc(100)
+    with pytest.raises(smartpool.PoolClosedError):
+        optimizer.streams()
+
+
+def test_device_ids_may_be_any_integers():
+    optimizer = GPUMemoryOptimizer({"device_ids": [np.int64(1), 0]})
+    assert optimizer.device_names == ("cuda:1", "cuda:0")
+    for bad in ([0.0], ["0"], [True], [-1], "01", 0, [[0]]):
+        with pytest.raises(ConfigurationError, match=r"^device_ids: expected"):
+            GPUMemoryOptimizer({"device_ids": bad})
 
 
 def test_a_wrong_number_of_streams():

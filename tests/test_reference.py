@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
     "cli", "faces", "files", "interpreters", "lazy", "log", "memory", "npz", "pool",
-    "recording", "streams", "values",
+    "recording", "owners", "streams", "values",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
 

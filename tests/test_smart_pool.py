@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import smartpool
 from smartpool import (
@@ -30,6 +33,7 @@ from smartpool.errors import (
     RequestTooLargeError,
     UnknownPointerError,
 )
+from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 
 @pytest.mark.parametrize("device", ["cpu", "model:80GiB"])
@@ -50,11 +54,11 @@ def test_the_original_api_works_as_written(device):
     outcome = pool.optimize_memory()
     assert outcome.memory_freed_mb == 10
     assert outcome.fragmentation_reduced >= 0
-    assert pool.statistics.target_achieved is None  # nothing was recorded, nothing is claimed
-    stats = pool.get_statistics()["smartpool_stats"]
-    assert stats["current_fragmentation"] == 0
-    assert stats["overall_reduction_percentage"] is None
-    assert "nothing was recorded" in stats["overall_reduction_basis"]
+    assert pool.statistics.target_achieved is False  # nothing was measured, nothing is claimed
+    stats = pool.get_statistics()
+    assert stats["smartpool_stats"]["current_fragmentation"] == 0
+    assert f"{stats['smartpool_stats']['overall_reduction_percentage']:.1f}%" == "nan%"
+    assert "nothing was measured" in stats["smartpool_stats"]["overall_reduction_basis"]
     assert integrate_smartpool_with_gpu_optimizer(optimizer) is pool
     config = SmartPoolConfig(
         enable_interval_coloring=True,
@@ -76,8 +80,10 @@ def test_the_reduction_is_measured_on_the_recorded_requests():
         for pointer in held[::2]:
             pool.free(pointer)
         held = held[1::2] + [pool.malloc(40 * MiB) for _ in range(5)]
+        assert pool.statistics.reduction is None  # a look measures nothing
+        reduction = pool.measured_reduction()
         statistics = pool.statistics
-        reduction = statistics.reduction
+        assert statistics.reduction is reduction
         assert reduction.events == 305
         assert 0 <= reduction.fragmentation < reduction.baseline_fragmentation < 1
         expected = 100 * (1 - reduction.fragmentation / reduction.baseline_fragmentation)
@@ -95,13 +101,103 @@ def test_a_request_without_a_device_goes_where_most_is_free():
         assert pool.managers[0].live_bytes == 0
 
 
-def test_malloc_and_free_find_the_device_of_a_pointer():
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_malloc_and_free_find_the_device_of_a_pointer(count, debug):
+    with SmartPool(["model:1GiB"] * count, debug=debug) as pool:
+        held = [manager.malloc(1 << step % 23) for step in range(100) for manager in pool.managers]
+        Random(0).shuffle(held)
+        for pointer in held:
+            pool.free(np.int64(pointer) if pointer % 3 else pointer)
+            with pytest.raises(DoubleFreeError):
+                pool.free(pointer)
+        assert [manager.live_bytes for manager in pool.managers] == [0] * count
+        for stranger in (12345, -1, 1.0, "0", None, True):
+            with pytest.raises(UnknownPointerError):
+                pool.free(stranger)
+
+
+def test_a_free_asks_as_few_devices_of_many_as_of_two(monkeypatch):
+    asked = []
+    owns = AdvancedMemoryPoolManager.owns
+
+    def counted(manager, pointer):
+        asked.append(manager)
+        return owns(manager, pointer)
+
+    monkeypatch.setattr(AdvancedMemoryPoolManager, "owns", counted)
+    for count in (2, 4, 16):
+        with SmartPool(["model:1GiB"] * count) as pool:
+            held = [manager.malloc(1 << 16) for _ in range(100) for manager in pool.managers]
+            Random(0).shuffle(held)
+            half = len(held) // 2
+            for pointer in held[:half]:
+                pool.free(pointer)
+            before = len(asked)
+            for pointer in held[half:]:
+                pool.free(pointer)
+            assert len(asked) - before <= half  # one each; none for the first device
+
+
+def test_errors_about_arguments_name_the_pool_that_the_user_holds():
+    for devices in ("model:1GiB", ["model:1GiB"] * 2):
+        with SmartPool(devices) as pool:
+            for call, name in ((pool.malloc, "malloc"), (pool.free, "free")):
+                with pytest.raises(TypeError, match=rf"^SmartPool\.{name}\(\) missing 1 required"):
+                    call()
+                with pytest.raises(TypeError, match=rf"^SmartPool\.{name}\(\) got an unexpected"):
+                    call(1, device=3)
+                assert call.__doc__
+
+
+def test_settings_may_be_keywords():
+    optimizer = GPUMemoryOptimizer({"devices": ["model:1GiB"], "policy": "fast", "record": True})
+    config = SmartPoolConfig(policy="tight")
+    for pool, expected in (
+        (SmartPool("model:1GiB", max_bytes="64MiB", policy="tight"), {"policy": "tight"}),
+        (SmartPool("model:1GiB", config, max_bytes="64MiB"), {"policy": "tight"}),
+        (SmartPool("model:1GiB", {"policy": "tight", "max_bytes": "64MiB"}), {"policy": "tight"}),
+        (SmartPool("model:1GiB", {"max_bytes": "1MiB"}, max_bytes="64MiB"), {}),
+        (SmartPool(optimizer, max_bytes="64MiB"), {"policy": "fast", "record": True}),
+        (SmartPool(optimizer, {"max_bytes": "64MiB"}), {}),
+    ):
+        with pool:
+            assert pool.config == SmartPoolConfig(max_bytes="64MiB", **expected)
+            with pytest.raises(RequestTooLargeError):
+                pool.malloc(65 * MiB)
+    assert config == SmartPoolConfig(policy="tight")
+    with pytest.raises(ConfigurationError, match=r"^max_byte: .* did you mean max_bytes\?"):
+        SmartPool("model:1GiB", max_byte="64MiB")
+
+
+DEVICE_IDS = st.sampled_from(
+    [None, 2, -1, "0", b"0", 0.0, True, [0], 10**400, -(10**400), np.float32(1), "x"]
+)
+
+
+@given(DEVICE_IDS)
+def test_a_wrong_device_id_is_named_wherever_one_is_taken(device_id):
+    with SmartPool(["model:1GiB"] * 2, enable_auto_defragmentation=False) as pool:
+        calls = [
+            lambda: pool.empty(3, device_id=device_id),
+            lambda: pool.memory_map(device_id),
+            lambda: pool.recording(device_id),
+            lambda: pool.capture(None, device_id=device_id).__enter__(),
+            lambda: pool.allocate_memory(AllocationRequest(size=1, device_id=device_id)),
+        ]
+        if device_id is None:  # means the first, all of them, and any
+            calls = [calls[1], calls[3]]
+        with pool.profile("scope") as scope:
+            for call in (*calls, lambda: scope.record(device_id)):
+                with pytest.raises((DeviceNotFoundError, InvalidRequestError), match=r"^device_id: expected"):
+                    call()
+
+
+def test_a_device_id_may_be_any_integer():
     with SmartPool(["model:1GiB", "model:2GiB"]) as pool:
-        other = pool.managers[1].malloc(1000)
-        pool.free(other)
-        assert pool.managers[1].live_bytes == 0
-        with pytest.raises(UnknownPointerError):
-            pool.free(12345)
+        for number in (1, np.int64(1), np.uint8(1)):
+            assert pool.empty(3, device_id=number).device == "model:2GiB"
+            assert pool.memory_map(number).device == "model:2GiB"
 
 
 def test_two_models_share_no_address():
@@ -141,7 +237,7 @@ def test_deallocation_ids():
         assert buffer.released
         with pytest.raises(DoubleFreeError):
             pool.deallocate_memory(number)
-        for stranger in (number + 1, 0, "1", None):
+        for stranger in (number + 1, 0, "1", None, True, 1.0, -1, [1], 10**400):
             with pytest.raises(UnknownPointerError):
                 pool.deallocate_memory(stranger)
         buffer, number = pool.allocate_memory(AllocationRequest(size=100))
@@ -163,8 +259,10 @@ def test_a_closed_pool_refuses_everything():
         pool.optimize_memory,
         pool.trim,
         pool.start_recording,
+        pool.__enter__,
+        pool.managers[0].__enter__,
     ):
-        with pytest.raises(PoolClosedError):
+        with pytest.raises(PoolClosedError, match="expected an open pool, this one on model:1GiB was closed"):
             call()
     assert "closed" in repr(pool)
 
@@ -216,6 +314,9 @@ def test_a_callback_can_make_room_before_a_request_fails():
             pool.allocate(50 * MiB)
         assert not caches
         pool.remove_out_of_memory_callback(drop_one)
+        for remove in (pool.remove_out_of_memory_callback, pool.remove_pressure_callback):
+            with pytest.raises(InvalidRequestError, match=r"^callback: expected one that add_"):
+                remove(drop_one)
         del wanted
         pool.check()
 
@@ -263,7 +364,7 @@ def test_the_background_optimiser_gives_idle_memory_back():
         pool.free(pool.malloc(100 * MiB))
         wait_until(lambda: pool.managers[0].reserved_bytes == 0)
         assert pool.statistics.background_running
-    assert not pool.background.running
+    assert not pool._background.running
 
 
 def test_pressure_wakes_it_without_waiting_for_the_interval():
@@ -274,13 +375,13 @@ def test_pressure_wakes_it_without_waiting_for_the_interval():
         pool.free(pool.malloc(400 * MiB))
         held = pool.malloc(600 * MiB)
         pool.free(pool.malloc(300 * MiB))
-        wait_until(lambda: pool.background.passes > 0)
+        wait_until(lambda: pool._background.passes > 0)
         pool.free(held)
 
 
 def test_it_can_be_switched_off():
     with SmartPool("model:1GiB", SmartPoolConfig(enable_auto_defragmentation=False)) as pool:
-        assert not pool.background.running
+        assert not pool._background.running
 
 
 def test_its_errors_surface(monkeypatch, caplog):
@@ -289,7 +390,7 @@ def test_its_errors_surface(monkeypatch, caplog):
     ) as pool:
         pool.managers[0].driver.faults.fail("unmap", times=1)
         pool.free(pool.malloc(100 * MiB))
-        wait_until(lambda: pool.background.error is not None)
+        wait_until(lambda: pool._background.error is not None)
         assert "unmap" in pool.get_statistics()["background"]["error"]
         with pytest.raises(BackgroundError) as caught:
             pool.optimize_memory()
@@ -300,7 +401,7 @@ def test_its_errors_surface(monkeypatch, caplog):
 
 def test_it_does_not_keep_the_pool_alive():
     pool = SmartPool("model:1GiB", SmartPoolConfig(optimization_interval=0.01))
-    thread = pool.background._thread
+    thread = pool._background._thread
     del pool
     gc.collect()
     thread.join(10)
@@ -318,6 +419,11 @@ def test_it_does_not_keep_the_pool_alive():
         ({"device_ids": []}, "device_ids"),
         ({"device_ids": [-1]}, "device_ids"),
         ({"devices": "cpu"}, "devices"),
+        ({"devices": ["cpu", 3]}, "devices"),
+        ([("devices", ["cpu"])], "config"),
+        ("cpu", "config"),
+        ({3: 4, "devices": ["cpu"]}, "3"),
+        ({"optimization_interval": 10**400}, "optimization_interval"),
         ({"devices": ["cpu"], "device_ids": [0]}, "devices"),
         ({"devices": ["cpu"], "fragmentation_treshold": 0.3}, "fragmentation_treshold"),
         ({"devices": ["cpu"], "fragmentation_threshold": 3}, "fragmentation_threshold"),
@@ -330,9 +436,16 @@ def test_a_wrong_setting_is_named(settings, field):
     assert str(caught.value).startswith(field)
 
 
-def test_a_pool_that_was_not_enabled_is_refused():
-    with pytest.raises(ConfigurationError, match="enable_smart_pool"):
-        integrate_smartpool_with_gpu_optimizer(GPUMemoryOptimizer({"enable_smart_pool": False}))
+def test_a_pool_that_does_not_come_by_itself_is_made_by_hand():
+    with GPUMemoryOptimizer({"enable_smart_pool": False, "devices": ["model:1GiB"]}) as optimizer:
+        with pytest.raises(ConfigurationError, match=r"^enable_smart_pool: .*integrate_smartpool_with"):
+            _ = optimizer.pool
+        assert optimizer.smart_pool is None
+        assert "no pool yet" in repr(optimizer)
+        pool = integrate_smartpool_with_gpu_optimizer(optimizer)
+        assert optimizer.pool is optimizer.smart_pool is pool
+        assert integrate_smartpool_with_gpu_optimizer(optimizer) is pool
+    assert pool.closed
     with pytest.raises(ConfigurationError):
         integrate_smartpool_with_gpu_optimizer({"devices": ["cpu"]})
 
@@ -341,11 +454,12 @@ def test_devices_are_opened_all_or_none():
     before = threading.active_count()
     with pytest.raises(DeviceNotFoundError):
         SmartPool(["model:1GiB", "nonsense"])
-    for device in ("nonsense", [], 5, None):
+    for device in ("nonsense", [], 5, None, {"devices": ["cpu"]}, ["cpu", 3], object()):
         with pytest.raises(DeviceNotFoundError):
             SmartPool(device)
-    with pytest.raises(ConfigurationError):
-        SmartPool("cpu", {"record": True})
+    for wrong in ({"record": 1}, {"recording": True}, 5, ["record"]):
+        with pytest.raises(ConfigurationError):
+            SmartPool("cpu", wrong)
     assert threading.active_count() == before
 
 

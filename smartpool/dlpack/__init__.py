@@ -11,11 +11,12 @@ from __future__ import annotations
 from smartpool.dlpack.array_interface import cuda_array_interface
 from smartpool.dlpack.capsule import CopiedMemory, export, host_array, outstanding
 from smartpool.dlpack.device import DeviceType, consumer_stream
-from smartpool.dlpack.dtype import DType
+from smartpool.dlpack.dtype import DType, DTypeLike
 
 __all__ = [
     "CopiedMemory",
     "DType",
+    "DTypeLike",
     "DeviceType",
     "consumer_stream",
     "cuda_array_interface",

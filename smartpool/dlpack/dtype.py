@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from smartpool.errors import InvalidRequestError
 
-__all__ = ["DType", "TypeCode"]
+__all__ = ["DType", "DTypeLike", "TypeCode"]
 
 
 class TypeCode(IntEnum):
@@ -74,7 +74,7 @@ class DType:
     carrier: np.dtype[Any] = field(default=np.dtype(np.uint8), compare=False, repr=False)
 
     @staticmethod
-    def parse(dtype: object) -> DType:
+    def parse(dtype: DTypeLike) -> DType:
         """Return the type that `dtype` names. O(1) from the second time on.
 
         Parameters
@@ -116,6 +116,19 @@ class DType:
 
     def __str__(self) -> str:
         return self.name
+
+
+class _TorchDType(Protocol):
+    """PyTorch's dtypes, which cannot be named without importing it."""
+
+    @property
+    def is_floating_point(self) -> bool: ...
+    @property
+    def is_complex(self) -> bool: ...
+
+
+DTypeLike = DType | str | type[Any] | np.dtype[Any] | _TorchDType
+"""What `DType.parse` reads."""
 
 
 def _parse(dtype: object) -> DType:

@@ -20,12 +20,15 @@ from smartpool.driver.footprint import Footprint
 from smartpool.driver.host_streams import HostStreams
 from smartpool.driver.protocol import MappedRange, MemoryInfo
 from smartpool.errors import DriverError, DriverOutOfMemoryError, UnsupportedError
+from smartpool.owners import not_copied
 
 __all__ = ["HostDriver"]
 
 
 class HostDriver(HostStreams):
     """A driver whose device is this process."""
+
+    __reduce_ex__ = not_copied
 
     def __init__(self, name: str, dl_device: tuple[int, int], granularity: int, footprint: Footprint) -> None:
         super().__init__(name)

@@ -34,9 +34,22 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
-__all__ = ["Driver", "MappedRange", "MemoryInfo"]
+from smartpool.errors import ConfigurationError
+
+__all__ = ["Driver", "MappedRange", "MemoryInfo", "Stream", "check_driver", "looks_like_driver"]
+
+
+class HasStream(Protocol):
+    """An object that stands for a CUDA stream: of cuda.core, CuPy, Numba or PyTorch, or one of ours."""
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return 0, the version of this protocol, and the stream's handle."""
+
+
+Stream = SupportsIndex | HasStream | None
+"""What stands for a stream: its handle, an object that has one, or None for the default stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +246,30 @@ class Driver(Protocol):
         What callers hold stays theirs and is given back as before; the driver's own resources go
         with the last of it. Idempotent.
         """
+
+
+_MEMBERS: Final = frozenset(name for name in {**Driver.__annotations__, **vars(Driver)} if name[0] != "_")
+_FEW: Final = 2
+
+
+def looks_like_driver(thing: object) -> bool:
+    """Return whether `thing` is meant to be a driver: it has some members of the protocol."""
+    return sum(hasattr(thing, name) for name in _MEMBERS) >= _FEW
+
+
+def check_driver(driver: object) -> None:
+    """Raise `ConfigurationError` unless `driver` has every member of the protocol; it names those missing.
+
+    >>> class Half:
+    ...     name = "half:0"
+    ...     def memory_info(self): ...
+    >>> check_driver(Half())
+    Traceback (most recent call last):
+    smartpool.errors.ConfigurationError: driver: expected every member of smartpool.driver.Driver, got ...
+    """
+    missing = sorted(name for name in _MEMBERS if not hasattr(driver, name))
+    if missing:
+        raise ConfigurationError(
+            "driver",
+            f"expected every member of smartpool.driver.Driver, got {driver!r} without {', '.join(missing)}",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,16 +16,17 @@ from smartpool.errors import (
     DriverError,
     InvalidRequestError,
     MemoryCorruptionError,
-    PoolClosedError,
     SmartPoolError,
 )
 from smartpool.log import LOGGER
+from smartpool.owners import not_copied
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.statistics import MemorySnapshot, OptimizationOutcome
 from smartpool.pool.upkeep.background import NEVER, Background
 from smartpool.pool.upkeep.mapper import Mapper
 from smartpool.pool.upkeep.pressure import PressureCallbacks
 from smartpool.units import format_size
+from smartpool.values import as_integer, shown
 
 __all__ = ["DevicePool"]
 
@@ -46,11 +48,14 @@ class DevicePool:
         self._manager = managers[0]
         self._allocations: dict[int, Buffer] = {}  # what the pool itself holds, by number
         self._optimizations = self._memory_freed_bytes = 0
+        self._counting = threading.RLock()
         self._closed = False
-        self.background = Background(self, config.optimization_interval)
-        self.pressure_callbacks = PressureCallbacks(config.memory_pressure_threshold)
+        self._background = Background(self._background_pass, config.optimization_interval)
+        self._pressure_callbacks = PressureCallbacks(config.memory_pressure_threshold)
         self._mapper = Mapper(managers)
-        self._mapping = Background(self._mapper, NEVER, name="smartpool-mapper")
+        self._mapping = Background(self._mapper.background_pass, NEVER, name="smartpool-mapper")
+
+    __reduce_ex__ = not_copied
 
     def __repr__(self) -> str:
         devices = ", ".join(manager.driver.name for manager in self.managers)
@@ -63,6 +68,7 @@ class DevicePool:
         return f"<SmartPool on {devices}: {format_size(live)} live, {format_size(reserved)} reserved>"
 
     def __enter__(self) -> Self:
+        self._require_open()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -141,7 +147,7 @@ class DevicePool:
         """
         if not self._closed:
             self._closed = True
-            self.background.stop()
+            self._background.stop()
             self._mapping.stop()
             allocations, self._allocations = self._allocations, {}
             allocations.clear()
@@ -171,29 +177,32 @@ class DevicePool:
             When the pool was closed.
         """
         self._require_open()
-        failed = self.background.take_error()
+        failed = self._background.take_error()
         if failed is not None:
             raise BackgroundError("the background optimiser failed; see the cause") from failed
-        return self._optimize(self.managers)
+        outcome = self._optimize(self.managers)
+        self._count(outcome.memory_freed_bytes)
+        return outcome
 
-    def background_pass(self) -> None:
+    def _background_pass(self) -> None:
         """Do what is due: called by the background thread.
 
         Pressure callbacks are asked first. Under pressure a device gives back all that is idle;
         fragmented beyond the threshold, what nobody needed since the last pass; else what has aged.
         """
         for index, manager in enumerate(self.managers):
-            self.pressure_callbacks.look(index, manager.snapshot())
+            self._pressure_callbacks.look(index, manager.snapshot())
         due = [manager for manager in self.managers if self._under_pressure(manager.snapshot())]
         if due and not self._closed:
             outcome = self._optimize(due)
             if outcome.memory_freed_bytes:
+                self._count(outcome.memory_freed_bytes)
                 devices, freed = ", ".join(outcome.devices), format_size(outcome.memory_freed_bytes)
                 LOGGER.info("%s gave %s back under memory pressure", devices, freed)
         for manager in self.managers:
             freed_bytes = manager.keep_up(time.monotonic())
-            self._memory_freed_bytes += freed_bytes
             if freed_bytes:
+                self._count(freed_bytes)
                 LOGGER.info("%s gave %s back that idled", manager.driver.name, format_size(freed_bytes))
                 self._map_ahead()
 
@@ -207,35 +216,50 @@ class DevicePool:
         before = max(manager.fragmentation().overall for manager in managers)
         freed = sum(manager.trim() for manager in managers)
         after = max(manager.fragmentation().overall for manager in managers)
-        outcome = OptimizationOutcome(
+        return OptimizationOutcome(
             fragmentation_before=before,
             fragmentation_after=after,
             memory_freed_bytes=freed,
             devices=tuple(manager.driver.name for manager in managers),
         )
-        self._optimizations += 1
-        self._memory_freed_bytes += freed
-        return outcome
+
+    def _count(self, freed_bytes: int) -> None:
+        """Count an optimization and what it gave back; several threads may do so at once."""
+        with self._counting:
+            self._optimizations += 1
+            self._memory_freed_bytes += freed_bytes
 
     # ------------------------------------------------------------------ devices
 
-    def _manager_of(self, device_id: int) -> AdvancedMemoryPoolManager:
-        if not 0 <= device_id < len(self.managers):
+    def _number_of(self, device_id: object) -> int:
+        """Return the number of one of this pool's devices as a plain integer."""
+        number = as_integer(device_id)
+        if number is None or not 0 <= number < len(self.managers):
             raise DeviceNotFoundError(
-                f"expected a device_id from 0 to {len(self.managers) - 1}, the devices of this pool, "
-                f"got {device_id}; name the device when the pool is made"
+                f"device_id: expected an integer from 0 to {len(self.managers) - 1}, a device of this pool, "
+                f"got {shown(device_id)}; name the device when the pool is made"
             )
-        return self.managers[device_id]
+        return number
+
+    def _manager_of(self, device_id: object) -> AdvancedMemoryPoolManager:
+        return self.managers[self._number_of(device_id)]
+
+    def _require_ours(self) -> None:
+        """Raise `PoolClosedError` in a forked child, where the pool is the parent's."""
+        for manager in self.managers:
+            if manager.disowned:
+                raise manager._closed_error()  # noqa: SLF001 - it says of which process it is
 
     def _require_open(self) -> None:
+        self._require_ours()
         if self._closed:
-            raise PoolClosedError("expected an open pool, this one was closed")
+            raise self._manager._closed_error()  # noqa: SLF001
 
     def _start_background(self) -> None:
         """Run the optimiser. Only a pool that is made in full is given to it."""
         for manager in self.managers:
-            manager.on_pressure = self.background.wake
-        self.background.start()
+            manager.on_pressure = self._background.wake
+        self._background.start()
         if self.config.expected_bytes is not None:
             self._map_ahead()
 

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
+from smartpool.driver.protocol import Stream
 from smartpool.errors import ConfigurationError, DoubleFreeError, InvalidRequestError, UnknownPointerError
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.upkeep.pressure import PressureCallback
 from smartpool.request import AllocationRequest
+from smartpool.values import as_integer, shown
 
 __all__ = ["AllocationResult", "RequestFace"]
 
@@ -56,7 +58,7 @@ class RequestFace(DevicePool):
         self._allocations[allocation_id] = buffer
         return AllocationResult(buffer, allocation_id)
 
-    def deallocate_memory(self, allocation_id: int, stream: object = None) -> None:
+    def deallocate_memory(self, allocation_id: int, stream: Stream = None) -> None:
         """Free an allocation; consumers that still hold it through DLPack keep it until they are done.
 
         Raises
@@ -66,17 +68,17 @@ class RequestFace(DevicePool):
         UnknownPointerError
             When the id is not one of this pool's.
         """
-        try:
-            buffer = self._allocations.pop(allocation_id)
-        except (KeyError, TypeError):
-            raise self._bad_id(allocation_id) from None
+        number = as_integer(allocation_id) or 0  # no allocation has this one
+        buffer = self._allocations.pop(number, None)
+        if buffer is None:
+            raise self._bad_id(allocation_id)
         if buffer.released:
             raise DoubleFreeError(f"allocation {allocation_id} was freed already, by Buffer.free")
         try:
             buffer.free(stream)
         except BaseException:
             if not buffer.released:
-                self._allocations[allocation_id] = buffer
+                self._allocations[number] = buffer
             raise
 
     def add_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
@@ -98,9 +100,12 @@ class RequestFace(DevicePool):
             manager.out_of_memory_callbacks.append(callback)
 
     def remove_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
-        """Ask `callback` no more; `ValueError` when it was not added."""
-        for manager in self.managers:
-            manager.out_of_memory_callbacks.remove(callback)
+        """Ask `callback` no more; `InvalidRequestError`, which is a `ValueError`, when it was not added."""
+        try:
+            for manager in self.managers:
+                manager.out_of_memory_callbacks.remove(callback)
+        except ValueError:
+            raise _not_added("add_out_of_memory_callback", callback) from None
 
     def add_pressure_callback(self, callback: PressureCallback) -> None:
         """Tell `callback(pressure)` when `memory_pressure_threshold` is exceeded, before memory runs out.
@@ -121,11 +126,14 @@ class RequestFace(DevicePool):
                 "enable_auto_defragmentation",
                 "expected True for pressure callbacks, which the background optimiser calls",
             )
-        self.pressure_callbacks.add(callback)
+        self._pressure_callbacks.add(callback)
 
     def remove_pressure_callback(self, callback: PressureCallback) -> None:
-        """Tell `callback` no more; `ValueError` when it was not added."""
-        self.pressure_callbacks.remove(callback)
+        """Tell `callback` no more; `InvalidRequestError`, which is a `ValueError`, when it was not added."""
+        try:
+            self._pressure_callbacks.remove(callback)
+        except ValueError:
+            raise _not_added("add_pressure_callback", callback) from None
 
     def _roomiest(self) -> AdvancedMemoryPoolManager:
         if len(self.managers) == 1:
@@ -133,11 +141,15 @@ class RequestFace(DevicePool):
         return max(self.managers, key=lambda manager: manager.available_bytes)
 
     def _bad_id(self, allocation_id: object) -> DoubleFreeError | UnknownPointerError:
-        if isinstance(allocation_id, int) and 0 < allocation_id <= self._last_id:
+        if 0 < (as_integer(allocation_id) or 0) <= self._last_id:
             return DoubleFreeError(
                 f"allocation {allocation_id} was freed already; free every allocation once"
             )
         return UnknownPointerError(
-            f"expected the id of an allocation of this pool, got {allocation_id!r}; "
+            f"expected the id of an allocation of this pool, got {shown(allocation_id)}; "
             "use the allocation_id that allocate_memory returned"
         )
+
+
+def _not_added(method: str, callback: object) -> InvalidRequestError:
+    return InvalidRequestError(f"callback: expected one that {method} was given, got {callback!r}")

@@ -8,18 +8,18 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.config import SmartPoolConfig
-from smartpool.errors import InvalidRequestError
+from smartpool.errors import DeviceNotFoundError, InvalidRequestError
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.hooks import Hooks
 from smartpool.pool.telemetry.labels import tagged
 from smartpool.pool.telemetry.memory_map import MemoryMap
-from smartpool.pool.telemetry.statistics import PoolStatistics
+from smartpool.pool.telemetry.statistics import PoolStatistics, Reduction
 from smartpool.pool.telemetry.tracked import ProfileRecord
 from smartpool.pool.telemetry.tracking import Scope
 from smartpool.pool.telemetry.watched import WatchedPool
 from smartpool.recording import PoolRecording
-from smartpool.values import encodable
+from smartpool.values import as_integer, encodable, shown
 
 if TYPE_CHECKING:
     from smartpool.live.server import LiveServer
@@ -42,7 +42,12 @@ class Profile:
 
     def record(self, device_id: int = 0) -> ProfileRecord:
         """Return what happened on a device, up to the end of the scope or to now."""
-        manager, scope = self._entered[device_id]
+        number = as_integer(device_id)
+        if number is None or not 0 <= number < len(self._entered):
+            raise DeviceNotFoundError(
+                f"device_id: expected an integer from 0 to {len(self._entered) - 1}, got {shown(device_id)}"
+            )
+        manager, scope = self._entered[number]
         manager.settle()
         return scope.record
 
@@ -59,21 +64,44 @@ class WatchingFace(DevicePool):
 
     @property
     def statistics(self) -> PoolStatistics:
-        """A frozen snapshot over all devices. O(live blocks), and with a recording O(new events)."""
+        """A frozen snapshot over all devices. O(live blocks), whatever was recorded.
+
+        Its `reduction` is the one that `measured_reduction` found last.
+        """
         return PoolStatistics(
             devices=tuple(manager.snapshot() for manager in self.managers),
             target_reduction=self.config.target_fragmentation_reduction,
-            reduction=self._recording.reduction(),
+            reduction=self._recording.reduction,
             optimizations=self._optimizations,
             memory_freed_bytes=self._memory_freed_bytes,
-            background_passes=self.background.passes,
-            background_running=self.background.running,
-            background_error=self.background.error,
+            background_passes=self._background.passes,
+            background_running=self._background.running,
+            background_error=self._background.error,
         )
 
     def get_statistics(self) -> dict[str, Any]:
         """Return `statistics` in plain dictionaries; `docs/statistics.md` describes every key."""
         return self.statistics.as_dict()
+
+    def measured_reduction(self) -> Reduction | None:
+        """Compare the fragmentation of the recorded run with that of PyTorch's caching allocator.
+
+        What was recorded, on all devices, is replayed on a model of that allocator; what was live before the
+        recording counts on both sides. The result is kept until something new is recorded, and `statistics`
+        shows it. Some 3 us a recorded event; None when nothing was ever recorded.
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("model:8GiB", record=True) as pool:
+        ...     held = [pool.malloc(3 * smartpool.MiB + 512 * step) for step in range(100)]
+        ...     print(f"{pool.measured_reduction().percentage:.0f} %")
+        ...     pool.statistics.target_achieved
+        87 %
+        True
+        """
+        self._require_ours()
+        return self._recording.measure()
 
     # ------------------------------------------------------------------ tracking
 
@@ -96,10 +124,11 @@ class WatchingFace(DevicePool):
         3000
         """
         self._require_open()
-        if stack_depth.__class__ is not int or stack_depth < 0:
-            raise InvalidRequestError(f"stack_depth: expected a number of frames, got {stack_depth!r}")
+        depth = as_integer(stack_depth)
+        if depth is None or depth < 0:
+            raise InvalidRequestError(f"stack_depth: expected a number of frames, got {shown(stack_depth)}")
         for manager in self.managers:
-            manager.start_tracking(stack_depth=stack_depth)
+            manager.start_tracking(stack_depth=depth)
 
     def stop_tracking(self) -> None:
         """Keep statistics of requests no more, and forget them."""
@@ -241,12 +270,22 @@ class WatchingFace(DevicePool):
         self._recording.start()
 
     def stop_recording(self) -> Trace | None:
-        """End the recording and return the trace of the first device, or None when none was on."""
+        """End the recording and return the trace of all devices, or None when none was on.
+
+        What was recorded is forgotten: call `measured_reduction` before.
+        """
         trace = self.recording()
         self._recording.stop()
         return trace
 
-    def recording(self, device_id: int = 0) -> Trace | None:
-        """Return what was recorded so far on a device, or None when no recording is on."""
-        self._manager_of(device_id)  # says what is wrong with a number that is not there
-        return self._recording.trace(device_id)
+    def recording(self, device_id: int | None = None) -> Trace | None:
+        """Return what was recorded so far, or None when no recording is on.
+
+        Parameters
+        ----------
+        device_id
+            Number of the device in this pool; None for all of them in one trace, by time, in which each
+            device has streams of its own.
+        """
+        self._require_ours()
+        return self._recording.trace(None if device_id is None else self._number_of(device_id))

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from smartpool.config import SmartPoolConfig
-from smartpool.driver.protocol import Driver
+from smartpool.driver.protocol import Driver, check_driver
 from smartpool.errors import (
     CaptureError,
     ConfigurationError,
@@ -62,8 +62,9 @@ class PoolBooks:
 
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
         require_main_interpreter()
+        check_driver(driver)
         self.driver = driver
-        self.config = config or SmartPoolConfig()
+        self.config = SmartPoolConfig.of(config)
         if self.config.shareable:
             driver.share_chunks()
         info = driver.memory_info()

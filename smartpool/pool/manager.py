@@ -26,6 +26,7 @@ import warnings
 from typing import Final, Self
 
 from smartpool.errors import DriverError, InvalidRequestError
+from smartpool.owners import not_copied
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool
@@ -70,6 +71,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     True
     """
 
+    __reduce_ex__ = not_copied
+
     def __repr__(self) -> str:
         if self._disowned:
             return f"<AdvancedMemoryPoolManager on {self.driver.name}: the parent process's, not this one's>"
@@ -80,6 +83,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         )
 
     def __enter__(self) -> Self:
+        if self._closed:
+            raise self._closed_error()
         return self
 
     def __exit__(self, *exception: object) -> None:

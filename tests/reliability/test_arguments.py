@@ -126,7 +126,7 @@ def test_requests_that_no_address_space_holds(pool, nbytes):
         lambda pool: pool.add_out_of_memory_callback(3),
         lambda _: smartpool.SmartPool("nothing:0"),
         lambda _: smartpool.SmartPool(["cpu", 3]),
-        lambda _: smartpool.SmartPool("cpu", {"policy": "fast"}),
+        lambda _: smartpool.SmartPool("cpu", {"policy": "quick"}),
         lambda _: smartpool.SmartPoolConfig(policy="quick"),
         lambda _: smartpool.GPUMemoryOptimizer({"device_id": 0}),
         lambda _: smartpool.AllocationRequest(size="1"),

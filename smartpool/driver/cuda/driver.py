@@ -22,6 +22,7 @@ from smartpool.driver.cuda.streams import StreamTable
 from smartpool.driver.cuda.virtual import VirtualMemory
 from smartpool.driver.protocol import MemoryInfo
 from smartpool.errors import DriverError
+from smartpool.owners import not_copied
 
 __all__ = ["CudaDriver"]
 
@@ -59,6 +60,8 @@ class CudaDriver(VirtualMemory):
     DriverNotInstalledError, DriverTooOldError, DeviceNotFoundError
         When the device cannot be opened.
     """
+
+    __reduce_ex__ = not_copied
 
     def __init__(self, ordinal: int = 0, bindings: Bindings | None = None) -> None:
         context = Context(bindings or load(), ordinal)

@@ -41,6 +41,7 @@ from smartpool.errors import (
 )
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT, Range
+from smartpool.owners import not_copied
 from smartpool.pool.books import reentered
 from smartpool.pool.debug.exiting import ask_at_exit, held_by_objects
 from smartpool.pool.debug.inspection import DebugBlock, Inspector, freed_already, leak_report, points_into
@@ -128,7 +129,10 @@ class DebuggingManager:
     def __repr__(self) -> str:
         return f"<DebuggingManager: {len(self._live)} live blocks, {len(self._quarantine)} freed ones>"
 
+    __reduce_ex__ = not_copied
+
     def __enter__(self) -> Self:
+        self._inner.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from smartpool.errors import CaptureError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range
+from smartpool.owners import not_copied
 from smartpool.pool.bins import Bin
 from smartpool.pool.graphs.held import HeldBin
 from smartpool.pool.heap.protocol import Heap
@@ -39,6 +40,8 @@ class GraphMemory:
         self._returned: list[tuple[int, HeldBin]] = []  # freed, and not in an arena yet
         self._resting: list[tuple[int, int]] = []  # freed after another stream used them too
         self._late_users: set[int] = set()  # streams of what was freed after `close`
+
+    __reduce_ex__ = not_copied
 
     def __repr__(self) -> str:
         state = "closed, " if self.closed else ""

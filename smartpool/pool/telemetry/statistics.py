@@ -1,13 +1,15 @@
 """What a pool says about itself: frozen snapshots, derived when asked for.
 
 The quick path counts nothing. Live bytes are the sum over the table of live blocks, cached bytes
-the sum over the bins, and so on: a snapshot costs O(live blocks), about 50 ns for each.
+the sum over the bins, and so on: a snapshot costs O(live blocks), about 50 ns for each, whatever
+was recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from math import nan
 from typing import Any, TypeVar
 
 from smartpool.pool.bins import Bin
@@ -15,7 +17,7 @@ from smartpool.pool.steps.stepping import StepStatistics
 from smartpool.pool.telemetry.fragmentation import Fragmentation
 from smartpool.pool.telemetry.tracked import Tracked
 from smartpool.pool.tiers import Tier
-from smartpool.units import MiB
+from smartpool.units import MiB, format_size
 
 __all__ = [
     "GroupSnapshot",
@@ -38,7 +40,7 @@ class GroupSnapshot:
     cached_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MemorySnapshot:
     """One device's memory at an instant. All sizes in bytes.
 
@@ -106,6 +108,27 @@ class MemorySnapshot:
     fragmentation: Fragmentation
     tracked: Tracked | None = None
     out_of_memory_errors: int = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<MemorySnapshot of {self.device}: {format_size(self.live_bytes)} live in {self.live_blocks} "
+            f"blocks, {format_size(self.reserved_bytes)} reserved>"
+        )
+
+    def __str__(self) -> str:
+        parts = self.fragmentation.as_dict()
+        overall = parts.pop("overall")
+        rows = {
+            "live": f"{format_size(self.live_bytes)} in {self.live_blocks} blocks, "
+            f"at most {format_size(self.peak_live_bytes)}",
+            "reserved": f"{format_size(self.reserved_bytes)} of {format_size(self.cap_bytes)}, "
+            f"at most {format_size(self.peak_reserved_bytes)}",
+            "cached": f"{format_size(self.cached_bytes)} in bins, {format_size(self.gap_bytes)} in gaps, "
+            f"the largest {format_size(self.largest_free_bytes)}",
+            "fragmentation": f"{overall:.1%}: " + ", ".join(f"{name} {x:.1%}" for name, x in parts.items()),
+            "driver": f"{sum(self.driver_calls.values())} calls, {self.driver_seconds * 1e3:.3g} ms",
+        }
+        return "\n".join([self.device, *(f"  {name:<13} {text}" for name, text in rows.items())])
 
     @property
     def pressure(self) -> float:
@@ -179,18 +202,21 @@ class OptimizationOutcome:
         return self.memory_freed_bytes / MiB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PoolStatistics:
-    """A pool at an instant, over all its devices. `as_dict` says it in plain dictionaries.
+    """A pool at an instant, over all its devices. `as_dict` says it in plain dictionaries, `str` to a reader.
 
     Attributes
     ----------
     devices
         One snapshot a device.
     reduction
-        Against the caching baseline; None while nothing was recorded.
+        Against the caching baseline, as `SmartPool.measured_reduction` found it last; None before.
     target_reduction
         What `target_achieved` asks for, as a share.
+    optimizations, memory_freed_bytes
+        Calls of `SmartPool.optimize_memory`, and times that the background optimiser gave memory of a device
+        back; and how much both gave back.
     """
 
     devices: tuple[MemorySnapshot, ...]
@@ -202,6 +228,17 @@ class PoolStatistics:
     background_passes: int
     background_error: BaseException | None
 
+    def __repr__(self) -> str:
+        return f"<PoolStatistics: {', '.join(map(repr, self.devices))}>"
+
+    def __str__(self) -> str:
+        rows = {
+            "reduction": _basis(self.reduction),
+            "optimizer": f"gave {format_size(self.memory_freed_bytes)} back in {self.optimizations} passes",
+        }
+        own = (f"  {name:<13} {text}" for name, text in rows.items())
+        return "\n".join([*map(str, self.devices), "pool", *own])
+
     @property
     def current_fragmentation(self) -> float:
         """The live metric, weighted over devices by what they reserve; 0 when nothing is reserved."""
@@ -211,9 +248,14 @@ class PoolStatistics:
         return sum(d.fragmentation.overall * d.reserved_bytes for d in self.devices) / reserved
 
     @property
-    def target_achieved(self) -> bool | None:
-        """Whether the measured reduction reaches the target; None while nothing was recorded."""
-        return None if self.reduction is None else self.reduction.percentage >= 100 * self.target_reduction
+    def overall_reduction_percentage(self) -> float:
+        """The reduction that was measured last, in per cent; ``nan`` before one was measured."""
+        return nan if self.reduction is None else self.reduction.percentage
+
+    @property
+    def target_achieved(self) -> bool:
+        """Whether the reduction that was measured last reaches the target; False before."""
+        return self.overall_reduction_percentage >= 100 * self.target_reduction
 
     def _by_name(self) -> dict[str, dict[str, Any]]:
         """Return the devices by name; one that is there again is numbered: ``cpu``, ``cpu#1``."""
@@ -225,7 +267,6 @@ class PoolStatistics:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything in plain dictionaries, ready for JSON."""
-        reduction = self.reduction
         error = self.background_error
         return {
             "smartpool_stats": {
@@ -233,8 +274,8 @@ class PoolStatistics:
                 "live_bytes": sum(device.live_bytes for device in self.devices),
                 "live_blocks": sum(device.live_blocks for device in self.devices),
                 "reserved_bytes": sum(device.reserved_bytes for device in self.devices),
-                "overall_reduction_percentage": None if reduction is None else reduction.percentage,
-                "overall_reduction_basis": _basis(reduction),
+                "overall_reduction_percentage": self.overall_reduction_percentage,
+                "overall_reduction_basis": _basis(self.reduction),
                 "target_reduction_percentage": 100 * self.target_reduction,
                 "target_achieved": self.target_achieved,
                 "optimizations": self.optimizations,
@@ -251,9 +292,10 @@ class PoolStatistics:
 
 def _basis(reduction: Reduction | None) -> str:
     if reduction is None:
-        return "nothing was recorded: switch on SmartPoolConfig(record=True) or start_recording()"
+        return "nothing was measured: call start_recording(), and in the end measured_reduction()"
     return (
-        f"{reduction.events} recorded events: {reduction.fragmentation:.2%} fragmentation here, "
+        f"{reduction.percentage:.1f} % measured on {reduction.events} recorded events: "
+        f"{reduction.fragmentation:.2%} fragmentation here, "
         f"{reduction.baseline_fragmentation:.2%} with PyTorch's caching allocator (modelled)"
     )
 

@@ -62,12 +62,16 @@ class WatchedPool(SearchingPool):
             self._journal.observers = tuple(one for one in self._journal.observers if one is not observer)
             self._choose_table()
 
-    def add_reader(self, reader: Reader) -> None:
-        """Hand `reader` every event from now on, in batches."""
+    def add_reader(self, reader: Reader) -> dict[int, Bin]:
+        """Hand `reader` every event from now on, in batches; return address to bin of what is live.
+
+        A request of another thread meanwhile may be in both.
+        """
         with self._lock:
             self._journal.settle()
             self._journal.readers = (*self._journal.readers, reader)
             self._choose_table()
+            return self._live.copy()
 
     def remove_reader(self, reader: Reader) -> None:
         """Hand `reader` what was written until now, and nothing more."""
@@ -83,6 +87,10 @@ class WatchedPool(SearchingPool):
     def use_hooks(self, hooks: Hooks) -> None:
         """Tell `hooks` when memory is mapped, given back or short; of requests once they ask for that."""
         self._hooks.append(hooks)
+
+    def drop_hooks(self, hooks: Hooks) -> None:
+        """Tell `hooks` of memory no more."""
+        self._hooks.remove(hooks)
 
     def hook_requests(self, hooks: Hooks) -> None:
         """Tell `hooks` of requests and frees, or no more."""

@@ -5,41 +5,37 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
-__all__ = ["NEVER", "Background", "Optimizable"]
+__all__ = ["NEVER", "Background"]
 
 NEVER: Final = threading.TIMEOUT_MAX
 
 _LOGGER = logging.getLogger("smartpool")
 
 
-class Optimizable(Protocol):
-    """What the thread works on."""
-
-    def background_pass(self) -> None:
-        """Do one pass. What it raises is kept, logged, and told by `Background.error`."""
-
-
 class Background:
-    """Runs `target.background_pass()` every `interval` seconds, and soon after `wake`.
+    """Calls a method every `interval` seconds, and soon after `wake`.
 
-    The thread is a daemon and holds `target` weakly: it keeps neither the process nor the pool
+    The thread is a daemon and holds the method's object weakly: it keeps neither the process nor the pool
     alive. It starts with the first `start`, and `stop` ends it.
 
     Parameters
     ----------
-    target
-        The pool.
+    work
+        A bound method that does one pass. What it raises is kept, logged, and told by `error`.
     interval
         Seconds between two passes; `NEVER` for one that only wakes.
     name
         The thread's name.
     """
 
-    def __init__(self, target: Optimizable, interval: float, *, name: str = "smartpool-optimizer") -> None:
+    def __init__(
+        self, work: Callable[[], None], interval: float, *, name: str = "smartpool-optimizer"
+    ) -> None:
         self._name = name
-        self._target = weakref.ref(target, self._target_died)
+        self._work = weakref.WeakMethod(work, self._object_died)
         self._interval = min(interval, NEVER)
         self._wake = threading.Event()
         self._stopping = False
@@ -76,7 +72,7 @@ class Background:
         error, self.error = self.error, None
         return error
 
-    def _target_died(self, _: object) -> None:
+    def _object_died(self, _: object) -> None:
         self._stopping = True
         self._wake.set()
 
@@ -84,13 +80,13 @@ class Background:
         while True:
             self._wake.wait(self._interval)
             self._wake.clear()
-            target = self._target()
-            if self._stopping or target is None:
+            work = self._work()
+            if self._stopping or work is None:
                 return
             try:
-                target.background_pass()
+                work()
             except Exception as error:
                 self.error = error
                 _LOGGER.exception("the background optimiser failed; it goes on at the next interval")
             self.passes += 1
-            del target
+            del work

@@ -34,7 +34,7 @@ def wait_until(condition):
 
 def test_it_passes_every_interval():
     target = Target()
-    background = Background(target, 0.002)
+    background = Background(target.background_pass, 0.002)
     assert not background.running
     background.start()
     thread = background._thread
@@ -52,7 +52,7 @@ def test_it_passes_every_interval():
 
 def test_a_wake_needs_no_interval_and_many_are_one():
     target = Target()
-    background = Background(target, 3600)
+    background = Background(target.background_pass, 3600)
     background.start()
     for _ in range(100):
         background.wake()
@@ -63,7 +63,7 @@ def test_a_wake_needs_no_interval_and_many_are_one():
 
 def test_it_starts_again_after_a_stop():
     target = Target()
-    background = Background(target, 3600)
+    background = Background(target.background_pass, 3600)
     for _ in range(3):
         background.start()
         passes = background.passes
@@ -75,7 +75,7 @@ def test_it_starts_again_after_a_stop():
 def test_stop_waits_for_the_pass_under_way():
     target = Target()
     target.proceed.clear()
-    background = Background(target, 3600)
+    background = Background(target.background_pass, 3600)
     background.start()
     background.wake()
     assert target.entered.wait(10)
@@ -90,7 +90,7 @@ def test_stop_waits_for_the_pass_under_way():
 def test_errors_are_kept_told_once_and_do_not_end_it(caplog):
     target = Target()
     target.failures = [ValueError("first")]
-    background = Background(target, 0.002)
+    background = Background(target.background_pass, 0.002)
     background.start()
     wait_until(lambda: background.passes > 2)
     background.stop()
@@ -101,7 +101,7 @@ def test_errors_are_kept_told_once_and_do_not_end_it(caplog):
 
 def test_it_ends_with_its_target():
     target = Target()
-    background = Background(target, 3600)
+    background = Background(target.background_pass, 3600)
     background.start()
     del target
     gc.collect()
@@ -115,7 +115,7 @@ def test_the_pass_itself_may_stop_it():
             background.stop()
 
     target = Stopping()
-    background = Background(target, 0.001)
+    background = Background(target.background_pass, 0.001)
     background.start()
     wait_until(lambda: not background.running)
     assert target.passes == 1
