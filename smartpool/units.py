@@ -8,7 +8,6 @@ prints is binary and says so.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from operator import index
 from typing import Final
 
@@ -65,6 +64,8 @@ def parse_size(text: str | int) -> int:
         )
     letter, kind = (match["letter"] or " ").lower(), (match["kind"] or "ib").lower()
     factor: int = (1024 if kind == "ib" else 1000) ** _LETTERS.index(letter)
+    from fractions import Fraction  # noqa: PLC0415 - with it comes decimal, which warns in a second interpreter
+
     exact = Fraction(match["number"].replace("_", "")) * factor
     if exact.denominator != 1:
         raise InvalidSizeError(

@@ -40,7 +40,8 @@ def test_importing_brings_no_cuda_and_little_else():
     code = (
         "import sys, smartpool;"
         "print([m for m in sys.modules if m.split('.')[0] in"
-        " ('cuda', 'torch', 'cupy', 'jax', 'rich', 'hypothesis', 'asyncio', 'argparse')])"
+        " ('cuda', 'torch', 'cupy', 'jax', 'rich', 'hypothesis', 'asyncio', 'argparse',"
+        " 'decimal', 'numpy')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
