@@ -81,4 +81,8 @@ __getattr__, __dir__ = lazy_names(
         "open_shared": "smartpool.sharing.shared",
         "plan": "smartpool.planner",
     },
-)
+    modules=(
+        "dlpack", "driver", "errors", "interop", "live", "metrics", "planner", "recommendations", "report",
+        "streams", "testing", "trace", "units",
+    ),
+)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 
 from smartpool.interpreters import require_main_interpreter
@@ -12,9 +12,11 @@ __all__ = ["lazy_names"]
 
 
 def lazy_names(
-    package: str, home_of: Mapping[str, str]
+    package: str, home_of: Mapping[str, str], modules: Collection[str] = ()
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` for a package whose names live in other modules.
+
+    `dir` then tells what is public, and nothing else: ``__all__`` and `modules`.
 
     Parameters
     ----------
@@ -22,18 +24,25 @@ def lazy_names(
         The package's ``__name__``.
     home_of
         Name to the module that defines it.
+    modules
+        Public modules of the package, which are imported when they are first used, too.
     """
 
     def __getattr__(name: str) -> object:  # noqa: N807 - becomes the package's own
         home = home_of.get(name)
-        if home is None:
+        if home is None and name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         require_main_interpreter()
+        if home is None:
+            try:
+                return import_module(f"{package}.{name}")
+            except ImportError as error:  # as everywhere where something may lack
+                raise AttributeError(f"{package}.{name} cannot be imported: {error}") from error
         value = getattr(import_module(home), name)
         setattr(sys.modules[package], name, value)  # the next time it is found without asking
         return value
 
     def __dir__() -> list[str]:  # noqa: N807
-        return sorted({*vars(sys.modules[package]), *home_of})
+        return sorted({*getattr(sys.modules[package], "__all__", home_of), *modules})
 
     return __getattr__, __dir__

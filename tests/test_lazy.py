@@ -15,8 +15,11 @@ from smartpool.lazy import lazy_names
 def package():
     module = types.ModuleType("a_lazy_package")
     module.__getattr__, module.__dir__ = lazy_names(
-        "a_lazy_package", {"join": "posixpath", "nowhere": "no.such.module"}
+        "a_lazy_package",
+        {"join": "posixpath", "nowhere": "no.such.module"},
+        modules=("missing",),
     )
+    module.hidden = 5
     sys.modules["a_lazy_package"] = module
     yield module
     del sys.modules["a_lazy_package"]
@@ -40,6 +43,14 @@ def test_a_failing_import_shows(package):
         package.nowhere  # noqa: B018
 
 
-def test_dir_tells_them_all(package):
-    assert {"join", "nowhere"} <= set(dir(package))
-    assert dir(package) == sorted(dir(package))
+def test_dir_tells_them_all_and_nothing_else(package):
+    assert dir(package) == ["join", "missing", "nowhere"]
+    package.__all__ = ["nowhere", "hidden"]
+    assert dir(package) == ["hidden", "missing", "nowhere"]
+
+
+def test_a_module_that_cannot_be_imported_is_no_attribute(package):
+    assert not hasattr(package, "missing")
+    with pytest.raises(AttributeError, match=r"^a_lazy_package\.missing cannot be imported: ") as caught:
+        package.missing  # noqa: B018
+    assert isinstance(caught.value.__cause__, ImportError)

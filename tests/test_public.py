@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import smartpool
 
 
@@ -34,6 +36,38 @@ def test_every_public_name_has_a_docstring():
         value = getattr(smartpool, name)
         if callable(value):
             assert value.__doc__, name
+
+
+@pytest.mark.parametrize("package", [smartpool, smartpool.driver, smartpool.report])
+def test_what_is_offered_is_public_and_there(package):
+    assert set(package.__all__) <= set(dir(package))
+    for name in dir(package):
+        assert name == "__version__" or not name.startswith("_")
+        assert getattr(package, name) is not None
+        assert name in package.__all__ or getattr(package, name).__doc__
+
+
+def test_what_a_pool_offers_is_public_and_described():
+    """Methods by themselves, attributes in the docstring of the class."""
+    with smartpool.SmartPool("model:1GiB") as pool:
+        described = smartpool.SmartPool.__doc__
+        for name in dir(pool):
+            assert not name.startswith("_")
+            assert getattr(smartpool.SmartPool, name, None) is not None or f"    {name}\n" in described
+        for name in (
+            "malloc",
+            "free",
+            "allocate",
+            "empty",
+            "step",
+            "statistics",
+            "config",
+            "managers",
+            "hooks",
+        ):
+            assert name in dir(pool)
+        inside = {"background", "background_pass", "pressure_callbacks", "free_to_move"}
+        assert not inside & set(dir(pool))
 
 
 def test_importing_brings_no_cuda_and_little_else():

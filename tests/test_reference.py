@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -57,6 +58,11 @@ def test_every_part_of_the_package_is_public_or_internal():
     known = {module.split(".")[1] for module in MODULES if "." in module}
     known |= {home_of(name).split(".")[1] for name in smartpool.__all__ if "." in home_of(name)}
     assert parts - known == set(INTERNAL) - known
+
+
+def test_tab_completion_offers_the_modules_of_the_reference():
+    offered = {name for name in dir(smartpool) if isinstance(getattr(smartpool, name), ModuleType)}
+    assert offered == {module.split(".")[1] for module in MODULES if "." in module}
 
 
 def test_every_command_is_described_as_it_is():
