@@ -29,7 +29,7 @@ __all__ = ["AllocationResult", "SmartPool"]
 
 _new = object.__new__
 
-_NEAR_BITS: Final = 21  # addresses that share the rest are taken to be of one device, and looked up there
+_NEAR_BITS: Final = 21  # a device often has all addresses that share the rest: it is asked first
 _MOST_NEAR: Final = 1 << 16
 
 
@@ -195,25 +195,26 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
 
     def free(self, pointer: int, stream: Stream = None) -> None:
         """Free what `malloc` returned, on whichever device it is: `AdvancedMemoryPoolManager.free`. O(1)."""
-        if pointer.__class__ is int and pointer in self._live:
-            self._manager.free(pointer, stream)
-        else:
-            self._owner_of(pointer).free(pointer, stream)
+        if pointer.__class__ is int:
+            if pointer in self._live:
+                self._manager.free(pointer, stream)
+                return
+            manager = self._near.get(pointer >> _NEAR_BITS)
+            if manager is not None and manager.owns(pointer):
+                manager.free(pointer, stream)
+                return
+        self._owner_of(pointer).free(pointer, stream)
 
     def _owner_of(self, pointer: int) -> AdvancedMemoryPoolManager:
-        """Return the manager that has the block at `pointer`: often it has the addresses around it, too."""
+        """Return the manager that has the block at `pointer`, and remember it for the addresses around it."""
         number = as_integer(pointer)
         if number is None:
             return self._manager  # which says what is wrong
-        near = number >> _NEAR_BITS
-        guess = self._near.get(near)
-        if guess is not None and guess.owns(number):
-            return guess
         for manager in self.managers:
             if manager.owns(number):
                 if len(self._near) >= _MOST_NEAR:
                     self._near.clear()
-                self._near[near] = manager
+                self._near[number >> _NEAR_BITS] = manager
                 return manager
         freed = (one for one in self.managers if isinstance(one._bad_pointer(number), DoubleFreeError))  # noqa: SLF001
         return next(freed, self._manager)
