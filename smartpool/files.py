@@ -1,19 +1,28 @@
-"""Opening files that others wrote: regular ones, within bounds, and without waiting for anybody."""
+"""Opening files that others wrote: regular ones, within bounds, and without waiting for anybody.
+
+A file that gzip packed is opened unpacked, whatever its name, and counts as what it unpacks to: at most the
+larger of 16 MiB and 100 times its length, which is five times what real logs and snapshots do.
+"""
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import stat
+import zlib
 from os import PathLike
-from pathlib import Path
 from typing import IO, Final
 
 from smartpool.errors import SmartPoolError, TraceFormatError
-from smartpool.units import GiB, format_size
+from smartpool.units import GiB, MiB, format_size
 
-__all__ = ["MAX_FILE_BYTES", "open_regular", "read_bytes"]
+__all__ = ["MAX_FILE_BYTES", "MAX_RATIO", "allowed_bytes", "open_regular", "read_bytes", "size_of_file"]
 
 MAX_FILE_BYTES: Final = 4 * GiB
+_GZIP: Final = b"\x1f\x8b"
+MAX_RATIO: Final = 100
+_FREE_OF_RATIO: Final = 16 * MiB  # small files may shrink as well as they can
 
 
 def open_regular(
@@ -27,26 +36,55 @@ def open_regular(
     Raises
     ------
     SmartPoolError
-        Of the class `error`, when it is no regular file (a device or a pipe has no end, and opening a pipe
-        waits for who writes into it), or longer.
+        Of the class `error`, when it is no regular file (a device or a pipe has no end), longer, or packed
+        and damaged.
     OSError
         When there is no such file, or it cannot be opened.
     """
     most_bytes = MAX_FILE_BYTES if most_bytes is None else most_bytes
-    _check(path, os.stat(path), most_bytes, error)  # noqa: PTH116 - str and PathLike alike
-    file = Path(path).open("rb")  # noqa: SIM115 - handed on
+    try:
+        status = os.stat(path)  # noqa: PTH116 - first, because opening some devices does something
+    except ValueError:
+        raise error(f"{path!r:.100}: expected the name of a file, got one with a NUL in it") from None
+    _check(path, status, most_bytes, error)
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - handed on
     try:
         _check(path, os.fstat(file.fileno()), most_bytes, error)
+        if not file.peek(2).startswith(_GZIP):
+            return file
+        with file:
+            return _unpacked(path, file, most_bytes, error)
     except BaseException:
         file.close()
         raise
-    return file
 
 
-def read_bytes(path: str | PathLike[str], *, most_bytes: int | None = None) -> bytes:
+def read_bytes(
+    path: str | PathLike[str],
+    *,
+    most_bytes: int | None = None,
+    error: type[SmartPoolError] = TraceFormatError,
+) -> bytes:
     """Return a file's content; raises as `open_regular` does."""
-    with open_regular(path, most_bytes=most_bytes) as file:
-        return file.read(os.fstat(file.fileno()).st_size)  # and not what somebody adds meanwhile
+    with open_regular(path, most_bytes=most_bytes, error=error) as file:
+        return file.read(size_of_file(file))  # and not what somebody adds meanwhile
+
+
+def size_of_file(file: IO[bytes]) -> int:
+    """Return how many bytes an open file has, and go to its beginning."""
+    nbytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return nbytes
+
+
+def allowed_bytes(packed_bytes: int) -> int:
+    """Return to how many bytes a packed file of that length may claim to unpack."""
+    return max(_FREE_OF_RATIO, MAX_RATIO * packed_bytes)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # What was a file at the last look may be a pipe by now, whose opening would wait for who writes into it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check(
@@ -56,10 +94,29 @@ def _check(
         if stat.S_ISDIR(status.st_mode):
             raise error(f"{path}: expected a regular file, got a folder; name a file in it")
         raise error(
-            f"{path}: expected a regular file, got a pipe or a device; write its content to a file first"
+            f"{path}: expected a regular file, got a pipe or a device; write its content to a file first, "
+            "or on the command line name '-' and let standard input be it"
         )
     if status.st_size > most_bytes:
         raise error(
             f"{path}: expected at most {format_size(most_bytes)}, got {format_size(status.st_size)}; "
             "record a shorter part of the program"
         )
+
+
+def _unpacked(
+    path: str | PathLike[str], file: IO[bytes], most_bytes: int, error: type[SmartPoolError]
+) -> IO[bytes]:
+    """Return what gzip packed, in memory."""
+    most = min(most_bytes, allowed_bytes(size_of_file(file)))
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            data = packed.read(most + 1)
+    except (OSError, EOFError, zlib.error) as wrong:
+        raise error(f"{path}: expected a whole file packed by gzip, got a damaged one: {wrong}") from None
+    if len(data) > most:
+        raise error(
+            f"{path}: expected a file that unpacks to at most {format_size(most)}, got more; refused, as "
+            "recordings do not shrink so far"
+        )
+    return io.BytesIO(data)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import secrets
 import struct
@@ -35,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool.errors import TraceFormatError
-from smartpool.files import open_regular
+from smartpool.files import MAX_RATIO, allowed_bytes, open_regular, size_of_file
 from smartpool.units import MiB, format_size
 
 __all__ = ["MAX_EVENTS", "read_npz", "write_npz"]
@@ -43,8 +42,6 @@ __all__ = ["MAX_EVENTS", "read_npz", "write_npz"]
 MAX_EVENTS: Final = 1 << 27
 _MAX_META_BYTES: Final = 4 * MiB
 _MAX_READ: Final = 1 * MiB
-_MAX_RATIO: Final = 100
-_FREE_OF_RATIO: Final = 16 * MiB  # small files may shrink as well as they can
 
 _MAGIC: Final = b"\x93NUMPY"
 # Possessive quantifiers (`*+`): a header of nothing but spaces must not cost quadratic time.
@@ -117,7 +114,7 @@ def write_npz(
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         _write_archive(unfinished, arrays, np.savez_compressed)
-        if sum(array.nbytes for array in arrays.values()) + MiB > _allowed(unfinished.stat().st_size):
+        if sum(array.nbytes for array in arrays.values()) + MiB > allowed_bytes(unfinished.stat().st_size):
             # Columns of one value over and over: stored, so that the reader does not take it for a bomb.
             _write_archive(unfinished, arrays, np.savez)
         unfinished.replace(path)
@@ -170,17 +167,12 @@ def _members(archive: zipfile.ZipFile, file: IO[bytes]) -> dict[str, zipfile.Zip
             raise TraceFormatError(f"expected {name[:80]!r} stored or deflated, got another compression")
         members[name] = info
     claimed = sum(info.file_size for info in members.values())
-    if claimed > _allowed(os.fstat(file.fileno()).st_size):
+    if claimed > allowed_bytes(size_of_file(file)):
         raise TraceFormatError(
-            f"it claims to unpack to {format_size(claimed)}, more than {_MAX_RATIO} times its length; "
+            f"it claims to unpack to {format_size(claimed)}, more than {MAX_RATIO} times its length; "
             "refused, as a trace does not shrink so far"
         )
     return members
-
-
-def _allowed(file_bytes: int) -> int:
-    """Return to how many bytes a file may claim to unpack."""
-    return max(_FREE_OF_RATIO, _MAX_RATIO * file_bytes)
 
 
 def _member(

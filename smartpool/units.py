@@ -22,11 +22,9 @@ GiB: Final = 1 << 30
 TiB: Final = 1 << 40
 
 _LETTERS: Final = " kmgtpe"
-_DIGITS: Final = (
-    r"[0-9]{1,3}(?:_?[0-9]{1,3}){0,13}"  # more are no size, and Python refuses to convert thousands
-)
+_DIGITS: Final = "[0-9](?:_?[0-9]){0,39}"  # more are no size, and Python refuses to convert thousands
 _SIZE: Final = re.compile(
-    rf"\s*(?P<number>{_DIGITS}(?:\.{_DIGITS})?(?:e[+-]?[0-9]{{1,2}})?)\s*"
+    rf"\s*(?P<whole>{_DIGITS})(?:\.(?P<part>{_DIGITS}))?(?:e(?P<power>[+-]?[0-9]{{1,2}}))?\s*"
     r"(?:(?P<letter>[kmgtp]|e(?=i?b))(?P<kind>i?b)?|b|bytes?)?\s*",
     re.ASCII | re.IGNORECASE,
 )
@@ -38,8 +36,8 @@ def parse_size(text: str | int) -> int:
     Parameters
     ----------
     text
-        An integer, or a number with or without a unit: ``"80GiB"``, ``"80GB"``, ``"512 kib"``, ``"1.5G"``,
-        ``"1e9"``, ``"85_899_345_920"``.
+        An integer, NumPy's too, or a number with or without a unit: ``"80GiB"``, ``"80GB"``, ``"512 kib"``,
+        ``"1.5G"``, ``"1e9"``, ``"85_899_345_920"``.
 
     Raises
     ------
@@ -64,15 +62,14 @@ def parse_size(text: str | int) -> int:
         )
     letter, kind = (match["letter"] or " ").lower(), (match["kind"] or "ib").lower()
     factor: int = (1024 if kind == "ib" else 1000) ** _LETTERS.index(letter)
-    from fractions import Fraction  # noqa: PLC0415 - with it comes decimal, which warns in a second interpreter
-
-    exact = Fraction(match["number"].replace("_", "")) * factor
-    if exact.denominator != 1:
+    whole, part = match["whole"].replace("_", ""), (match["part"] or "").replace("_", "")
+    power = int(match["power"] or 0) - len(part)
+    upper, lower = int(whole + part) * factor * 10 ** max(0, power), 10 ** max(0, -power)
+    if upper % lower:
         raise InvalidSizeError(
-            f"expected a whole number of bytes, got {text!r:.80} = {float(exact)} bytes; "
-            "choose a smaller unit"
+            f"expected a whole number of bytes, got {text!r:.80} = {upper / lower} bytes; choose a smaller unit"
         )
-    return exact.numerator
+    return int(upper // lower)
 
 
 def format_size(nbytes: int) -> str:

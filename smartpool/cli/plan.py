@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from smartpool.cli.targets import check_target
+from smartpool.csv_rows import first_row
 from smartpool.errors import InvalidRequestError, InvalidSizeError
+from smartpool.files import open_regular
 from smartpool.planner.intervals import IntervalSet
 from smartpool.planner.plans import Plan
 from smartpool.planner.portfolio import solve
 from smartpool.planner.reading import is_interval_header, read_csv, write_csv
 from smartpool.trace.importers.events_csv import is_event_header
-from smartpool.trace.importers.rmm_log import RMM_HEADER
+from smartpool.trace.importers.rmm_log import is_rmm_header
 from smartpool.units import format_size, parse_size
 
 __all__ = ["add_parser", "run"]
@@ -117,10 +119,10 @@ def _read(path: Path) -> IntervalSet:
 
 def _has_intervals(path: Path) -> bool:
     """Whether a file is CSV of intervals, or is to be told what it lacks as such."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace").partition("\n")[0]
+    with open_regular(path) as file:
+        head = first_row(file.read(_HEAD_BYTES))
     return is_interval_header(head) or (
-        path.suffix.lower() == ".csv" and not is_event_header(head) and not head.startswith(RMM_HEADER)
+        path.suffix.lower() == ".csv" and not is_event_header(head) and not is_rmm_header(head)
     )
 
 

@@ -55,7 +55,7 @@ class WeightedIntervalGraphColoring:
     Parameters
     ----------
     alignment
-        A power of two of which every offset is a multiple.
+        Every offset is a multiple of it.
     history
         How many closed intervals are remembered.
 
@@ -73,8 +73,8 @@ class WeightedIntervalGraphColoring:
     """
 
     def __init__(self, *, alignment: int = 1, history: int = HISTORY) -> None:
-        if alignment <= 0 or alignment & (alignment - 1):
-            raise PlanningError(f"alignment: expected a power of two, got {alignment}")
+        if alignment <= 0:
+            raise PlanningError(f"alignment: expected at least 1, got {alignment}")
         if history < 0:
             raise PlanningError(f"history: expected at least 0, got {history}")
         self._alignment = alignment

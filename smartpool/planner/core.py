@@ -124,7 +124,7 @@ def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver) -> I
         if (problem.first[beside] > low).any() or (problem.last[beside] < high).any():
             return None
         floor = int((problem.fixed + problem.size)[beside].max(initial=0))
-        step = problem.largest_alignment
+        step = problem.common_alignment
         floor = (floor + step - 1) // step * step
     found = fit(problem.take(rows).free(), target - floor)
     if found is None:

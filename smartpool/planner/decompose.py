@@ -12,7 +12,7 @@ Method, repeated until nothing changes:
   every plan. Without them the component often splits again (weights under training steps);
 * **recognise** parts that are equal in lifetimes, sizes and alignment: one is solved, all are served.
 
-Fixed offsets forbid peeling, as the floor may be taken. With alignment only multiples of the largest one
+Fixed offsets forbid peeling, as the floor may be taken. With alignment only multiples of all of them
 are peeled, so that everything above stays aligned. O(n log n) a round; the rounds are few, as each but the
 last removes an interval from every part that it looks at again.
 """
@@ -91,7 +91,7 @@ def _full_span(part: Problem) -> np.ndarray:
     if part.fixed is not None:
         return np.zeros(len(part), bool)
     full: np.ndarray = (part.first == 0) & (part.last == len(part.load))
-    full &= part.size % part.largest_alignment == 0
+    full &= part.size % part.common_alignment == 0
     return full
 
 

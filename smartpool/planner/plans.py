@@ -3,8 +3,9 @@
 File format
 -----------
 A plan is saved as a NumPy ``.npz``: ``offsets`` (int64, one an interval, in the order of the input) and
-``meta``, a JSON string with ``schema`` (1), ``height``, ``load``, ``method``, ``seconds`` and
-``proved_optimal``. Nothing in it is pickled, and a file may be anybody's: see `smartpool.npz`.
+``meta``, a JSON string with ``schema`` (1), ``height``, ``load``, ``method``, ``seconds``,
+``proved_optimal`` and ``capacity`` (null where none was named). Nothing in it is pickled, and a file may be
+anybody's: see `smartpool.npz`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Plan:
         What finding it took.
     proved_optimal
         No lower plan exists: the height is the load, or lower ones were excluded.
+    capacity
+        The bytes that were at hand; None where none were named.
 
     Examples
     --------
@@ -60,6 +63,12 @@ class Plan:
     method: str
     seconds: float
     proved_optimal: bool
+    capacity: int | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the plan fits the capacity; None where none was named."""
+        return None if self.capacity is None else self.height <= self.capacity
 
     @property
     def gap(self) -> float:
@@ -68,14 +77,7 @@ class Plan:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan to exactly `path` as an ``.npz``; a file there is replaced whole or not at all."""
-        meta = {
-            "schema": SCHEMA,
-            "height": self.height,
-            "load": self.load,
-            "method": self.method,
-            "seconds": self.seconds,
-            "proved_optimal": self.proved_optimal,
-        }
+        meta = {"schema": SCHEMA} | {name: getattr(self, name) for name in _FIELDS}
         write_npz(path, {"offsets": self.offsets}, meta)
 
     @classmethod
@@ -104,7 +106,7 @@ class Plan:
                 )
         if (offsets < 0).any():
             raise PlanningError(f"{path}: expected offsets of at least 0, got {offsets.min()}")
-        return cls(offsets=offsets, **{name: meta[name] for name in _FIELDS})  # type: ignore[arg-type]
+        return cls(offsets=offsets, **{name: meta.get(name) for name in _FIELDS})  # type: ignore[arg-type]
 
 
 def _is_size(value: object) -> bool:
@@ -117,4 +119,5 @@ _FIELDS: Final[Mapping[str, Callable[[object], bool]]] = {
     "method": lambda value: isinstance(value, str),
     "seconds": lambda value: isinstance(value, int | float) and 0 <= value < math.inf,
     "proved_optimal": lambda value: isinstance(value, bool),
+    "capacity": lambda value: value is None or (type(value) is int and value >= 0),
 }

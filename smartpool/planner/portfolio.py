@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,14 +24,20 @@ from smartpool.errors import InvalidRequestError
 from smartpool.planner.attempts import enter
 from smartpool.planner.clock import Clock, OutOfTime
 from smartpool.planner.decompose import Part, decompose
-from smartpool.planner.intervals import IntervalSet
+from smartpool.planner.intervals import FREE, LARGEST_TOTAL, IntervalSet
 from smartpool.planner.plans import Plan
 from smartpool.planner.problem import Normalized, Problem, normalize
 from smartpool.planner.racing import Racer, race
+from smartpool.planner.resting import improve_resting
 from smartpool.planner.size_classes import color_classes
 from smartpool.planner.sweeps import Int64s
+from smartpool.planner.validate import validate
+from smartpool.units import parse_size
 
 __all__ = ["default_time_limit", "plan", "solve"]
+
+AWAKE: Final = 0.3
+"""The share of the time for a plan as if nothing rested, where something does."""
 
 
 def default_time_limit(count: int) -> float:
@@ -45,7 +52,8 @@ def plan(
     *,
     alignment: ArrayLike | None = None,
     fixed: ArrayLike | None = None,
-    capacity: int | None = None,
+    rests: Sequence[Sequence[Sequence[int]]] | None = None,
+    capacity: int | str | None = None,
     time_limit: float | None = None,
     seed: int = 0,
     progress: Callable[[Plan], None] | None = None,
@@ -57,10 +65,11 @@ def plan(
     ----------
     start, end, size
         Lifetimes, half-open, and bytes; or an `IntervalSet` alone.
-    alignment, fixed
-        As in `IntervalSet.from_arrays`.
+    alignment, fixed, rests
+        As in `IntervalSet`.
     capacity
-        Bytes at hand: any plan that fits is good enough. Without it the aim is the lowest plan.
+        Bytes at hand, as an integer or a size such as ``"80GiB"``: any plan that fits is good enough.
+        Without it the aim is the lowest plan.
     time_limit
         Seconds; by default 10, and 50 us for each interval. The best plan so far is returned then.
     seed
@@ -73,12 +82,13 @@ def plan(
     Returns
     -------
     Plan
-        Never worse than what any solver found. Ctrl-C also returns it.
+        Never worse than what any solver found. Ctrl-C also returns it. With a capacity it says in
+        `Plan.fits` whether it fits; one that does not is returned all the same, as a lower one may not exist.
 
     Raises
     ------
     PlanningError
-        When the intervals are malformed; see `IntervalSet.from_arrays`.
+        When the intervals are malformed; see `IntervalSet`.
     InvalidRequestError
         When another argument is wrong, or missing.
 
@@ -93,42 +103,74 @@ def plan(
     (30, [20, 0, 20], True)
     """
     if isinstance(start, IntervalSet):
-        if any(column is not None for column in (end, size, alignment, fixed)):
+        if any(column is not None for column in (end, size, alignment, fixed, rests)):
             raise InvalidRequestError(
                 "expected an IntervalSet alone, got columns beside it; put them into it, or pass columns"
             )
         intervals = start
     elif end is None or size is None:
         missing = "end" if end is None else "size"
-        raise InvalidRequestError(f"expected start, end and size, or an IntervalSet alone, got no {missing}")
+        hint = "; of rows, pass the columns: plan(*zip(*rows))" if np.ndim(start) == 2 else ""
+        raise InvalidRequestError(
+            f"expected start, end and size, or an IntervalSet alone, got no {missing}{hint}"
+        )
     else:
-        intervals = IntervalSet.from_arrays(start, end, size, alignment=alignment, fixed=fixed)
+        intervals = IntervalSet(start, end, size, alignment=alignment, fixed=fixed, rests=rests)
     return solve(intervals, capacity=capacity, time_limit=time_limit, seed=seed, progress=progress, stop=stop)
 
 
 def solve(
     intervals: IntervalSet,
     *,
-    capacity: int | None = None,
+    capacity: int | str | None = None,
     time_limit: float | None = None,
     seed: int = 0,
     progress: Callable[[Plan], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Plan:
     """Plan an `IntervalSet`; see `plan`."""
+    if isinstance(capacity, str):
+        capacity = parse_size(capacity)
     _check_arguments(intervals, capacity, time_limit, seed, progress, stop)
     began = time.perf_counter()
     limit = default_time_limit(len(intervals)) if time_limit is None else time_limit
     clock = Clock.for_seconds(limit, stop)
-    normalized = normalize(intervals)
-    best = _Best(intervals, normalized, began, progress)
+    awake = intervals.without_rests()
+    normalized = normalize(awake)
+    best = _Best(awake, normalized, began, progress, capacity)
     problem = normalized.problem
-    best.offer(color_classes(problem), "size classes")
+    best.offer(color_classes(problem, most=LARGEST_TOTAL // normalized.unit), "size classes")
     goal = problem.bound if capacity is None else max(problem.bound, capacity // normalized.unit)
     if best.height > problem.bound:
         with suppress(KeyboardInterrupt, OutOfTime):
-            _run(problem, best, goal, clock, seed)
-    return best.plan()
+            _run(problem, best, goal, clock if awake is intervals else clock.part(AWAKE, most=limit), seed)
+    found = best.plan()
+    return found if awake is intervals else _with_rests(intervals, found, clock, seed, progress)
+
+
+def _with_rests(
+    intervals: IntervalSet, awake: Plan, clock: Clock, seed: int, progress: Callable[[Plan], None] | None
+) -> Plan:
+    """Bring a plan of intervals as if they never rested down to where their rests allow."""
+    began = time.perf_counter() - awake.seconds
+    load, fixed = intervals.load, intervals.fixed
+    bound = max(load, int(np.where(fixed == FREE, 0, fixed + intervals.size).max(initial=0)))
+    found = replace(awake, load=load, proved_optimal=awake.height <= bound)
+    with suppress(KeyboardInterrupt):
+        goal = max(bound, awake.capacity or 0)
+        for offsets in improve_resting(intervals, awake.offsets, goal=goal, clock=clock, seed=seed):
+            height = validate(intervals, offsets)
+            found = replace(
+                found,
+                offsets=offsets,
+                height=height,
+                method="in turn around rests",
+                seconds=time.perf_counter() - began,
+                proved_optimal=height <= bound,
+            )
+            if progress is not None:
+                progress(found)
+    return found
 
 
 def _check_arguments(  # noqa: PLR0917 - one call
@@ -137,7 +179,12 @@ def _check_arguments(  # noqa: PLR0917 - one call
     """Raise `InvalidRequestError` for what `plan` and `solve` cannot use."""
     for name, value, good, expected in (
         ("intervals", intervals, isinstance(intervals, IntervalSet), "an IntervalSet"),
-        ("capacity", capacity, capacity is None or _is_count(capacity), "bytes as an integer of at least 0"),
+        (
+            "capacity",
+            capacity,
+            capacity is None or _is_count(capacity),
+            "bytes as an integer of at least 0, or text",
+        ),
         ("time_limit", time_limit, time_limit is None or _is_duration(time_limit), "seconds of at least 0"),
         ("seed", seed, _is_count(seed), "an integer of at least 0"),
         ("progress", progress, progress is None or callable(progress), "a function of a Plan"),
@@ -197,6 +244,7 @@ class _Best:
     normalized: Normalized
     began: float
     progress: Callable[[Plan], None] | None
+    capacity: int | None = None
     offsets: Int64s | None = None
     height: int = 0
     method: str = ""
@@ -223,4 +271,5 @@ class _Best:
             method=self.method,
             seconds=time.perf_counter() - self.began,
             proved_optimal=self.height <= max(self.bound, problem.bound),
+            capacity=self.capacity,
         )

@@ -11,17 +11,18 @@ Method, all vectorised and O(n log n):
 * time becomes the maximal cliques of the interval graph: a new section begins only where a start follows
   an end. Two lifetimes overlap in sections when and only when they overlap in time (Fulkerson and
   Gross, "Incidence matrices and interval graphs", 1965), and the largest loads are all kept;
-* sizes are divided by the greatest common divisor of all sizes and fixed offsets. Every offset that a
-  solver tries is a sum of sizes, or rounded up to an alignment, so nothing is lost.
+* sizes are divided by a common divisor of sizes, fixed offsets and alignments. Every offset that a solver
+  tries is a sum of sizes, or rounded up to an alignment, so nothing is lost.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smartpool.planner.intervals import FREE, IntervalSet
+from smartpool.planner.intervals import FREE, LARGEST_TOTAL, IntervalSet
 from smartpool.planner.sweeps import Int64s, component_of, section_load
 
 __all__ = ["Problem", "cliques"]
@@ -64,9 +65,11 @@ class Problem:
         return bound
 
     @property
-    def largest_alignment(self) -> int:
-        """The largest alignment that an interval asks for."""
-        return 1 if self.alignment is None else int(self.alignment.max(initial=1))
+    def common_alignment(self) -> int:
+        """The least number that is a multiple of every alignment, but no more than any offset is."""
+        if self.alignment is None:
+            return 1
+        return min(math.lcm(*np.unique(self.alignment).tolist()), LARGEST_TOTAL)
 
     def take(self, rows: Int64s) -> Problem:
         """Return the problem of these rows alone, its sections made few again."""
@@ -152,6 +155,8 @@ def normalize(intervals: IntervalSet) -> Normalized:
     rows = rows[order]
     size, alignment, fixed = intervals.size[rows], intervals.alignment[rows], intervals.fixed[rows]
     unit = int(np.gcd.reduce(np.concatenate([size, fixed[fixed != FREE]]))) if len(rows) else 1
+    if (unit % alignment != 0).any():  # then offsets are rounded up to what may be no multiple of the sizes'
+        unit = int(np.gcd.reduce(alignment[alignment > 1], initial=unit))
     alignment = alignment // np.gcd(alignment, unit)
     first, last, count = cliques(intervals.start[rows], intervals.end[rows])
     size = size // unit

@@ -1,7 +1,12 @@
 """Intervals from CSV, and plans to CSV: the format that planners exchange.
 
-The header names the columns: ``id,lower,upper,size`` must be there, ``alignment``, ``priority``,
-``fixed_offset`` and ``offset`` may; others are passed over. Lines that are blank are skipped.
+The header names the columns, in any order. ``id``, ``lower``, ``upper`` and ``size`` must be there, under
+this or another name that is in use (`_NAMES`). ``end`` is one: its times are the last of a lifetime, not the
+first after it. ``alignment``, ``priority``, ``gaps``, ``fixed_offset`` and ``offset`` may be there, and an
+empty cell of theirs is as good as none. Other columns are passed over. Blank lines are skipped.
+
+``gaps`` are the rests of an interval: ``2-8`` leaves all its bytes to others at ``2 <= t < 8``, ``2-8@0:16``
+all but its first 16. Several stand with spaces between them. Beside ``end`` they name last times, too.
 
 ``fixed_offset`` is an order: the interval must lie there; an empty cell leaves the choice to the planner.
 ``offset`` is one too where some of its cells are empty. A column ``offset`` without an empty cell is
@@ -15,37 +20,53 @@ and comes once, and what is read takes at most some 50 times the file's length i
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 import numpy as np
 
+from smartpool.csv_rows import cell_of, read_rows, text_of, whole_number
 from smartpool.errors import PlanningError
-from smartpool.files import open_regular
-from smartpool.planner.intervals import FREE, IntervalSet
+from smartpool.planner.intervals import FREE, IntervalSet, Pieces
 from smartpool.planner.sweeps import Int64s
 from smartpool.units import GiB
 
 __all__ = ["is_interval_header", "read_csv", "write_csv"]
 
-REQUIRED: Final = ("id", "lower", "upper", "size")
-OPTIONAL: Final = ("alignment", "priority", "offset", "fixed_offset")
 MAX_BYTES: Final = 1 * GiB
 MAX_ID: Final = 200
-_MAX_LINE: Final = 1 << 16
+_NAMES: Final = {
+    "id": ("id", "buffer", "buffer_id"),
+    "lower": ("lower", "start", "begin"),
+    "upper": ("upper", "end"),
+    "size": ("size",),
+    "alignment": ("alignment",),
+    "priority": ("priority",),
+    "gaps": ("gaps",),
+    "offset": ("offset",),
+    "fixed_offset": ("fixed_offset",),
+}
+_NEEDED: Final = ("id", "lower", "upper", "size")
+_DEFAULTS: Final = {"alignment": 1, "priority": 0}
+_GAP: Final = re.compile(r"(-?[0-9]{1,19})-(-?[0-9]{1,19})(?:@([0-9]{1,19}):([0-9]{1,19}))?")
+_PLAIN: Final = re.compile("[0-9-]*")
 _SHOWN: Final = 60
 
+_Place = Callable[[int], str]
 
-def is_interval_header(line: str) -> bool:
-    """Return whether the first line of a file is the header of such a CSV.
 
-    >>> is_interval_header("id, lower, upper, size"), is_interval_header("op,id,size,stream")
+def is_interval_header(cells: Iterable[str]) -> bool:
+    """Return whether the first row of a file is the header of such a CSV.
+
+    >>> is_interval_header(["id", "lower", "upper", "size"]), is_interval_header(["op", "id", "size"])
     (True, False)
     """
-    return set(REQUIRED) <= set(_header(line.split(",")))
+    found = {cell.lower() for cell in cells}
+    return all(found & set(_NAMES[column]) for column in _NEEDED)
 
 
 def read_csv(path: str | PathLike[str]) -> IntervalSet:
@@ -54,130 +75,218 @@ def read_csv(path: str | PathLike[str]) -> IntervalSet:
     Raises
     ------
     PlanningError
-        When a column is missing, a cell is no integer, an id comes twice, or `IntervalSet.from_arrays`
+        When a column is missing, a cell is no integer, an id comes twice, or `IntervalSet`
         refuses an interval. The message names the file and the line.
     OSError
         When the file cannot be read.
     """
     name = Path(path).name
-    opened = open_regular(path, most_bytes=MAX_BYTES, error=PlanningError)
-    with io.TextIOWrapper(opened, newline="", encoding="utf-8-sig") as file:
-        try:
-            return _read(file, name)
-        except UnicodeDecodeError as error:
-            raise PlanningError(f"{name}: expected text in UTF-8, got {error}") from None
-        except csv.Error as error:
-            raise PlanningError(f"{name}: expected CSV, got {error}") from None
-
-
-def write_csv(path: str | PathLike[str], intervals: IntervalSet, offsets: Int64s) -> None:
-    """Write ``id,lower,upper,size,offset``, with ``alignment`` before the last where any matters."""
-    columns: list[Iterable[object]] = [
-        intervals.id.tolist(),
-        intervals.start.tolist(),
-        intervals.end.tolist(),
-        intervals.size.tolist(),
-    ]
-    header = list(REQUIRED)
-    if (intervals.alignment != 1).any():
-        header.append("alignment")
-        columns.append(intervals.alignment.tolist())
-    header.append("offset")
-    columns.append(offsets.tolist())
-    with open(path, "w", newline="", encoding="utf-8") as file:  # noqa: PTH123  str and PathLike alike
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(zip(*columns, strict=True))
-
-
-def _read(file: TextIO, name: str) -> IntervalSet:
-    reader = csv.reader(_short_lines(file, name))
-    header = _header(next(reader, []))
-    for column in REQUIRED:
-        if column not in header:
-            found = ", ".join(header)[:_SHOWN] or "nothing"
-            raise PlanningError(f"{name}: line 1: expected a column {column!r} in the header, got {found}")
-    for column in (*REQUIRED, *OPTIONAL):
-        if header.count(column) > 1:
-            raise PlanningError(f"{name}: line 1: expected the column {column!r} once, got it twice")
+    rows = read_rows(path, most_bytes=MAX_BYTES, error=PlanningError)
+    _, header = next(rows, (1, []))
+    columns, inclusive = _columns(header, name)
     lines: list[int] = []
-    rows: list[list[str]] = []
-    for row in reader:
-        if not row or not any(cell.strip() for cell in row):
-            continue
+    table: list[list[str]] = []
+    for line, row in rows:
         if len(row) != len(header):
-            where = f"{name}: line {reader.line_num}"
-            raise PlanningError(f"{where}: expected {len(header)} cells, as in the header, got {len(row)}")
-        lines.append(reader.line_num)
-        rows.append(row)
+            raise PlanningError(
+                f"{name}: line {line}: expected {len(header)} cells, as in the header, got {len(row)}"
+            )
+        lines.append(line)
+        table.append(row)
 
     def place(row: int) -> str:
         return f"{name}: line {lines[row]}"
 
-    cells = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=False))
-    columns = {
-        column: _integers(column, cells[column], place)
-        for column in ("lower", "upper", "size", "alignment", "priority")
+    cells = {column: [row[at] for row in table] for column, at in columns.items()}
+    return _intervals(cells, place, inclusive=inclusive)
+
+
+def write_csv(path: str | PathLike[str], intervals: IntervalSet, offsets: Int64s) -> None:
+    """Write a plan: ``id,lower,upper,size,offset``, and before the last what else is not as usual.
+
+    What is written reads back equal, `read_csv` leaving the plan itself aside. Ids come back as integers
+    where all are written so, and else as text.
+
+    Raises
+    ------
+    PlanningError
+        When an id is longer than `MAX_ID` or comes twice: such a file could not be read.
+    """
+    names = [cell_of(name) if isinstance(name, str) else str(name) for name in intervals.id.tolist()]
+    _names(names, lambda row: f"interval {row}")
+    columns: dict[str, Sequence[object]] = {
+        "id": names,
+        "lower": intervals.start.tolist(),
+        "upper": intervals.end.tolist(),
+        "size": intervals.size.tolist(),
+    }
+    for column, usual in _DEFAULTS.items():
+        values: Int64s = getattr(intervals, column)
+        if (values != usual).any():
+            columns[column] = values.tolist()
+    if intervals.rests is not None:
+        columns["gaps"] = _gap_cells(intervals)
+    if (intervals.fixed != FREE).any():
+        columns["fixed_offset"] = ["" if at == FREE else at for at in intervals.fixed.tolist()]
+    columns["offset"] = np.asarray(offsets).tolist()
+    with open(path, "w", newline="", encoding="utf-8") as file:  # noqa: PTH123  str and PathLike alike
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _columns(header: list[str], name: str) -> tuple[dict[str, int], bool]:
+    """Return where each column stands, and whether the last instant of a lifetime is named."""
+    found: dict[str, int] = {}
+    cells = [cell.lower() for cell in header]
+    for column, known in _NAMES.items():
+        named = [at for at, cell in enumerate(cells) if cell in known]
+        if len(named) > 1:
+            twice = ", ".join(dict.fromkeys(cells[at] for at in named))
+            raise PlanningError(f"{name}: line 1: expected the column {column!r} once, got it twice: {twice}")
+        if named:
+            found[column] = named[0]
+        elif column in _NEEDED:
+            got = ", ".join(cells)[:_SHOWN] or "nothing"
+            raise PlanningError(
+                f"{name}: line 1: expected a column {' or '.join(map(repr, known))} in the header, got {got}"
+            )
+    return found, cells[found["upper"]] == "end"
+
+
+def _intervals(cells: dict[str, list[str]], place: _Place, *, inclusive: bool) -> IntervalSet:
+    numbers = {
+        column: _integers(column, cells[column], place, empty=_DEFAULTS.get(column))
+        for column in ("lower", "upper", "size", *_DEFAULTS)
         if column in cells
     }
-    fixed, order = _fixed(cells, place)
-    intervals = IntervalSet.from_arrays(
-        columns["lower"],
-        columns["upper"],
-        columns["size"],
-        alignment=columns.get("alignment"),
-        priority=columns.get("priority"),
-        fixed=fixed,
+    if inclusive:
+        numbers["upper"] = _after(numbers["upper"], place)
+    ordered, plan = _offsets(cells, place)
+    intervals = IntervalSet(
+        numbers["lower"],
+        numbers["upper"],
+        numbers["size"],
+        alignment=numbers.get("alignment"),
+        priority=numbers.get("priority"),
+        fixed=ordered,
+        rests=_rests(cells["gaps"], place, inclusive=inclusive) if "gaps" in cells else None,
         id=_names(cells["id"], place),
         place=place,
     )
-    return intervals if order else intervals.without_fixed()
+    if plan is not None:
+        _check_plan(intervals, plan, place)
+    return intervals
 
 
-def _fixed(cells: dict[str, tuple[str, ...]], place: Callable[[int], str]) -> tuple[Int64s | None, bool]:
-    """Return the column of fixed offsets, and whether it is an order rather than a plan to check."""
-    column = next((name for name in ("fixed_offset", "offset") if name in cells), None)
-    if column is None:
-        return None, True
-    fixed = np.full(len(cells[column]), FREE)
-    chosen = [row for row, cell in enumerate(cells[column]) if cell.strip()]
-    values = _integers(column, [cells[column][row] for row in chosen], lambda at: place(chosen[at]))
-    if (values < 0).any():
-        at = int((values < 0).argmax())
-        raise PlanningError(f"{place(chosen[at])}: expected {column} to be at least 0, got {values[at]}")
-    fixed[chosen] = values
-    return fixed, column == "fixed_offset" or len(chosen) < len(fixed)
+def _offsets(cells: dict[str, list[str]], place: _Place) -> tuple[Int64s | None, Int64s | None]:
+    """Return the offsets that are ordered, and those that are a whole plan; None where there are none."""
+    ordered = _fixed("fixed_offset", cells["fixed_offset"], place) if "fixed_offset" in cells else None
+    if "offset" not in cells:
+        return ordered, None
+    offsets = _fixed("offset", cells["offset"], place)
+    if ordered is None and (offsets == FREE).any():
+        return offsets, None
+    return ordered, None if (offsets == FREE).any() else offsets
 
 
-def _integers(column: str, cells: Sequence[str], place: Callable[[int], str]) -> Int64s:
+def _check_plan(intervals: IntervalSet, plan: Int64s, place: _Place) -> None:
+    """Refuse a file whose plan is none, and name its lines."""
+    intervals.with_fixed(plan, place)
+    wrong = (intervals.fixed != FREE) & (intervals.fixed != plan)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise PlanningError(
+            f"{place(row)}: expected offset to be the fixed one, {intervals.fixed[row]}, got {plan[row]}"
+        )
+
+
+def _fixed(column: str, cells: list[str], place: _Place) -> Int64s:
+    """Return a column of offsets, `FREE` where a cell is empty."""
+    fixed = _integers(column, cells, place, empty=FREE)
+    wrong = (fixed < 0) & np.array([bool(cell) for cell in cells], bool)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise PlanningError(f"{place(row)}: expected {column} to be at least 0, got {fixed[row]}")
+    return fixed
+
+
+def _after(last: Int64s, place: _Place) -> Int64s:
+    """Return the times after the last ones of lifetimes."""
+    wrong = last == np.iinfo(np.int64).max
+    if wrong.any():
+        raise PlanningError(f"{place(int(wrong.argmax()))}: expected an end below 2**63 - 1")
+    return last + 1
+
+
+def _integers(column: str, cells: Sequence[str], place: _Place, *, empty: int | None = None) -> Int64s:
+    """Return the cells of a column as integers; `empty` stands for empty ones, None refuses them."""
+    numbers = _numbers(cells)
+    if empty is not None:
+        numbers = [number if cell else empty for cell, number in zip(cells, numbers, strict=True)]
     try:
-        return np.array(list(map(int, cells)), dtype=np.int64)
-    except (ValueError, OverflowError):
+        return np.array(numbers, dtype=np.int64)
+    except (TypeError, OverflowError):
         pass
-    for row, cell in enumerate(cells):
-        try:
-            np.int64(int(cell))
-        except (ValueError, OverflowError):
+    for row, number in enumerate(numbers):
+        if number is None or not -(1 << 63) <= number < 1 << 63:
             raise PlanningError(
-                f"{place(row)}: expected {column} to be an integer below 2**63, got {_shown(cell)}"
-            ) from None
+                f"{place(row)}: expected {column} to be an integer below 2**63, got {_shown(cells[row])}"
+            )
     raise AssertionError("some cell is wrong")
 
 
-def _names(cells: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
+def _numbers(cells: Sequence[str]) -> list[int | None]:
+    """Return what `whole_number` says of each, of a million cells a few times as fast where it can."""
+    if _PLAIN.fullmatch("".join(cells)):
+        with suppress(ValueError):
+            return list(map(int, cells))
+    return [whole_number(cell) for cell in cells]
+
+
+def _rests(cells: list[str], place: _Place, *, inclusive: bool) -> list[list[tuple[int, int, int, int]]]:
+    """Return the rests of each interval, as `IntervalSet` takes them."""
+    rests = []
+    for row, cell in enumerate(cells):
+        of_row = []
+        for text in cell.split():
+            found = _GAP.fullmatch(text)
+            if found is None:
+                raise PlanningError(
+                    f"{place(row)}: expected gaps as LOWER-UPPER or LOWER-UPPER@LOW:HIGH with spaces between "
+                    f"them, got {_shown(text)}"
+                )
+            lower, upper, low, high = (int(part or 0) for part in found.groups())
+            of_row.append((lower, upper + inclusive, low, high))
+        if any(not -(1 << 63) <= number < 1 << 63 for rest in of_row for number in rest):
+            raise PlanningError(f"{place(row)}: expected gaps of integers below 2**63, got {_shown(cell)}")
+        rests.append(of_row)
+    return rests
+
+
+def _gap_cells(intervals: IntervalSet) -> list[str]:
+    cells: list[list[str]] = [[] for _ in range(len(intervals))]
+    columns = (getattr(intervals.rests, name).tolist() for name in Pieces.__slots__)
+    for row, start, end, low, high in zip(*columns, strict=True):
+        cells[row].append(f"{start}-{end}" + (f"@{low}:{high}" if low < high else ""))
+    return [" ".join(of_row) for of_row in cells]
+
+
+def _names(cells: Sequence[str], place: _Place) -> np.ndarray:
     """Return ids, each of which must come once, as integers where they are, else as text."""
+    numbers = _numbers(cells)
     names: np.ndarray
-    try:
-        names = np.array(list(map(int, cells)), dtype=np.int64)
-    except (ValueError, OverflowError):
-        texts = [cell.strip() for cell in cells]
+    if all(number is not None and -(1 << 63) <= number < 1 << 63 for number in numbers):
+        names = np.array(numbers, dtype=np.int64)
+    else:
+        texts = [text_of(cell) for cell in cells]
         for row, text in enumerate(texts):
             if len(text) > MAX_ID:  # an array of text is as wide as its longest
                 raise PlanningError(
                     f"{place(row)}: expected an id of at most {MAX_ID} characters, got {len(text)}: "
                     f"{_shown(text)}"
-                ) from None
-        names = np.array(texts)
+                )
+        names = np.array(texts, dtype=np.str_)
     _, first, number = np.unique(names, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[number] != np.arange(len(names)))
     if len(again):
@@ -189,20 +298,6 @@ def _names(cells: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
     return names
 
 
-def _header(cells: Iterable[str]) -> list[str]:
-    return [cell.strip().lower() for cell in cells]
-
-
-def _short_lines(file: TextIO, name: str) -> Iterator[str]:
-    number = 0
-    while line := file.readline(_MAX_LINE):
-        number += 1
-        if len(line) == _MAX_LINE:
-            raise PlanningError(f"{name}: line {number}: expected less than {_MAX_LINE} characters")
-        yield line
-
-
 def _shown(cell: str) -> str:
     """Return a cell for a message: it may be of any length."""
-    text = cell.strip()
-    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
+    return repr(cell) if len(cell) <= _SHOWN else f"{cell[:_SHOWN]!r}..."

@@ -21,8 +21,9 @@ from typing import Final
 
 import numpy as np
 
-from smartpool.planner.intervals import FREE
+from smartpool.planner.intervals import FREE, LARGEST_TOTAL
 from smartpool.planner.problem import Problem
+from smartpool.planner.sweep_fit import pile
 from smartpool.planner.sweeps import Int64s
 
 __all__ = ["color_classes"]
@@ -34,8 +35,11 @@ FEW: Final = 64
 """So many different sizes are each a class."""
 
 
-def color_classes(problem: Problem) -> Int64s:
-    """Return valid offsets; fixed intervals lie at the bottom, all others above them."""
+def color_classes(problem: Problem, *, most: int = LARGEST_TOTAL) -> Int64s:
+    """Return valid offsets; fixed intervals lie at the bottom, all others above them.
+
+    Where alignments are so large that slots might end above `most`, the intervals are stacked instead.
+    """
     offsets = np.zeros(len(problem), np.int64)
     base = 0
     rows = np.arange(len(problem))
@@ -47,7 +51,10 @@ def color_classes(problem: Problem) -> Int64s:
     if not len(rows):
         return offsets
     first, last, size = problem.first[rows], problem.last[rows], problem.size[rows]
-    step = problem.largest_alignment
+    step = problem.common_alignment
+    if problem.alignment is not None and (len(rows) + 1) * step + 1.1 * float(size.sum()) + base > most:
+        offsets[rows] = pile(size, problem.alignment[rows], base)
+        return offsets
     room = (_round_up(size) + step - 1) // step * step
     rooms = _distinct(room)
     class_of = np.searchsorted(rooms, room)

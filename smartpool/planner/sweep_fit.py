@@ -150,7 +150,7 @@ def stack(
     if len(before):
         fill(problem, placed, chosen, before, clock)
     else:
-        placed[chosen] = _pile(size[chosen], None if problem.alignment is None else problem.alignment[chosen])
+        placed[chosen] = pile(size[chosen], None if problem.alignment is None else problem.alignment[chosen])
 
 
 def sweep(
@@ -257,11 +257,11 @@ def _stacking_key(first: Int64s, last: Int64s, size: Int64s, peak: int, stacking
     return (last - first).astype(np.float64)
 
 
-def _pile(size: Int64s, alignment: Int64s | None) -> Int64s:
-    """Return offsets of a stack without gaps but those that alignment asks for."""
+def pile(size: Int64s, alignment: Int64s | None, base: int = 0) -> Int64s:
+    """Return offsets of a stack on `base` without gaps but those that alignment asks for."""
     if alignment is None:
-        return np.cumsum(size) - size
-    offsets, top = [], 0
+        return base + np.cumsum(size) - size
+    offsets, top = [], base
     for nbytes, step in zip(size.tolist(), alignment.tolist(), strict=True):
         top = (top + step - 1) // step * step
         offsets.append(top)

@@ -53,15 +53,15 @@ def validate(intervals: IntervalSet, offsets: ArrayLike) -> int:
         if wrong.any():
             row = int(wrong.argmax())
             raise PlanningError(f"interval {names[row]} {what}: {placed[row]}")
-    clash = find_clash(intervals.start, intervals.end, placed, placed + intervals.size)
+    held = intervals.pieces()
+    low, high = placed[held.row] + held.low, placed[held.row] + held.high
+    clash = find_clash(held.start, held.end, low, high)
     if clash is not None:
-        one, two = sorted(clash)
-        time = max(intervals.start[one], intervals.start[two])
-        low = max(placed[one], placed[two])
-        high = min(placed[one] + intervals.size[one], placed[two] + intervals.size[two])
+        both = sorted(clash, key=lambda at: int(held.row[at]))
+        one, two = held.row[both]
         raise PlanningError(
-            f"intervals {names[one]} and {names[two]} are both live at time {time} "
-            f"and share bytes [{low}, {high})"
+            f"intervals {names[one]} and {names[two]} are both live at time {held.start[both].max()} "
+            f"and share bytes [{low[both].max()}, {high[both].min()})"
         )
     real = (intervals.size > 0) & (intervals.start < intervals.end)
     return int((placed + intervals.size)[real].max(initial=0))

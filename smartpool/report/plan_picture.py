@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from smartpool.planner.intervals import IntervalSet
+from smartpool.planner.intervals import IntervalSet, Pieces
 from smartpool.planner.plans import Plan
-from smartpool.report.text import printable
+from smartpool.report.text import counted, printable
 from smartpool.units import format_size
 
 __all__ = ["plan_picture", "write_plan_picture"]
@@ -87,11 +87,12 @@ def plan_picture(intervals: IntervalSet, plan: Plan, *, title: str = "", capacit
     (True, 3)
     """
     frame = _Frame(intervals, plan, capacity)
-    x, y, width, height = frame.rectangles(intervals, plan.offsets)
+    held = intervals.pieces()
+    x, y, width, height = frame.rectangles(held, plan.offsets)
     real = np.flatnonzero((width > 0) & (height > 0))
     by_area = real[np.argsort(-(width * height)[real], kind="stable")]
     drawn, rest = by_area[:DRAWN], by_area[DRAWN:]
-    color = _colors(intervals.size)
+    color = _colors(intervals.size)[held.row]
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -103,14 +104,15 @@ def plan_picture(intervals: IntervalSet, plan: Plan, *, title: str = "", capacit
         f'<path d="{_cover(x[rest], y[rest], width[rest], height[rest])}" fill="#bbb"/>' if len(rest) else "",
         '<g stroke="#fff" stroke-width="0.4">',
     ]
-    for row in drawn.tolist():
+    for piece in drawn.tolist():
+        row = held.row[piece]
         about = (
             f"{intervals.id[row]}: {format_size(int(intervals.size[row]))} at {int(plan.offsets[row])}, "
             f"live [{int(intervals.start[row])}, {int(intervals.end[row])})"
         )
         parts.append(
-            f'<rect x="{x[row]:.2f}" y="{y[row]:.2f}" width="{max(width[row], 0.5):.2f}" '
-            f'height="{max(height[row], 0.5):.2f}" fill="{PALETTE[color[row]]}">'
+            f'<rect x="{x[piece]:.2f}" y="{y[piece]:.2f}" width="{max(width[piece], 0.5):.2f}" '
+            f'height="{max(height[piece], 0.5):.2f}" fill="{PALETTE[color[piece]]}">'
             f"<title>{_escaped(about)}</title></rect>"
         )
     parts += ["</g>", frame.lines(intervals, plan, capacity), "</svg>"]
@@ -128,18 +130,19 @@ class _Frame:
 
     def x(self, time: Int64s) -> NDArray[np.float64]:
         """Return where times stand."""
-        return LEFT + (time - self.begin).astype(np.float64) * (self.width / self.span)
+        return LEFT + (time.astype(np.float64) - self.begin) * (self.width / self.span)
 
     def y(self, address: Int64s) -> NDArray[np.float64]:
         """Return where addresses stand."""
         return TOP + self.height - address.astype(np.float64) * (self.height / self.bytes)
 
     def rectangles(
-        self, intervals: IntervalSet, offsets: Int64s
+        self, held: Pieces, offsets: Int64s
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return left, upper edge, width and height of every interval's rectangle."""
-        x, y = self.x(intervals.start), self.y(offsets + intervals.size)
-        return x, y, self.x(intervals.end) - x, self.y(offsets) - y
+        """Return left, upper edge, width and height of every piece's rectangle."""
+        base = offsets[held.row]
+        x, y = self.x(held.start), self.y(base + held.high)
+        return x, y, self.x(held.end) - x, self.y(base + held.low) - y
 
     def axes(self) -> str:
         """Return the frame, five addresses, and the first and last time."""
@@ -184,8 +187,8 @@ class _Frame:
 
 def _heading(title: str, intervals: IntervalSet, plan: Plan) -> str:
     figures = (
-        f"{len(intervals):,} intervals, height {format_size(plan.height)}, load {format_size(plan.load)} "
-        f"(black line), {plan.gap:.3%} above it, by {plan.method}"
+        f"{counted(len(intervals), 'interval')}, height {format_size(plan.height)}, "
+        f"load {format_size(plan.load)} (black line), {plan.gap:.3%} above it, by {plan.method}"
     )
     return (
         f'<text x="{LEFT}" y="24" font-size="16" font-weight="bold">{_escaped(title)}</text>'

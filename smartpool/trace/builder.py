@@ -97,18 +97,21 @@ class TraceBuilder:
         self._add(ALLOCATE, pointer, held, number, time)
         self._allocations += 1
 
-    def free(self, pointer: Hashable, *, stream: Hashable = None, time: int) -> None:
-        """Add a free; on the stream of its allocation where `stream` is None."""
+    def free(self, pointer: Hashable, *, stream: Hashable = None, time: int, size: int | None = None) -> None:
+        """Add a free, on the stream of its allocation where `stream` is None; one of no bytes is dropped."""
         held = self._live.get(pointer)
         if held is not None:
             self._end(pointer, held[2] if stream is None else self._stream_number(stream), time)
         elif self._empty[pointer] > 0:
             self._empty[pointer] -= 1
+        elif size == 0:
+            pass
         elif self._refuse:
             shown = hex(pointer) if isinstance(pointer, int) else repr(pointer)
             raise TraceInconsistentError(
                 f"{self.where}: frees {shown}, which is not live there; the log may have begun later than "
-                "the program (then have such frees dropped: drop_unknown_frees=True), or be damaged"
+                "the program (then have such frees dropped: drop_unknown_frees=True, or on the command line "
+                "convert it with --drop-unknown-frees), or be damaged"
             )
         else:
             self.counts["unknown_frees"] += 1

@@ -92,7 +92,7 @@ def test_the_caller_may_place():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alignment": 3}, "alignment: expected a power of two"),
+        ({"alignment": 0}, "alignment: expected at least 1, got 0"),
         ({"history": -1}, "history: expected at least 0"),
     ],
 )

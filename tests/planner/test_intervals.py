@@ -19,8 +19,8 @@ from smartpool.planner import FREE, IntervalSet
             "interval 1: expected an end of at least the start 5",
         ),
         ({"start": [0], "end": [1], "size": [-1]}, "interval 0: expected a size of at least 0, got -1"),
-        ({"start": [0], "end": [1], "size": [1], "alignment": [3]}, "power of two, got 3"),
-        ({"start": [0], "end": [1], "size": [1], "alignment": [0]}, "power of two, got 0"),
+        ({"start": [0], "end": [1], "size": [1], "alignment": [-3]}, "of at least 1, got -3"),
+        ({"start": [0], "end": [1], "size": [1], "alignment": [0]}, "of at least 1, got 0"),
         ({"start": [0], "end": [1], "size": [1], "fixed": [-2]}, "fixed offset of at least 0, got -2"),
         (
             {"start": [0], "end": [1], "size": [1], "fixed": [6], "alignment": [4]},

@@ -19,8 +19,9 @@ from smartpool.planner import Plan
     load=st.integers(0, 1 << 60),
     method=st.text(max_size=10),
     proved=st.booleans(),
+    capacity=st.none() | st.integers(0, 1 << 70),
 )
-def test_a_plan_survives_save_and_load(tmp_path_factory, offsets, height, load, method, proved):
+def test_a_plan_survives_save_and_load(tmp_path_factory, offsets, height, load, method, proved, capacity):
     path = tmp_path_factory.mktemp("plan") / "plan.npz"
     plan = Plan(
         offsets=np.array(offsets, np.int64),
@@ -29,10 +30,12 @@ def test_a_plan_survives_save_and_load(tmp_path_factory, offsets, height, load, 
         method=method,
         seconds=0.5,
         proved_optimal=proved,
+        capacity=capacity,
     )
     plan.save(path)
     again = Plan.load_file(path)
     assert np.array_equal(again.offsets, plan.offsets)
+    assert (again.capacity, again.fits) == (capacity, plan.fits)
     assert (again.height, again.load, again.method, again.seconds, again.proved_optimal) == (
         height,
         load,

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from smartpool.errors import PlanningError
@@ -20,7 +20,7 @@ def interval_sets(draw, *, most=10, horizon=10, largest=12, aligned=False, fixed
     start = [draw(st.integers(0, horizon - 1)) for _ in range(count)]
     end = [draw(st.integers(begin if empty else begin + 1, horizon)) for begin in start]
     size = draw(st.lists(st.integers(0 if empty else 1, largest), min_size=count, max_size=count))
-    alignment = [draw(st.sampled_from([1, 2, 4, 8])) for _ in range(count)] if aligned else None
+    alignment = [draw(st.sampled_from([1, 2, 3, 4, 6, 8, 12])) for _ in range(count)] if aligned else None
     held = None
     if fixed and count:
         # Stacked from a floor, so that no two collide.
@@ -76,13 +76,37 @@ def test_small_plans_are_as_low_as_brute_force_says(intervals):
 
 
 @given(interval_sets(most=4, horizon=5, largest=6, aligned=True))
-@settings(max_examples=40)
+@settings(max_examples=100)
+@example(IntervalSet([0, 0], [1, 1], [3, 3], alignment=4))  # sizes whose divisor is no part of the alignment
 def test_small_aligned_plans_are_as_low_as_brute_force_says(intervals):
     result = solve(intervals, time_limit=5.0)
     lowest = lowest_height(intervals)
     assert result.height >= lowest
     if result.proved_optimal:
         assert result.height == lowest
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 70), st.integers(0, 62)), max_size=5
+    )
+)
+@settings(max_examples=60)
+def test_sizes_and_alignments_of_any_length_are_planned_or_refused(rows):
+    start = [begin for begin, _, _, _ in rows]
+    end = [begin + life for begin, life, _, _ in rows]
+    try:
+        intervals = IntervalSet(
+            start,
+            end,
+            [(1 << bits) - 1 if bits < 63 else bits for _, _, bits, _ in rows],
+            alignment=[(1 << bits) - (1 if bits > 40 else 0) for *_, bits in rows],
+        )
+    except PlanningError as error:
+        assert "add up to less than 2**62" in str(error)  # noqa: PT017 - most are planned
+        return
+    result = solve(intervals, time_limit=0.05)
+    assert validate(intervals, result.offsets) == result.height
 
 
 def test_a_plan_above_the_load_is_proved_optimal():

@@ -27,12 +27,15 @@ SET = IntervalSet.from_arrays(*GOOD)
         (([0], [1]), {}, InvalidRequestError, "got no size"),
         ((SET, [1]), {}, InvalidRequestError, "an IntervalSet alone"),
         ((SET,), {"alignment": 512}, InvalidRequestError, "an IntervalSet alone"),
+        (GOOD, {"capacity": "much"}, InvalidSizeError, "expected a size such as .* got 'much'"),
         (
-            GOOD,
-            {"capacity": "1GiB"},
+            ([(0, 3, 10), (2, 6, 20)],),
+            {},
             InvalidRequestError,
-            "capacity: expected bytes .* got '1GiB' of type str",
+            r"got no end; of rows, .* plan\(\*zip\(\*rows\)\)",
         ),
+        ((np.zeros((4, 3)),), {}, InvalidRequestError, "of rows, pass the columns"),
+        ((SET,), {"rests": [[], []]}, InvalidRequestError, "an IntervalSet alone"),
         (GOOD, {"capacity": -1}, InvalidRequestError, "capacity: .* got -1"),
         (GOOD, {"capacity": 1.5}, InvalidRequestError, "capacity"),
         (GOOD, {"time_limit": "1"}, InvalidRequestError, "time_limit: expected seconds"),
@@ -51,6 +54,13 @@ SET = IntervalSet.from_arrays(*GOOD)
 def test_plan(arguments, named, error, message):
     with pytest.raises(error, match=message):
         smartpool.plan(*arguments, **named)
+
+
+@pytest.mark.parametrize("capacity", [30, "30", "30 B", np.int64(29), 10**30])
+def test_plan_says_whether_it_fits(capacity):
+    result = smartpool.plan(*GOOD, capacity=capacity)
+    assert result.fits is (result.height <= result.capacity == smartpool.parse_size(capacity))
+    assert smartpool.plan(*GOOD).fits is None
 
 
 def test_plan_takes_what_is_right():

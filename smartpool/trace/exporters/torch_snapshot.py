@@ -33,7 +33,7 @@ __all__ = ["snapshot_of", "to_torch_snapshot"]
 
 _PROTOCOL: Final = 4  # the highest that the viewer reads
 _SMALL: Final = 1 * MiB  # what PyTorch calls small
-_FRAME: Final = re.compile(r"(.*):(\d{1,9}) (.*)")
+_FRAME: Final = re.compile(r"(.*):(0|[1-9][0-9]{0,8}) (.*)")
 
 Entry = dict[str, Any]
 
@@ -199,8 +199,8 @@ def _stacks(trace: Trace, frames: list[list[Entry]]) -> list[list[Entry]]:
 def _frames(site: str) -> list[Entry]:
     """Return a place in the program as PyTorch's frames; a line of another form is a name alone."""
     made = []
-    for line in site.splitlines():
+    for line in site.split("\n"):
         match = _FRAME.fullmatch(line)
-        file, number, name = match.groups() if match else ("", "0", line)
+        file, number, name = match.groups() if match and (match[1] or match[2] != "0") else ("", "0", line)
         made.append({"name": name, "filename": file, "line": int(number)})
     return made

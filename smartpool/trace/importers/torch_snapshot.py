@@ -14,7 +14,10 @@ order; under ``segments`` the state at the end. Of the events, three are about t
 The history is a ring buffer, and may have been switched on late. What was live at its beginning shows
 itself by a free without an allocation, or by a block at the end without an event. PyTorch's own viewer
 draws those from the beginning, and so they are allocated here before the first event, since a replay
-without them would see less live memory than there was.
+without them would see less live memory than there was. What ``torch.cuda.memory_snapshot`` returns, a list of
+segments, has no history at all: all that is live in it is allocated.
+
+PyTorch 2.0 kept a block's bytes as requested, and its stack, in the first entry of its ``history``.
 """
 
 from __future__ import annotations
@@ -40,8 +43,10 @@ _OTHER_ACTIONS: Final = (
     *("oom", "snapshot", "workspace_snapshot"),
 )
 _MAX_FIELD: Final = 1 << 62
-_MAX_FRAMES: Final = 48  # of a stack that are kept
-_MAX_TEXT: Final = 300  # characters of a file's or a function's name that are kept
+_MAX_FRAMES: Final = 256  # of a stack that are looked at
+_MAX_TEXT: Final = 2000  # characters of a file's or a function's name that are kept
+_MAX_STACK: Final = 20_000  # characters of a stack that are kept, to the end of a call
+_REMEMBERED: Final = 4_000_000  # characters of stacks that need not be put together again
 
 
 class _Event(NamedTuple):
@@ -50,7 +55,7 @@ class _Event(NamedTuple):
     size: int
     stream: int
     time_us: int
-    site: str | None
+    frames: object
 
 
 def from_torch_snapshot(
@@ -80,25 +85,19 @@ def from_torch_snapshot(
         When the file cannot be opened.
     """
     where = str(path)
-    snapshot = PlainUnpickler(read_bytes(path), where=where).load()
-    if not isinstance(snapshot, dict) or not isinstance(snapshot.get("device_traces"), list):
-        raise TraceFormatError(
-            f"{where}: expected a dictionary with 'device_traces', as torch.cuda.memory._dump_snapshot "
-            "writes after _record_memory_history"
-        )
-    traces = snapshot["device_traces"]
-    device = _chosen_device(where, traces, device)
+    traces, segments = _parts(where, PlainUnpickler(read_bytes(path), where=where).load())
+    device = _chosen_device(where, _recorded(where, traces, segments), device)
+    entries = [] if traces is None else traces[device]
     sites = _Sites()
-    events = list(_tensor_events(f"{where}, device {device}", traces[device], sites))
+    events = list(_tensor_events(f"{where}, device {device}", entries))
     builder = TraceBuilder(where)
     if include_initial:
-        _allocate_initial(builder, events, _blocks(where, snapshot.get("segments", []), device, sites))
+        _allocate_initial(builder, events, _blocks(where, segments, device), sites)
     initial = len(builder)
     for event in events:
         if event.action == _ALLOC:
-            builder.allocate(
-                event.address, event.size, stream=event.stream, time=event.time_us, site=event.site
-            )
+            site = sites.of(event.frames)
+            builder.allocate(event.address, event.size, stream=event.stream, time=event.time_us, site=site)
         else:
             builder.free(event.address, stream=event.stream, time=event.time_us)
     return builder.build(
@@ -106,14 +105,35 @@ def from_torch_snapshot(
         {
             "recorder": "pytorch",
             "device": device,
-            "actions": _count_actions(traces[device]),
+            "actions": _count_actions(entries),
             "initial_allocations": initial,
         },
     )
 
 
-def _chosen_device(where: str, traces: list[Any], device: int | None) -> int:
-    recorded = [number for number, trace in enumerate(traces) if isinstance(trace, list) and trace]
+def _parts(where: str, snapshot: object) -> tuple[list[Any] | None, object]:
+    """Return the events of each device, None where nobody ever records them, and the segments."""
+    if isinstance(snapshot, dict):
+        traces, segments = snapshot.get("device_traces", []), snapshot.get("segments", [])
+        if isinstance(traces, list) and snapshot.keys() & {"device_traces", "segments"}:
+            return traces, segments
+    elif isinstance(snapshot, list) and snapshot:
+        return None, snapshot
+    raise TraceFormatError(
+        f"{where}: expected a dictionary with 'device_traces', as torch.cuda.memory._dump_snapshot "
+        "writes after _record_memory_history"
+    )
+
+
+def _recorded(where: str, traces: list[Any] | None, segments: object) -> list[int]:
+    """Return the numbers of the devices that something is known of."""
+    if traces is not None:
+        return [number for number, trace in enumerate(traces) if isinstance(trace, list) and trace]
+    held = _dictionaries(where, "segments", segments)
+    return sorted({_integer(f"{where}, segments", segment, "device") for segment in held})
+
+
+def _chosen_device(where: str, recorded: list[int], device: int | None) -> int:
     if device is None and len(recorded) == 1:
         return recorded[0]
     if device in recorded:
@@ -125,7 +145,8 @@ def _chosen_device(where: str, traces: list[Any], device: int | None) -> int:
             "torch.cuda.memory._record_memory_history() before the part that is to be seen"
         )
     raise TraceError(
-        f"{where}: expected device to be one of those with events, {recorded[:64]}, got {device}"
+        f"{where}: expected device to be one of those with events, {recorded[:64]}, got {device}; name one, "
+        "with --gpu on the command line (convert has it, where another command has not)"
     )
 
 
@@ -134,34 +155,43 @@ class _Sites:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[object, str | None]] = {}  # by identity; the object is kept alive
+        self._left = _REMEMBERED
 
-    def of(self, entry: dict[Any, Any]) -> str | None:
-        """Return where an event or a block was asked for, None where that was not recorded."""
-        frames = entry.get("frames")
+    def of(self, frames: object) -> str | None:
+        """Return where something was asked for, None where that was not recorded."""
         known = self._known.get(id(frames))
-        if known is None:
-            known = self._known[id(frames)] = (frames, _stack(frames))
-        return known[1]
+        if known is not None:
+            return known[1]
+        text = _stack(frames)
+        self._left -= len(text or "")
+        if self._left > 0:
+            self._known[id(frames)] = frames, text
+        return text
 
 
 def _stack(frames: object) -> str | None:
     """Return a stack as lines of text, the innermost call first; None for what is no stack."""
     if not isinstance(frames, list):
         return None
-    lines = []
+    lines: list[str] = []
+    room = _MAX_STACK
     for frame in frames[:_MAX_FRAMES]:
         if isinstance(frame, dict):
             file, line, name = (_short(frame.get(key, "")) for key in ("filename", "line", "name"))
-            lines.append(f"{file}:{line} {name}")
-    return "\n".join(lines) or None
+            text = f"{file}:{line} {name}" if file or line != "0" else name  # a name alone, as we write it
+            room -= len(text) + 1
+            if room < 0:
+                break
+            lines.append(text)
+    return "\n".join(lines) if lines else None
 
 
 def _short(value: object) -> str:
     """Return a part of a frame on one line; nothing for what is neither text nor number."""
-    return " ".join(str(value)[:_MAX_TEXT].split()) if isinstance(value, str | int) else ""
+    return str(value)[:_MAX_TEXT].replace("\n", " ") if isinstance(value, str | int) else ""
 
 
-def _tensor_events(where: str, entries: list[Any], sites: _Sites) -> Iterator[_Event]:
+def _tensor_events(where: str, entries: list[Any]) -> Iterator[_Event]:
     """Yield the events about tensors, each checked."""
     for row, entry in enumerate(entries):
         action = entry.get("action") if isinstance(entry, dict) else None
@@ -172,47 +202,68 @@ def _tensor_events(where: str, entries: list[Any], sites: _Sites) -> Iterator[_E
             address, size = _integer(place, entry, "addr"), _integer(place, entry, "size")
             time_us = _integer(place, entry, "time_us", default=row)
             stream = _integer(place, entry, "stream", default=0)
-            yield _Event(action, address, size, stream, time_us, sites.of(entry))
+            yield _Event(action, address, size, stream, time_us, entry.get("frames"))
 
 
-def _blocks(
-    where: str, segments: object, device: int, sites: _Sites
-) -> dict[int, tuple[int, int, str | None]]:
-    """Return size, stream and site of the blocks that tensors hold at the end, by address."""
-    held: dict[int, tuple[int, int, str | None]] = {}
+class _Held(NamedTuple):
+    """A block that a tensor holds: bytes as requested, stream, and stack."""
+
+    size: int
+    stream: int
+    frames: object
+
+
+def _blocks(where: str, segments: object, device: int) -> dict[int, _Held]:
+    """Return the blocks that tensors hold at the end, by address."""
+    held: dict[int, _Held] = {}
+    seen: set[int] = set()  # by identity: what a file names again and again is walked once
     for segment in _dictionaries(where, "segments", segments):
-        if segment.get("device") != device:
-            continue
         place = f"{where}, segments"
+        if _integer(place, segment, "device") != device or id(segment) in seen:
+            continue
+        seen.add(id(segment))
         address = _integer(place, segment, "address")
-        for block in _dictionaries(where, "blocks", segment.get("blocks", [])):
+        blocks = _dictionaries(where, "blocks", segment.get("blocks", []))
+        if id(blocks) in seen and blocks:
+            raise TraceFormatError(f"{place}: expected blocks of its own in every segment, got some again")
+        seen.add(id(blocks))
+        for block in blocks:
             # Older snapshots do not give addresses: blocks lie one behind the other.
             address = _integer(place, block, "address", default=address)
             size = _integer(place, block, "size")
             if block.get("state") == "active_allocated":
-                requested = _integer(place, block, "requested_size", default=size)
-                stream = _integer(place, segment, "stream", default=0)
-                held[address] = requested, stream, sites.of(block)
+                held[address] = _held(place, segment, block, size)
             address += size
     return held
 
 
+def _held(place: str, segment: dict[Any, Any], block: dict[Any, Any], size: int) -> _Held:
+    history = block.get("history")
+    last = history[0] if isinstance(history, list) and history and isinstance(history[0], dict) else {}
+    if "requested_size" in block:
+        requested = _integer(place, block, "requested_size")
+    else:
+        requested = _integer(f"{place}, history", last, "real_size", default=size)
+    stream = _integer(place, segment, "stream", default=0)
+    return _Held(requested, stream, block.get("frames", last.get("frames")))
+
+
 def _allocate_initial(
-    builder: TraceBuilder, events: list[_Event], held: Mapping[int, tuple[int, int, str | None]]
+    builder: TraceBuilder, events: list[_Event], held: Mapping[int, _Held], sites: _Sites
 ) -> None:
     """Allocate what was live before the first event, in the order of addresses."""
     seen: set[int] = set()
-    initial: dict[int, tuple[int, int, str | None]] = {}
+    initial: dict[int, _Held] = {}
     for event in events:
         if event.address not in seen:
             seen.add(event.address)
             if event.action == _FREE:
-                initial[event.address] = event.size, event.stream, None  # its stack is that of the free
+                initial[event.address] = _Held(event.size, event.stream, None)  # its stack is the free's
     initial.update({address: block for address, block in held.items() if address not in seen})
     begin = events[0].time_us if events else 0
     for address in sorted(initial):
-        size, stream, site = initial[address]
-        builder.allocate(address, size, stream=stream, time=begin, site=site)
+        size, stream, frames = initial[address]
+        builder.allocate(address, size, stream=stream, time=begin, site=sites.of(frames))
 
 
 def _count_actions(entries: list[Any]) -> dict[str, int]:
