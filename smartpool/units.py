@@ -67,7 +67,8 @@ def parse_size(text: str | int) -> int:
     upper, lower = int(whole + part) * factor * 10 ** max(0, power), 10 ** max(0, -power)
     if upper % lower:
         raise InvalidSizeError(
-            f"expected a whole number of bytes, got {text!r:.80} = {upper / lower} bytes; choose a smaller unit"
+            f"expected a whole number of bytes, got {text!r:.80} = {upper / lower} bytes; "
+            "choose a smaller unit"
         )
     return int(upper // lower)
 
