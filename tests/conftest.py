@@ -5,8 +5,12 @@ what it finds goes into the tests as an explicit example.
 """
 
 import os
+import sys
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent / "kit"))
 
 settings.register_profile("default", deadline=None, derandomize=True, database=None)
 settings.register_profile(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 import smartpool.buffer as buffer_module
 from smartpool import SmartPool
@@ -225,7 +226,11 @@ def test_held_past_exit(close):
     """NumPy arrays and, where present, PyTorch tensors: no crash, no hang, nothing on standard error."""
     code = PAST_EXIT.format(close=close)
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-X", "dev", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -165,7 +166,9 @@ def run_doctest(block: Block, names: dict[str, object]) -> None:
 def run_console(block: Block, _: dict[str, object]) -> None:
     text = block.text.replace("\\\n", " ")
     for command in re.findall(r"^\$ (smartpool\b.*)$", text, re.MULTILINE):
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, shell=True, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
         assert done.returncode == block.exit_status, (
             f"{block.place}: `{command}` exited with {done.returncode}\n{done.stdout}{done.stderr}"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from waiting import PATIENCE_S
 
 import smartpool
 
@@ -74,6 +75,6 @@ def test_every_command_is_described_as_it_is():
 def test_the_site_builds_without_a_warning(tmp_path):
     site = tmp_path / "site"
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", site]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    built = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert built.returncode == 0, built.stderr
     assert (site / "index.html").exists()

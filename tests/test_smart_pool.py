@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE_S, wait_until
 
 import smartpool
 from smartpool import (
@@ -350,13 +350,6 @@ def test_equal_devices_are_told_apart_in_statistics():
 # ---------------------------------------------------------------------- the background optimiser
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert condition()
-
-
 def test_the_background_optimiser_gives_idle_memory_back():
     with SmartPool(
         "model:1GiB", SmartPoolConfig(optimization_interval=0.01, fragmentation_threshold=0.0)
@@ -404,7 +397,7 @@ def test_it_does_not_keep_the_pool_alive():
     thread = pool._background._thread
     del pool
     gc.collect()
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool.cli import main
 
@@ -27,7 +28,7 @@ def test_bash_completes_a_command(capsys):
     script = capsys.readouterr().out
     asked = "COMP_WORDS=(smartpool rep); COMP_CWORD=1; _shtab_smartpool; echo ${COMPREPLY[@]}"
     done = subprocess.run(
-        ["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, timeout=30, check=True
+        ["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert "replay" in done.stdout.split()
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import PATIENCE_S
 
 import smartpool
 from smartpool.cli import info, main
@@ -63,4 +64,4 @@ def test_finding_versions_imports_no_framework():
         "[_installed(name) for name in (*_OURS, *_FRAMEWORKS)]\n"
         "assert not {'cuda', 'torch', 'cupy', 'jax', 'numba', 'rmm'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)

@@ -12,6 +12,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from waiting import PATIENCE_S
 
 import smartpool
 from smartpool.cli import main
@@ -81,10 +82,10 @@ def test_serve_serves_until_it_is_interrupted():
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as running:
         line = running.stderr.readline()
         url = line.split(": ")[1].split()[0]
-        with urllib.request.urlopen(url, timeout=20) as page:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as page:
             assert b"SmartPool" in page.read()
         running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 130
+        assert running.wait(PATIENCE_S) == 130
         assert running.stderr.read() == "smartpool: interrupted\n"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import PATIENCE_S
 
 import smartpool
 from smartpool import cli
@@ -20,7 +21,7 @@ def command(*arguments, **more):
         [sys.executable, "-m", "smartpool", *arguments],
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
         **more,
     )
@@ -110,7 +111,7 @@ def test_a_reader_that_goes_away_is_no_error():
     try:
         done = subprocess.run(
             [sys.executable, "-m", "smartpool", "info", "--json"],
-            stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            stdout=writing, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
     finally:
         os.close(writing)
@@ -127,7 +128,7 @@ def without_rich(*arguments, cwd):
         [sys.executable, "-c", NO_RICH, *arguments],
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
         cwd=cwd,
     )

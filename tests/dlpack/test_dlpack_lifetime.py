@@ -268,7 +268,6 @@ def test_parts_of_a_host_array_hold_the_owner() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_can_drop_what_its_parent_exported() -> None:
     released: list[int] = []
     array: Any = np.from_dlpack(Owner(released))

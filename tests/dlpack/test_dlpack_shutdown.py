@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 import smartpool
 
@@ -48,7 +49,7 @@ def run(program: str) -> str:
         [sys.executable, "-X", "dev", "-W", "error", "-c", PREAMBLE + program],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         env=environment,
         check=False,
     )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from waiting import PATIENCE_S
 
 from smartpool.driver import CpuDriver, ModelDriver
 from smartpool.errors import DriverError, InvariantError, StreamError
@@ -125,7 +126,7 @@ def test_the_host_waits_until_another_thread_resumes(driver, address, wait):
     assert waiting.is_alive()
     assert not driver.event_done(event)  # other threads still get in
     driver.resume(stream)
-    waiting.join(10)
+    waiting.join(PATIENCE_S)
     assert not waiting.is_alive()
     assert driver.event_done(event)
 
@@ -171,7 +172,7 @@ def test_who_waits_for_work_that_loses_the_device_is_told(driver, address, wait)
     waiting.join(0.02)
     driver.free(address)
     driver.resume()
-    waiting.join(10)
+    waiting.join(PATIENCE_S)
     assert "ILLEGAL_ADDRESS" in errors[0].code
 
 

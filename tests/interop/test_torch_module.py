@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_torch import FakeTorch
+from waiting import PATIENCE_S
 
 import smartpool.interop.torch as interop
 from smartpool.errors import (
@@ -411,6 +412,6 @@ class Holder:
 del smartpool, interop, sys.modules["smartpool.interop.torch"]
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

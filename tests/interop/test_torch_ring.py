@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import sys
 import threading
 
 import pytest
@@ -105,7 +104,6 @@ def test_draining_within_draining_returns_at_once():
     assert not ring.slots[ring.cursor[0]]
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python warns of a fork in a process with threads")
 def test_a_forked_child_has_a_ring_of_its_own(ring):
     RECEIVED.clear()
     child = os.fork()

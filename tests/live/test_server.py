@@ -12,6 +12,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 from smartpool.errors import InvalidRequestError
 from smartpool.live import LiveServer
@@ -34,7 +35,7 @@ def server():
 
 
 def ask(server, method="POST", path="/echo", body=b"{}", **headers):
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=PATIENCE_S)
     try:
         connection.request(
             method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
@@ -58,7 +59,7 @@ def test_the_page_and_its_parts_are_served_and_closed_to_everything_else(server)
 
 @pytest.mark.parametrize("path", ["/../server.py", "/server.py", "/?x=1", "/live.js?", "/%2e%2e/view.py", ""])
 def test_there_is_nothing_else(server, path):
-    connection = socket.create_connection((server.host, server.port), timeout=10)
+    connection = socket.create_connection((server.host, server.port), timeout=PATIENCE_S)
     with connection:
         request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode())
@@ -114,7 +115,7 @@ def test_bodies_that_are_no_questions_are_refused(server, headers, body, status)
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=200))
 def test_whatever_comes_the_server_goes_on(server, raw):
-    with socket.create_connection((server.host, server.port), timeout=10) as connection:
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE_S) as connection:
         connection.sendall(raw + b"\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 import smartpool
 import smartpool.errors
@@ -161,17 +162,17 @@ def test_a_failure_is_noted_while_a_frame_is_made():
 
         def waiting_snapshot():
             asked.set()
-            assert go_on.wait(20)
+            assert go_on.wait(PATIENCE_S)
             return original()
 
         pool.managers[0].snapshot = waiting_snapshot
         looker = threading.Thread(target=view.frame, args=(WHOLE,))
         looker.start()
-        assert asked.wait(20)
+        assert asked.wait(PATIENCE_S)
         with pytest.raises(smartpool.errors.OutOfMemoryError):
             pool.malloc(50 * MiB)
         go_on.set()
-        looker.join(20)
+        looker.join(PATIENCE_S)
         assert not looker.is_alive()
         forget()
         pool.free(held)

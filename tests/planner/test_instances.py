@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool.planner import IntervalSet, read_csv, solve, validate
 
@@ -14,14 +15,14 @@ HARD = ("A", "B", "C", "D", "E", "F")
 @pytest.mark.parametrize("name", HARD)
 def test_hard_instances_fit(instances, name):
     intervals = read_csv(instances / f"{name}.1048576.csv")
-    result = solve(intervals, capacity=1 << 20, time_limit=60.0)
+    result = solve(intervals, capacity=1 << 20, time_limit=PATIENCE_S)
     assert validate(intervals, result.offsets) == result.height <= 1 << 20
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_real_graphs_are_planned_at_their_load(instances, name):
     intervals = read_csv(instances / f"{name}.csv")
-    result = solve(intervals, time_limit=60.0)
+    result = solve(intervals, time_limit=PATIENCE_S)
     assert validate(intervals, result.offsets) == result.height == result.load
     assert result.proved_optimal
 
@@ -30,6 +31,6 @@ def test_real_graphs_are_planned_at_their_load(instances, name):
 def test_traces_are_planned_near_their_load(traces, name):
     with np.load(traces / f"{name}.npz") as trace:
         intervals = IntervalSet.from_events(trace["op"], trace["id"], trace["size"])
-    result = solve(intervals, time_limit=60.0)
+    result = solve(intervals, time_limit=PATIENCE_S)
     assert validate(intervals, result.offsets) == result.height
     assert result.gap <= 0.001

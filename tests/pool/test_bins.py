@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 import smartpool.pool.searching as searching_module
 from smartpool.config import SmartPoolConfig
@@ -144,10 +145,7 @@ def test_a_free_beside_a_close_keeps_no_memory(pool, driver):
     pointer = pool.malloc(5000)
     race(pool, pointer, pool.close)
     pool.free(pointer)
-    deadline = time.monotonic() + 5
-    while any(driver.held().values()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert not any(driver.held().values())
+    wait_until(lambda: not any(driver.held().values()))
 
 
 def test_a_request_beside_a_close_keeps_its_block(pool, driver):
@@ -160,10 +158,7 @@ def test_a_request_beside_a_close_keeps_its_block(pool, driver):
     time.sleep(0.02)
     assert driver.held()["mappings"] == 1  # not pulled from under the caller
     pool.free(pointer)
-    deadline = time.monotonic() + 5
-    while any(driver.held().values()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert not any(driver.held().values())
+    wait_until(lambda: not any(driver.held().values()))
 
 
 def test_a_closed_pool_hands_out_nothing_that_was_freed_late(pool, driver):
@@ -265,10 +260,7 @@ def test_closing_in_the_middle_of_a_request(interrupting):
     with pytest.raises(PoolClosedError):
         pool.malloc(100)
     pool.free(pointer)
-    deadline = time.monotonic() + 5
-    while any(driver.held().values()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert not any(driver.held().values())
+    wait_until(lambda: not any(driver.held().values()))
 
 
 def test_the_collector_may_run_anywhere():
@@ -366,7 +358,7 @@ def test_everything_at_once(pooling):
         pool.close()
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
     finally:
         sys.setswitchinterval(interval)
@@ -374,17 +366,13 @@ def test_everything_at_once(pooling):
     pool.check()
     for pointer in list(pool.live_blocks()):
         pool.free(pointer)
-    deadline = time.monotonic() + 10
-    while any(driver.held().values()) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert not any(driver.held().values())
+    wait_until(lambda: not any(driver.held().values()))
 
 
 # ---------------------------------------------------------------------- forks
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_child_leaves_the_parents_memory_alone():
     """The pages of the cpu device are shared: a child that trimmed would empty the parent's blocks."""
     driver = CpuDriver(capacity=CAPACITY)

@@ -11,7 +11,6 @@ time, which takes some minutes.
 import os
 import signal
 import sys
-import time
 from itertools import pairwise
 
 import pytest
@@ -79,18 +78,16 @@ def test_signals_at_any_time(kind, monkeypatch):
     monkeypatch.setattr(LOGGER, "disabled", True)  # an interrupt in `logging` itself leaves its lock taken
     before = signal.signal(signal.SIGALRM, raise_it)
     interrupts = 0
-    deadline = time.monotonic() + 0.5
     try:
-        while time.monotonic() < deadline:
+        while interrupts < 300:
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0002 + interrupts % 97 * 0.00002)
-                _come_and_go(caller)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0002 + interrupts % 97 * 0.00002)
+                    _come_and_go(caller)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except Alarm:
                 interrupts += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-    except Alarm:  # between the end of the request and that of the timer
-        interrupts += 1
     finally:
         signal.signal(signal.SIGALRM, before)
     pool.flush()
@@ -99,7 +96,6 @@ def test_signals_at_any_time(kind, monkeypatch):
     assert caller.live.items() <= known.items()
     for pointer in caller.live:
         caller.look(pointer)
-    assert interrupts > 20
     lost = pool._heap.live_bytes - sum(align_up(nbytes, 512) for nbytes in known.values())
     assert lost <= interrupts * 3 * MiB
     pool.disown()

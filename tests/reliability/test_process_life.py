@@ -9,12 +9,11 @@ import sys
 import textwrap
 
 import pytest
+from processes import FORKED
+from waiting import PATIENCE_S
 
 if sys.platform != "linux":
     pytest.skip("needs the cpu device's virtual memory, and forks", allow_module_level=True)
-
-PATIENCE_S = 120
-FORKED = "ignore:This process .*is multi-threaded:DeprecationWarning"  # Python's word on forks, from 3.12 on
 
 
 def run(script, status=0):
@@ -266,6 +265,11 @@ def handler(*_):  # one interrupt for each turn, and none in the `except`: signa
         armed = False
         raise KeyboardInterrupt
 signal.signal(signal.SIGINT, handler)
+def lost(unraisable):  # it came within a destructor, which raises nothing: the turn gets another one
+    global armed
+    assert unraisable.exc_type is KeyboardInterrupt
+    armed = True
+sys.unraisablehook = lost
 def interrupt():
     while seen < 40:
         time.sleep(0.003)
@@ -308,8 +312,7 @@ def handler(*_):
         pool.free(held.pop())
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-end = time.monotonic() + 0.5
-while time.monotonic() < end:
+while sum(told.values()) < 500:
     blocks = [pool.malloc(nbytes) for nbytes in (100, 3 * MiB, 70_000)]
     for block in blocks:
         pool.free(block)
@@ -320,7 +323,7 @@ for block in held:
 pool.check()
 pool.close()
 assert not any(pool.managers[0].driver.held().values())
-print(sum(told.values()) > 50)
+print(told["served"] > 0)
 """
         )
         == "True\n"

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 import smartpool
 from smartpool import SmartPool, SmartPoolConfig
@@ -24,7 +25,6 @@ from smartpool.units import KiB, MiB
 if sys.platform != "linux":
     pytest.skip("needs the cpu device's virtual memory", allow_module_level=True)
 
-PATIENCE_S = 60.0
 SIZES = (0, 1, 700, 60 * KiB, 64 * KiB, 300 * KiB, MiB, 2 * MiB + 512, 3 * MiB)
 OPERATIONS = 1600  # of all threads together
 
@@ -200,10 +200,8 @@ def test_closed_under_load(threads):
 
     together([*(lambda worker=worker: work(worker) for worker in workers), close])
     gc.collect()
-    deadline = time.monotonic() + PATIENCE_S
-    while any(manager.driver.held().values()) and time.monotonic() < deadline:
-        time.sleep(0.005)  # a thread does the waiting when the last free met a lock that was taken
-    assert not any(manager.driver.held().values())
+    # A thread does the waiting when the last free met a lock that was taken.
+    wait_until(lambda: not any(manager.driver.held().values()))
     assert manager.live_blocks() == {}
 
 

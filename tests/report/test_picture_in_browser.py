@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from report_runs import HOSTILE, make_run
+from waiting import PATIENCE_S
 
 from smartpool.report.picture import picture
 
@@ -33,7 +34,7 @@ def opened(page: str, tmp_path) -> tuple[str, str]:
     path.write_text(page, encoding="utf-8")
     done = subprocess.run(
         [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout.split("</head>")[1], "\n".join(said)

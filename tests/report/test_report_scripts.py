@@ -10,6 +10,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool.report.packing import packed
 from smartpool.report.text import format_bytes, format_count, format_share
@@ -31,7 +32,7 @@ def run(files: tuple[str, ...], program: str, given: object) -> object:
         input=json.dumps(given),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool.errors import ConfigurationError
-from smartpool.testing import Contract, Invariant, ViolationError, check_allocator, host_read, host_write
+from smartpool.testing import (
+    Contract,
+    Invariant,
+    ViolationError,
+    check_allocator,
+    host_read,
+    host_write,
+    hunt,
+)
 from smartpool.testing.toys import BASE, CAPACITY, PLANTED, Planted, ToyPool, must_serve
 
 TOY = {
@@ -27,7 +38,7 @@ TOY = {
 
 def found(factory, **options):
     with pytest.raises(ViolationError) as caught:
-        check_allocator(factory, **options)
+        check_allocator(factory, **{"seconds": PATIENCE_S, **options})
     return caught.value
 
 
@@ -202,9 +213,11 @@ def test_a_seed_repeats_the_search():
     assert check_allocator(ToyPool, capacity=CAPACITY, examples=30, seed=8).steps != first.steps
 
 
-def test_the_budget_of_seconds_ends_the_search():
-    report = check_allocator(ToyPool, capacity=CAPACITY, examples=100_000, seconds=0.3)
-    assert 0 < report.examples < 10_000
+def test_the_budget_of_seconds_ends_the_search(monkeypatch):
+    looks = itertools.count()  # ten looks at the clock a second
+    monkeypatch.setattr(hunt, "time", SimpleNamespace(monotonic=lambda: next(looks) / 10))
+    report = check_allocator(ToyPool, capacity=CAPACITY, examples=100_000, seconds=3)
+    assert 0 < report.examples < 30
 
 
 @pytest.mark.parametrize(

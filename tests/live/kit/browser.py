@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from waiting import PATIENCE_S
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -25,7 +27,6 @@ FLAGS = (
 )  # fmt: skip
 
 
-_PATIENCE_S = 60.0
 _BEGIN = """\
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -84,9 +85,9 @@ class Browser:
 
     def _next(self):
         while b"\0" not in self._pending:
-            if not select.select([self._read], [], [], _PATIENCE_S)[0]:
+            if not select.select([self._read], [], [], PATIENCE_S)[0]:
                 raise AssertionError(
-                    f"the browser said nothing for {_PATIENCE_S} s; the page said {self.said}"
+                    f"the browser said nothing for {PATIENCE_S} s; the page said {self.said}"
                 )
             part = os.read(self._read, 1 << 16)
             if not part:
@@ -120,15 +121,15 @@ class Browser:
             raise AssertionError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
-    def until(self, script, *, seconds=20.0):
+    def until(self, script):
         """Wait until a JavaScript expression is true, and return its value."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE_S
         while True:
             value = self.run(script)
             if value:
                 return value
             if time.monotonic() > end:
-                raise AssertionError(f"not true within {seconds} s: {script}; the page said {self.said}")
+                raise AssertionError(f"not true within {PATIENCE_S} s: {script}; the page said {self.said}")
             time.sleep(0.05)
 
     def mouse(self, kind, x, y, **more):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 from smartpool.planner.search import ProvedInfeasible, fit
 
@@ -107,7 +108,7 @@ def test_random_tilings_of_the_whole_capacity_fit(cuts, bound, seed):
             pieces.append((start, end, low, high))
     table = np.array(pieces, dtype=np.int64)
     start, end, size = table[:, 0], table[:, 1], (table[:, 3] - table[:, 2]) * bound
-    offsets = fit(start, end, size, 100 * bound, deadline=time.monotonic() + 60, seed=seed)
+    offsets = fit(start, end, size, 100 * bound, deadline=time.monotonic() + PATIENCE_S, seed=seed)
     assert_valid(start, end, size, None, offsets, 100 * bound)
 
 

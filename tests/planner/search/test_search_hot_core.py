@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 from smartpool.planner.clash import find_clash
 from smartpool.planner.search import fit, hot_core
@@ -51,7 +52,7 @@ def test_every_plan_is_valid_and_the_same_seed_gives_the_same(seed, count, align
 @pytest.mark.parametrize("seed", range(3))
 def test_a_step_of_a_thousand_intervals_is_planned_at_its_load(seed):
     start, end, size = like_a_step(seed, 1000)
-    offsets, height = hot_core(start, end, size, deadline=time.monotonic() + 120, seed=seed)
+    offsets, height = hot_core(start, end, size, deadline=time.monotonic() + PATIENCE_S, seed=seed)
     assert_plan(start, end, size, offsets, height)
     assert height == maximum(start, end, size)
 

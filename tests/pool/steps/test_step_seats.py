@@ -10,10 +10,10 @@ from __future__ import annotations
 import dis
 import sys
 import threading
-import time
 from contextlib import contextmanager, suppress
 
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import PoolClosedError, ReentrantCallError
@@ -118,10 +118,8 @@ class Planned:
         if not self.pool._closed:
             self.pool.check()
             self.pool.trim(wait=True)
-        deadline = time.monotonic() + 5
-        while self.pool.reserved_bytes and time.monotonic() < deadline:
-            time.sleep(0.001)  # a pool that closes in the middle of a request waits for it on a thread
-        assert self.pool.reserved_bytes == 0
+        # A pool that closes in the middle of a request waits for it on a thread.
+        wait_until(lambda: self.pool.reserved_bytes == 0)
 
 
 @contextmanager
@@ -147,6 +145,7 @@ def stopped_at(number, places, action):
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at this when a trace is set, and not later
     sys.settrace(trace)
     try:
         yield ran
@@ -166,7 +165,7 @@ def on_another_thread(action):
 
         thread = threading.Thread(target=guarded)
         thread.start()
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive(), "waits for the thread that waits for it"
         if caught:
             raise caught[0]

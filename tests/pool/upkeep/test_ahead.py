@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from smartpool import SmartPool, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
@@ -118,10 +118,8 @@ def test_the_mapper_runs_on_a_thread_of_its_own_and_only_where_something_is_fore
         mappers = [thread for thread in threading.enumerate() if thread.name == "smartpool-mapper"]
         assert mappers
         pointer = pool.malloc(300 * MiB)
-        deadline = time.monotonic() + 10
-        while pool.managers[0].reserved_bytes < 550 * MiB and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert 550 * MiB <= pool.managers[0].reserved_bytes <= 1 * GiB
+        wait_until(lambda: pool.managers[0].reserved_bytes >= 550 * MiB)
+        assert pool.managers[0].reserved_bytes <= 1 * GiB
         pool.free(pointer)
         pool.check()
     assert not pool._mapping.running

@@ -6,6 +6,8 @@ import gc
 import threading
 import time
 
+from waiting import PATIENCE_S, wait_until
+
 from smartpool.pool.upkeep.background import Background
 
 
@@ -20,16 +22,9 @@ class Target:
     def background_pass(self):
         self.passes += 1
         self.entered.set()
-        self.proceed.wait(10)
+        self.proceed.wait(PATIENCE_S)
         if self.failures:
             raise self.failures.pop()
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert condition()
 
 
 def test_it_passes_every_interval():
@@ -78,7 +73,7 @@ def test_stop_waits_for_the_pass_under_way():
     background = Background(target.background_pass, 3600)
     background.start()
     background.wake()
-    assert target.entered.wait(10)
+    assert target.entered.wait(PATIENCE_S)
     background.stop(timeout=0.01)
     assert background.running
     target.proceed.set()

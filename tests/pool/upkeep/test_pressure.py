@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool import SmartPool, SmartPoolConfig
 from smartpool.errors import ConfigurationError, InvalidRequestError
@@ -30,7 +31,7 @@ def test_a_callback_is_told_before_memory_runs_out_and_what_it_frees_goes_back()
 
         pool.add_pressure_callback(free_all)
         held.append(pool.malloc(500 * MiB))
-        assert done.wait(10)
+        assert done.wait(PATIENCE_S)
         while pool.managers[0].reserved_bytes:  # the pass goes on behind the callback
             assert pool._background.running
         pool.remove_pressure_callback(free_all)

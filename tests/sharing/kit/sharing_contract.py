@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import time
 
 import pytest
 import sharing_peers as peers
+from waiting import PATIENCE_S, wait_until
 
 import smartpool
 from smartpool.errors import SharingError
@@ -48,7 +48,7 @@ class SharingContract:
         yield spawn
         for process, pipe in started:
             pipe.close()
-            process.join(20)
+            process.join(PATIENCE_S)
             assert not process.is_alive()
 
     def filled(self, pool, data, **options):
@@ -109,7 +109,7 @@ class SharingContract:
             pool.empty(40 * MiB, "uint8")
         pipe.send("go")
         for process in multiprocessing.active_children():
-            process.join(20)
+            process.join(PATIENCE_S)
         again = pool.empty(40 * MiB, "uint8")  # the request that finds no room asks first
         assert manager.live_bytes == 40 * MiB
         del again
@@ -119,7 +119,7 @@ class SharingContract:
         shared = pool.export(buffer)
         process, pipe = start(peers.die_while_open, shared)
         assert pipe.recv() == b"killed"
-        process.join(20)
+        process.join(PATIENCE_S)
         assert not shared.in_use
         del buffer
         shared.close()
@@ -130,7 +130,7 @@ class SharingContract:
         shared = pipe.recv()
         buffer = smartpool.open_shared(shared)
         pipe.send("have it")
-        process.join(20)
+        process.join(PATIENCE_S)
         assert process.exitcode == -9
         assert peers.bytes_of(buffer) == b"orphan"
         peers.put(buffer, b"heir..")
@@ -163,7 +163,7 @@ class SharingContract:
         assert manager.driver.held()["chunks"]
         pipe.send("go")
         for process in multiprocessing.active_children():
-            process.join(20)
+            process.join(PATIENCE_S)
         smartpool.sharing.exports.sweep()
         assert not any(manager.driver.held().values())
 
@@ -182,10 +182,8 @@ class SharingContract:
             shared.close(wait=True)
             del shared
             own = own or peers.open_files()
-            end = time.monotonic() + 10  # multiprocessing hands descriptors over on a thread of its own
-            while peers.open_files() != own and time.monotonic() < end:
-                time.sleep(0.01)
-            assert peers.open_files() == own
+            # multiprocessing hands descriptors over on a thread of its own
+            wait_until(lambda own=own: peers.open_files() == own)
         ours.send(None)
-        process.join(20)
+        process.join(PATIENCE_S)
         ours.close()
