@@ -2,7 +2,7 @@
 
 Nothing here is a rule of thumb about programs in general: a recommendation comes from the pool's own
 statistics, or from its own recording, replayed with the change on a model of the device. Where nothing
-is recorded, the first recommendation is to record.
+is recorded, the first recommendation is to record. ``smartpool advise`` says it of a trace in a file.
 
 The thresholds say what is worth a reader's time, not what is good: a change of less than 2 % of what
 is reserved, or of less than 16 MiB, is not told.
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
+from smartpool.errors import InvalidRequestError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.statistics import MemorySnapshot
+from smartpool.smart_pool import SmartPool
 from smartpool.trace.replay import Run, replay
 from smartpool.trace.targets import PoolTarget
 from smartpool.trace.trace import ALLOCATE, Trace
@@ -68,27 +70,57 @@ class Recommendation:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def recommend(config: SmartPoolConfig, now: MemorySnapshot, trace: Trace | None) -> list[Recommendation]:
-    """Return what is worth changing on a device, the most bytes first.
+def recommend(
+    source: SmartPool | Trace, *, config: SmartPoolConfig | None = None
+) -> tuple[Recommendation, ...]:
+    """Return what is worth changing, the most bytes first.
 
-    With a recording it is replayed up to three times, at some 5 us an event.
+    A recording is replayed up to three times, at some 5 us an event.
 
     Parameters
     ----------
-    config, now
-        How the pool behaves, and the statistics of one device.
-    trace
-        What was recorded on it; None where nothing is.
+    source
+        A pool, of which statistics and recording are looked at, if it records; or a trace.
+    config
+        How the pool behaves that a trace is played on; None for the defaults. A pool has its own.
+
+    Examples
+    --------
+    >>> import smartpool
+    >>> with smartpool.SmartPool("model:1GiB") as pool:
+    ...     [advice.kind for advice in recommend(pool)]
+    ['record']
     """
-    found = list(_from_statistics(config, now))
+    if isinstance(source, Trace):
+        found = list(_from_recording(config or SmartPoolConfig(), source.name, source))
+    elif isinstance(source, SmartPool):
+        found = [
+            advice
+            for number, now in enumerate(source.statistics.devices)
+            for advice in _of_device(source.config, now, source.recording(number))
+        ]
+    else:
+        raise InvalidRequestError(f"expected a SmartPool or a Trace, got {source!r}")
+    return tuple(sorted(found, key=lambda advice: -advice.nbytes))
+
+
+def _of_device(config: SmartPoolConfig, now: MemorySnapshot, trace: Trace | None) -> Iterator[Recommendation]:
+    yield from _from_statistics(config, now)
     if trace is None or len(trace) < _FEW_EVENTS:
         text = "start_recording(), let the program run, and ask again: recordings are replayed with changes"
-        found.append(Recommendation(kind="record", device=now.device, text=text))
-    else:
-        found += _from_replays(config, now, trace)
-        found += _from_sizes(now, trace)
-        found += _from_repetition(now, trace)
-    return sorted(found, key=lambda one: -one.nbytes)
+        yield Recommendation(kind="record", device=now.device, text=text)
+        return
+    for advice in _from_recording(config, now.device, trace):
+        if advice.kind != "steps" or not now.steps.hits:  # steps are served from plans already
+            yield advice
+
+
+def _from_recording(config: SmartPoolConfig, device: str, trace: Trace) -> Iterator[Recommendation]:
+    if len(trace) < _FEW_EVENTS:
+        return
+    yield from _from_replays(config, device, trace)
+    yield from _from_sizes(device, trace)
+    yield from _from_repetition(device, trace)
 
 
 # ---------------------------------------------------------------------- from statistics alone
@@ -153,7 +185,7 @@ def _from_statistics(config: SmartPoolConfig, now: MemorySnapshot) -> Iterator[R
 # ---------------------------------------------------------------------- from the recording
 
 
-def _from_replays(config: SmartPoolConfig, now: MemorySnapshot, trace: Trace) -> Iterator[Recommendation]:
+def _from_replays(config: SmartPoolConfig, device: str, trace: Trace) -> Iterator[Recommendation]:
     """Replay with the other named policies, beside the one that the pool has."""
     own = _replayed(config, trace)
     for name, place in POLICIES.items():
@@ -173,7 +205,7 @@ def _from_replays(config: SmartPoolConfig, now: MemorySnapshot, trace: Trace) ->
         if saved >= max(_WORTH_BYTES, int(_WORTH * own.peak_reserved_bytes)):
             yield Recommendation(
                 kind="policy",
-                device=now.device,
+                device=device,
                 text=f"policy={name!r} would save {format_size(saved)} of "
                 f"{format_size(own.peak_reserved_bytes)} for {milliseconds:+.1f} ms in the driver: your "
                 f"recording of {len(trace)} events, replayed on the model of a device",
@@ -183,7 +215,7 @@ def _from_replays(config: SmartPoolConfig, now: MemorySnapshot, trace: Trace) ->
         elif -saved <= _WORTH * own.peak_reserved_bytes and milliseconds < -0.3e3 * own.driver_seconds:
             yield Recommendation(
                 kind="policy",
-                device=now.device,
+                device=device,
                 text=f"policy={name!r} would spend {other.driver_seconds * 1e3:.1f} ms in the driver instead "
                 f"of {own.driver_seconds * 1e3:.1f}, for {format_size(max(0, -saved))} more memory: your "
                 f"recording of {len(trace)} events, replayed on the model of a device",
@@ -199,7 +231,7 @@ def _replayed(config: SmartPoolConfig, trace: Trace) -> Run:
     return replay(trace, PoolTarget(manager), streams="own")
 
 
-def _from_sizes(now: MemorySnapshot, trace: Trace) -> Iterator[Recommendation]:
+def _from_sizes(device: str, trace: Trace) -> Iterator[Recommendation]:
     """Find sizes that miss their bins, and would not if they were rounded up a little."""
     exact, rounded, requests, sizes = _bin_hits(trace)
     for group, count in requests.most_common():
@@ -212,7 +244,7 @@ def _from_sizes(now: MemorySnapshot, trace: Trace) -> Iterator[Recommendation]:
         low, high = min(sizes[group]), max(sizes[group])
         yield Recommendation(
             kind="sizes",
-            device=now.device,
+            device=device,
             text=f"{count} requests from {format_size(low)} to {format_size(high)} come in "
             f"{len(sizes[group])} sizes and miss their bins {misses:.0%} of the time; rounded up to "
             f"{format_size(group)} it would be {then:.0%}, for at most {format_size(group - low)} more each",
@@ -259,15 +291,13 @@ def _round_up(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
-def _from_repetition(now: MemorySnapshot, trace: Trace) -> Iterator[Recommendation]:
-    if now.steps.hits:
-        return
+def _from_repetition(device: str, trace: Trace) -> Iterator[Recommendation]:
     sizes = trace.size[trace.op == ALLOCATE]
     period = _period(sizes)
     if period is not None:
         yield Recommendation(
             kind="steps",
-            device=now.device,
+            device=device,
             text=f"mark steps (with pool.step(): ...): the last of {len(sizes)} recorded requests repeat "
             f"after every {period}, and none was served from a plan",
             figures={"period": period, "requests": len(sizes)},

@@ -6,14 +6,14 @@ from random import Random
 
 import pytest
 
-from smartpool import KiB, MiB, SmartPool, SmartPoolConfig
-from smartpool.recommendations import _round_up
+from smartpool import InvalidRequestError, KiB, MiB, SmartPool, SmartPoolConfig
+from smartpool.recommendations import _round_up, recommend
 
 QUIET = {"enable_auto_defragmentation": False, "fragmentation_threshold": 1.0}
 
 
 def advice(pool, kind):
-    return [one for one in pool.recommendations() if one.kind == kind]
+    return [one for one in recommend(pool) if one.kind == kind]
 
 
 def fragmenting(pool):
@@ -29,7 +29,7 @@ def fragmenting(pool):
 
 def test_without_a_recording_it_asks_for_one():
     with SmartPool("model:1GiB", SmartPoolConfig(**QUIET)) as pool:
-        (only,) = pool.recommendations()
+        (only,) = recommend(pool)
         assert only.kind == "record"
         assert "start_recording" in only.text
 
@@ -139,11 +139,24 @@ def test_several_devices_are_told_apart_and_the_largest_comes_first():
     with SmartPool(["model:1GiB", "model:2GiB"], SmartPoolConfig(**QUIET)) as pool:
         for manager, nbytes in zip(pool.managers, (100 * MiB, 200 * MiB), strict=True):
             manager.free(manager.malloc(nbytes, manager.driver.create_stream()))
-        found = pool.recommendations()
+        found = recommend(pool)
         assert [(one.kind, one.device) for one in found[:2]] == [
             ("stream", "model:2GiB"),
             ("stream", "model:1GiB"),
         ]
+
+
+def test_a_trace_is_advised_as_its_recording_is():
+    with SmartPool("model:8GiB", SmartPoolConfig(record=True, policy="fast", **QUIET)) as pool:
+        fragmenting(pool)
+        trace = pool.recording()
+        of_pool = [(one.kind, one.text, one.nbytes) for one in recommend(pool) if one.kind == "policy"]
+        of_trace = recommend(trace, config=pool.config)
+        assert [(one.kind, one.text, one.nbytes) for one in of_trace] == of_pool
+        assert {one.device for one in of_trace} == {trace.name}
+    for wrong in (None, "trace.npz", pool.config):
+        with pytest.raises(InvalidRequestError, match="expected a SmartPool or a Trace, got"):
+            recommend(wrong)
 
 
 @pytest.mark.parametrize("nbytes", [1, 511, 512, 513, 4097, 3 * MiB, 3 * MiB + 1])

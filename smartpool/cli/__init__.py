@@ -25,14 +25,14 @@ from collections.abc import Sequence
 from typing import Final
 
 import smartpool
-from smartpool.cli import completion, convert, demo, info, plan, replay, report, serve, watch
+from smartpool.cli import advise, completion, convert, demo, info, plan, replay, report, serve, watch
 from smartpool.cli.targets import explain
 from smartpool.errors import OutOfMemoryError, SmartPoolError
 from smartpool.report.text import printable
 
 __all__ = ["main"]
 
-_SUBCOMMANDS: Final = (demo, replay, report, plan, convert, watch, serve, info, completion)
+_SUBCOMMANDS: Final = (demo, replay, report, advise, plan, convert, watch, serve, info, completion)
 
 OK: Final = 0
 UNUSABLE: Final = 2
@@ -46,6 +46,7 @@ examples:
   smartpool replay trace.npz              what would each allocator have reserved?
   smartpool replay trace.npz --json       the same for programs
   smartpool report trace.npz              a page to open in a browser: who held the memory, and when
+  smartpool advise trace.npz              what is worth changing for this program?
   smartpool plan graph.csv                where to put buffers whose lifetimes are known
   smartpool serve                         a page in the browser that shows memory as it changes
   smartpool watch http://127.0.0.1:8765   the same in the terminal

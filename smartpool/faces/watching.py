@@ -23,7 +23,6 @@ from smartpool.values import as_integer, encodable, shown
 
 if TYPE_CHECKING:
     from smartpool.live.server import LiveServer
-    from smartpool.recommendations import Recommendation
     from smartpool.trace.trace import Trace
 
 __all__ = ["Profile", "WatchingFace"]
@@ -239,28 +238,6 @@ class WatchingFace(DevicePool):
 
         self._require_open()
         return serve(self, port=port, host=host, password=password, names=names)
-
-    def recommendations(self) -> tuple[Recommendation, ...]:
-        """Return what is worth changing on each device, the most bytes first, with the figures behind it.
-
-        They come from the pool's statistics and, where one is on, from its recording, which is replayed
-        with other policies: some seconds for 100,000 events.
-
-        Examples
-        --------
-        >>> import smartpool
-        >>> with smartpool.SmartPool("model:1GiB") as pool:
-        ...     [advice.kind for advice in pool.recommendations()]
-        ['record']
-        """
-        from smartpool.recommendations import recommend  # noqa: PLC0415 - brings replays and the model
-
-        found = [
-            advice
-            for number, manager in enumerate(self.managers)
-            for advice in recommend(manager.config, manager.snapshot(), self._recording.trace(number))
-        ]
-        return tuple(sorted(found, key=lambda advice: -advice.nbytes))
 
     # ------------------------------------------------------------------ recordings
 
