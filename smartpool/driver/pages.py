@@ -16,10 +16,11 @@ import itertools
 import mmap
 import os
 import sys
-import weakref
 from collections.abc import Callable
 from typing import Final
 
+from smartpool.descriptors import Descriptor
+from smartpool.driver.bookkeeping import refusal
 from smartpool.errors import DriverError, DriverOutOfMemoryError
 
 __all__ = [
@@ -46,14 +47,15 @@ _MAP_NORESERVE: Final = 0x4000
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 _FIRST_SHARED: Final = 1 << 62
-_F_ADD_SEALS: Final = 1033
+_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _ANYWHERE: Final = None
 
-_TOO_MANY: Final = (
-    "the process has as many mappings as vm.max_map_count allows: use larger chunks, or raise it"
-)
+_ADVICE: Final = {
+    errno.ENOMEM: "there are as many mappings as vm.max_map_count allows: raise it, or use larger chunks",
+    errno.EMFILE: "there are as many open files as the process may have: raise the limit (ulimit -n)",
+}
 
 
 def _bind(name: str, result: object, *arguments: object) -> Callable[..., int]:
@@ -138,15 +140,15 @@ class ChunkFile:
     would meet the limit on open files, commonly 1024, at 2 GiB of 2 MiB chunks.
     """
 
-    __slots__ = ("__weakref__", "_closer", "_end", "_length", "file")
+    __slots__ = ("_end", "_length", "file")
 
     def __init__(self) -> None:
-        self.file = os.memfd_create("smartpool", os.MFD_CLOEXEC)
+        try:  # it may go with this object: what is mapped stays, and what is not nobody can reach
+            self.file = Descriptor.of(os.memfd_create, "smartpool", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise _failure("create_chunk", error.errno) from error
         self._end = 0
         self._length = 0
-        # The file may go with this object: what is mapped stays, and what is not nobody can reach.
-        self._closer = weakref.finalize(self, os.close, self.file)
-        self._closer.atexit = False  # other code may still map chunks at exit; the system closes it
 
     def take(self, size: int) -> int:
         """Return the offset of `size` fresh bytes, which read as zeros."""
@@ -154,7 +156,7 @@ class ChunkFile:
         if end > self._length:
             length = end + (1 << 40)  # growing costs a call: grow rarely, by holes
             try:
-                os.ftruncate(self.file, length)
+                os.ftruncate(self.file.fileno(), length)
             except OSError as error:
                 raise _failure("create_chunk", error.errno, size=size) from error
             self._length = length
@@ -164,23 +166,23 @@ class ChunkFile:
     def give(self, offset: int, size: int) -> None:
         """Return the memory behind a range to the system.
 
-        When a cycle of garbage holds the file, it is closed before the finalisers in the cycle run;
+        When a cycle of garbage holds the file, it may be closed before other finalisers in the cycle run;
         one of them may still release its chunks, whose memory has gone with the file.
         """
-        if not self._closer.alive:
+        if self.file.closed:
             return
-        if _fallocate(self.file, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size):
+        if _fallocate(self.file.fileno(), _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size):
             raise _failure("release_chunk", offset=offset, size=size)
 
     def map(self, address: int, offset: int, size: int) -> None:
         """Put a range of the file at `address`, over what is there, without access."""
-        if not self._closer.alive:  # its number may be another file's by now
+        if self.file.closed:
             raise _failure("map_chunk", errno.EBADF, address=address, size=size)
-        map_pages(address, size, self.file, offset)
+        map_pages(address, size, self.file.fileno(), offset)
 
     def close(self) -> None:
         """Close the file; pages that are mapped stay. Idempotent."""
-        self._closer()
+        self.file.close()
 
 
 class SharedChunks:
@@ -189,13 +191,11 @@ class SharedChunks:
     Handles are numbers that no `ChunkFile` gives: it counts up from one granule.
     """
 
-    __slots__ = ("__weakref__", "_closer", "_files", "_numbers")
+    __slots__ = ("_files", "_numbers")
 
     def __init__(self) -> None:
-        self._files: dict[int, int] = {}
+        self._files: dict[int, Descriptor] = {}
         self._numbers = itertools.count(_FIRST_SHARED)
-        self._closer = weakref.finalize(self, _close_all, self._files)
-        self._closer.atexit = False
 
     def __contains__(self, handle: int) -> bool:
         return handle in self._files
@@ -203,28 +203,27 @@ class SharedChunks:
     def create(self, size: int) -> int:
         """Return the handle of `size` fresh bytes, which read as zeros."""
         try:
-            file = os.memfd_create("smartpool-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError as error:  # commonly the limit on open files
-            raise _failure("create_chunk", error.errno, size=size) from error
-        try:
-            os.ftruncate(file, size)
+            file = Descriptor.of(os.memfd_create, "smartpool-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(file.fileno(), size)
             # Whoever holds the file may write, and must not be able to take the pages away under others.
             fcntl.fcntl(file, _F_ADD_SEALS, _F_SEAL_SEAL | _F_SEAL_SHRINK | _F_SEAL_GROW)
-        except OSError as error:
-            os.close(file)
+        except OSError as error:  # commonly the limit on open files
             raise _failure("create_chunk", error.errno, size=size) from error
         return self._add(file)
 
     def take_in(self, descriptor: int, size: int) -> int:
-        """Return a handle of the chunk behind a descriptor of another process."""
+        """Return a handle of the chunk behind a descriptor of another process, who may not cut it short."""
         try:
+            seals = fcntl.fcntl(descriptor, _F_GET_SEALS)  # EINVAL: no file in memory
             held = os.fstat(descriptor).st_size
-            file = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
+            file = Descriptor.of(fcntl.fcntl, descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
         except OSError as error:
             raise _failure("import_chunk", error.errno, descriptor=descriptor, size=size) from error
+        if not seals & _F_SEAL_SHRINK:  # touching what is cut off would be the end of this process
+            advice = "expected a file in memory that is sealed against shrinking"
+            raise refusal("import_chunk", advice, descriptor=descriptor, size=size)
         if held != size:
-            os.close(file)
-            raise _failure("import_chunk", errno.EINVAL, descriptor=descriptor, size=size, held=held)
+            raise refusal("import_chunk", f"expected a file of {size} bytes, got {held}", size=size)
         return self._add(file)
 
     def descriptor(self, handle: int) -> int:
@@ -236,24 +235,19 @@ class SharedChunks:
 
     def release(self, handle: int) -> None:
         """Let go of the file. The memory goes with its last holder, mappings included."""
-        if self._closer.alive:  # else collected with the driver: the file has gone already
-            os.close(self._files.pop(handle))
+        self._files.pop(handle, None)
 
     def map(self, address: int, handle: int, size: int) -> None:
         """Put the chunk at `address`, over what is there, without access."""
-        if not self._closer.alive:
+        file = self._files[handle]
+        if file.closed:  # collected with the driver
             raise _failure("map_chunk", errno.EBADF, address=address, size=size)
-        map_pages(address, size, self._files[handle], 0)
+        map_pages(address, size, file.fileno(), 0)
 
-    def _add(self, file: int) -> int:
+    def _add(self, file: Descriptor) -> int:
         handle = next(self._numbers)
         self._files[handle] = file
         return handle
-
-
-def _close_all(files: dict[int, int]) -> None:
-    while files:
-        os.close(files.popitem()[1])
 
 
 _objects: Final[dict[int, mmap.mmap]] = {}
@@ -275,5 +269,4 @@ def _failure(call: str, code: int | None = None, **arguments: object) -> DriverE
     name = errno.errorcode.get(number, str(number))
     if call in ("allocate", "create_chunk") and number in (errno.ENOMEM, errno.ENOSPC, errno.EFBIG):
         return DriverOutOfMemoryError(call, name, arguments, advice=os.strerror(number))
-    advice = _TOO_MANY if number == errno.ENOMEM else os.strerror(number)
-    return DriverError(call, name, arguments, advice=advice)
+    return DriverError(call, name, arguments, advice=_ADVICE.get(number, os.strerror(number)))

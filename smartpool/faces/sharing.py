@@ -7,7 +7,8 @@ from smartpool.errors import SharingError
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.statistics import OptimizationOutcome
-from smartpool.sharing.exports import export_buffer, sweep
+from smartpool.sharing.endings import sweep
+from smartpool.sharing.exports import export_buffer
 from smartpool.sharing.shared import SharedBuffer
 
 __all__ = ["SharingFace"]
@@ -57,6 +58,10 @@ class SharingFace(DevicePool):
         """Give idle memory back until each device holds at most `keep_bytes`; return the bytes freed."""
         sweep()
         return super().trim(keep_bytes, wait=wait)
+
+    def _background_pass(self) -> None:
+        sweep()
+        super()._background_pass()
 
     def _optimize(
         self, managers: tuple[AdvancedMemoryPoolManager, ...] | list[AdvancedMemoryPoolManager]

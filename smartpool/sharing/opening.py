@@ -8,21 +8,91 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from smartpool.buffer import Buffer
+from smartpool.descriptors import Descriptor
 from smartpool.dlpack import DType
 from smartpool.driver import open_driver
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DeviceNotFoundError, DLPackError
-from smartpool.sharing.lease import Lease
-from smartpool.sharing.shared import Description
+from smartpool.pool.heap.returning import Returning
+from smartpool.sharing.endings import end, keep, sweep
+from smartpool.sharing.lease import hold_lease
+from smartpool.sharing.wire import Description
 
 if TYPE_CHECKING:
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["ImportedMemory", "open_buffer"]
+
+
+class _Opened:
+    """Memory of another process as long as it is mapped here, or some of it is left.
+
+    Parameters
+    ----------
+    memory
+        Who needs it.
+    driver
+        Of its own.
+    lease
+        What holds the lease.
+    """
+
+    def __init__(self, memory: ImportedMemory, driver: Driver, lease: Descriptor) -> None:
+        self.freed = False
+        self.driver = driver
+        self._memory = weakref.ref(memory)
+        self._lease = lease
+        self._process = os.getpid()
+        self._undos: list[tuple[Callable[..., None], tuple[int, ...]]] = [(driver.close, ())]
+        self._returning = Returning()
+
+    def map(self, description: Description, files: Sequence[Descriptor]) -> int:
+        """Map the chunks, and return where. What was done of it when it fails is undone by `end`."""
+        driver = self.driver
+        chunks: list[int] = []
+        for file, length in zip(files, description.chunks, strict=True):
+            chunk = driver.import_chunk(file.fileno(), length)
+            self._undos.append((driver.release_chunk, (chunk,)))
+            chunks.append(chunk)
+        size = sum(description.chunks)
+        base = driver.reserve(size)
+        self._undos.append((driver.unreserve, (base, size)))
+        self._undos.append((self._unmap, (base, size)))
+        address = base
+        for chunk, length in zip(chunks, description.chunks, strict=True):
+            driver.map_chunk(address, chunk)
+            address += length
+        driver.enable_access(base, size)
+        return base
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody uses it any more."""
+        return self.freed or self._memory() is None
+
+    def end(self) -> bool:
+        """Unmap the memory, once the device has done with it, and then let go of the lease."""
+        if (
+            self._process == os.getpid()
+        ):  # a forked child has nothing else to give; its copy holds the lease too
+            while self._undos:
+                undo, arguments = self._undos[-1]
+                self._returning(undo, *arguments)
+                self._undos.pop()
+                self._returning.done(*arguments)
+        self._lease.close()
+        return True
+
+    def _unmap(self, base: int, size: int) -> None:
+        with self.driver.beside_capture():
+            self.driver.synchronize()
+        for mapped in self.driver.mapped(base, size):
+            self.driver.unmap(mapped.address, mapped.size)
 
 
 class ImportedMemory:
@@ -32,38 +102,24 @@ class ImportedMemory:
     ----------
     driver
         A driver of its own.
-    base, size
-        Where the chunks are mapped.
-    chunks
-        Their handles.
     lease
-        The descriptor that holds the lease.
+        What holds the lease.
     """
 
-    def __init__(self, driver: Driver, base: int, size: int, chunks: list[int], lease: int) -> None:
+    def __init__(self, driver: Driver, lease: Descriptor) -> None:
         self.driver = driver
-        self._base = base
-        self._size = size
-        self._chunks = chunks
-        self._lease = lease
-        self._process = os.getpid()
+        self.opened = _Opened(self, driver, lease)
+        keep(self.opened)
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing() and "opened" in self.__dict__ and not self.opened.freed:  # nobody could free it
+            self.opened.freed = True
+            sweep()
 
     def free(self, pointer: int, stream: object = None) -> None:  # noqa: ARG002 - a manager's method
         """Unmap the memory, once the device has done with it, and let go of the lease."""
-        if sys.is_finalizing():
-            return  # the end of the process gives all back
-        if os.getpid() != self._process:
-            os.close(self._lease)  # a forked child has nothing else to give; its copy holds the lease too
-            return
-        driver = self.driver
-        with driver.beside_capture():
-            driver.synchronize()
-        driver.unmap(self._base, self._size)
-        for chunk in self._chunks:
-            driver.release_chunk(chunk)
-        driver.unreserve(self._base, self._size)
-        driver.close()
-        os.close(self._lease)
+        self.opened.freed = True
+        end(self.opened)
 
     drop = free  # what destructors call
 
@@ -85,29 +141,17 @@ class ImportedMemory:
         )
 
 
-def open_buffer(description: Description, descriptors: list[int], lease: int) -> Buffer:
-    """Return a buffer over the chunks behind `descriptors`; see `SharedBuffer.open`."""
-    with ExitStack() as undo:
-        held = Lease(lease).hold()
-        undo.callback(os.close, held)
-        driver = _driver_for(description)
-        undo.callback(driver.close)
-        size = sum(description.chunks)
-        base = driver.reserve(size)
-        undo.callback(driver.unreserve, base, size)
-        chunks: list[int] = []
-        address = base
-        for descriptor, length in zip(descriptors, description.chunks, strict=True):
-            chunk = driver.import_chunk(descriptor, length)
-            undo.callback(driver.release_chunk, chunk)
-            driver.map_chunk(address, chunk)
-            undo.callback(driver.unmap, address, length)
-            chunks.append(chunk)
-            address += length
-        driver.enable_access(base, size)
-        undo.pop_all()
-    memory: Any = ImportedMemory(driver, base, size, chunks, held)
-    manager = cast("AdvancedMemoryPoolManager", memory)
+def open_buffer(description: Description, files: Sequence[Descriptor]) -> Buffer:
+    """Return a buffer over what is behind `files`, chunks and a lease; see `SharedBuffer.open`."""
+    sweep()
+    memory = ImportedMemory(_driver_for(description), hold_lease(files[-1]))
+    try:
+        base = memory.opened.map(description, files[:-1])
+    except BaseException:  # the caller sees this, and not what undoing it says: what is left is tried again
+        memory.opened.freed = True
+        sweep()
+        raise
+    manager = cast("AdvancedMemoryPoolManager", cast("Any", memory))
     buffer = Buffer(manager, base + description.offset, description.nbytes)
     buffer._shape = description.shape  # noqa: SLF001
     buffer._dtype = DType.parse(description.dtype)  # noqa: SLF001

@@ -40,7 +40,7 @@ def open_files():
 
 def resident(driver):
     """Bytes that the chunks really take."""
-    return os.fstat(driver._chunk_file.file).st_blocks * 512
+    return os.fstat(driver._chunk_file.file.fileno()).st_blocks * 512
 
 
 def address_space():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from smartpool.errors import DriverError, UnsupportedError
 
 if sys.platform != "linux":
     pytest.skip("file descriptors of memory are Linux's", allow_module_level=True)
+
+import fcntl
 
 UNIT = 2 << 20
 
@@ -140,7 +145,7 @@ def test_a_descriptor_of_another_size_is_refused():
     owner.share_chunks()
     descriptor = owner.export_chunk(owner.create_chunk(UNIT))
     try:
-        with pytest.raises(DriverError, match="EINVAL"):
+        with pytest.raises(DriverError, match=f"expected a file of {2 * UNIT} bytes, got {UNIT}"):
             other.import_chunk(descriptor, 2 * UNIT)
         with pytest.raises(OSError, match="not permitted"):
             os.ftruncate(descriptor, 0)  # whoever is given a chunk cannot take it away from the others
@@ -148,6 +153,66 @@ def test_a_descriptor_of_another_size_is_refused():
         os.close(descriptor)
     with pytest.raises(DriverError, match="EBADF"):
         other.import_chunk(descriptor, UNIT)
+
+
+def a_memory_file(flags=os.MFD_ALLOW_SEALING, seals=0):
+    file = os.memfd_create("stranger's", flags)
+    os.ftruncate(file, UNIT)
+    if seals:
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (a_memory_file, "sealed against shrinking"),
+        (partial(a_memory_file, flags=0), "sealed against shrinking"),
+        (partial(a_memory_file, seals=fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL), "sealed against shrinking"),
+        (lambda: os.open(os.curdir, os.O_RDONLY), "EINVAL"),
+        (lambda: os.open("/dev/zero", os.O_RDWR), "EINVAL"),
+        (lambda: socket.socket().detach(), "EINVAL"),
+    ],
+)
+def test_what_a_stranger_could_cut_short_or_is_no_memory_is_refused(make, match):
+    """Touching a page that its file has lost is the end of the process (SIGBUS)."""
+    _, other = cpu_pair()
+    descriptor, before = make(), open_files()
+    try:
+        with pytest.raises(DriverError, match=match):
+            other.import_chunk(descriptor, UNIT)
+        assert open_files() == before
+    finally:
+        os.close(descriptor)
+
+
+def test_a_seal_against_shrinking_is_all_that_it_takes():
+    _, other = cpu_pair()
+    descriptor = a_memory_file(seals=fcntl.F_SEAL_SHRINK)
+    base = show(other, other.import_chunk(descriptor, UNIT))
+    os.close(descriptor)
+    assert other.read(base, 4) == bytes(4)
+
+
+def test_without_descriptors_chunks_say_what_to_do(monkeypatch):
+    def none_left(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    owner, other = cpu_pair()
+    owner.share_chunks()
+    chunk = owner.create_chunk(UNIT)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.memfd_create", none_left)
+        patch.setattr("fcntl.fcntl", none_left)
+        for call in (
+            lambda: owner.create_chunk(UNIT),
+            lambda: CpuDriver(capacity=64 << 20).create_chunk(UNIT),
+            lambda: owner.export_chunk(chunk),
+            lambda: other.import_chunk(0, UNIT),
+        ):
+            with pytest.raises(DriverError, match="ulimit -n"):
+                call()
+    owner.check()
 
 
 def test_a_chunk_does_not_come_back_to_its_own_cuda_driver():

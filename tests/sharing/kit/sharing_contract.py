@@ -11,6 +11,7 @@ from waiting import PATIENCE_S, wait_until
 
 import smartpool
 from smartpool.errors import SharingError
+from smartpool.sharing import endings
 
 MiB = 1 << 20
 
@@ -164,7 +165,7 @@ class SharingContract:
         pipe.send("go")
         for process in multiprocessing.active_children():
             process.join(PATIENCE_S)
-        smartpool.sharing.exports.sweep()
+        endings.sweep()
         assert not any(manager.driver.held().values())
 
     def test_no_descriptor_is_left_on_either_side(self, pool, start):
