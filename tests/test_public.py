@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -50,10 +51,10 @@ def test_what_is_offered_is_public_and_there(package):
 def test_what_a_pool_offers_is_public_and_described():
     """Methods by themselves, attributes in the docstring of the class."""
     with smartpool.SmartPool("model:1GiB") as pool:
-        described = smartpool.SmartPool.__doc__
+        described = inspect.getdoc(smartpool.SmartPool)
         for name in dir(pool):
             assert not name.startswith("_")
-            assert getattr(smartpool.SmartPool, name, None) is not None or f"    {name}\n" in described
+            assert getattr(smartpool.SmartPool, name, None) is not None or f"\n{name}\n" in described
         for name in (
             "malloc",
             "free",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from smartpool.errors import InvalidRequestError
 from smartpool.faces.devices import DevicePool
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class GraphFace(DevicePool):
         """
         from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture  # noqa: PLC0415 - rarely used
 
+        if memory is not None and not isinstance(memory, GraphMemory):
+            raise InvalidRequestError(
+                f"memory: expected what an earlier capture of this pool gave, or None, got {memory!r}"
+            )
         manager = self._manager_of(device_id)
         handle = manager.driver.stream(stream)
         held = GraphMemory(manager) if memory is None else memory

@@ -88,6 +88,9 @@ class WeightedIntervalGraphColoring:
         self.peak_load = 0
         self.height = 0
 
+    def __repr__(self) -> str:
+        return f"<WeightedIntervalGraphColoring: {len(self._live)} live, height {self.height}>"
+
     def __len__(self) -> int:
         """Return how many intervals are live."""
         return len(self._live)

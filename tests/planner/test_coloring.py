@@ -132,3 +132,10 @@ def test_fragmentation_is_its_formula(pieces):
     order = np.random.default_rng(len(pieces)).permutation(len(address))
     shuffled = np.array(address, np.int64)[order], np.array(size, np.int64)[order]
     assert interval_fragmentation(*shuffled) == pytest.approx(expected, abs=1e-9)
+
+
+def test_repr():
+    graph = WeightedIntervalGraphColoring()
+    graph.close(graph.open(100))
+    graph.open(50)
+    assert repr(graph) == "<WeightedIntervalGraphColoring: 1 live, height 100>"
