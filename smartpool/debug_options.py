@@ -8,6 +8,7 @@ from typing import Final
 
 from smartpool.errors import ConfigurationError, InvalidSizeError
 from smartpool.units import MiB, parse_size
+from smartpool.values import as_integer, shown
 
 __all__ = ["VARIABLE", "DebugOptions"]
 
@@ -55,10 +56,12 @@ class DebugOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            good = isinstance(value, bool) if field.type == "bool" else type(value) is int and value >= 0
+            number = as_integer(value)
+            good = isinstance(value, bool) if field.type == "bool" else number is not None and number >= 0
             if not good:
                 kind = "True or False" if field.type == "bool" else "an integer of at least 0"
-                raise ConfigurationError("debug", f"{field.name}: expected {kind}, got {value!r}")
+                raise ConfigurationError("debug", f"{field.name}: expected {kind}, got {shown(value)}")
+            object.__setattr__(self, field.name, value if number is None else number)
         rounded = -(-self.guard_bytes // _GUARD_STEP) * _GUARD_STEP
         object.__setattr__(self, "guard_bytes", rounded)
 

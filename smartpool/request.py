@@ -10,7 +10,7 @@ from typing import Final, SupportsIndex
 from smartpool.errors import InvalidRequestError, InvalidSizeError
 from smartpool.values import as_integer, as_number, shown
 
-__all__ = ["ACCESS_PATTERNS", "AllocationRequest", "Shape", "checked_size"]
+__all__ = ["ACCESS_PATTERNS", "AllocationRequest", "Shape", "checked_alignment", "checked_size"]
 
 Shape = SupportsIndex | Sequence[SupportsIndex]
 """What stands for the shape of an array: a length, or a sequence of lengths."""
@@ -84,11 +84,7 @@ class AllocationRequest:
         if self.hint_access_pattern is not None:
             _check_pattern(self.hint_access_pattern)
         if self.alignment is not None:
-            alignment = self._keep_integer("alignment", "None or a power of two")
-            if alignment <= 0 or alignment & (alignment - 1):
-                raise InvalidRequestError(
-                    f"alignment: expected None or a power of two, got {shown(alignment)}"
-                )
+            object.__setattr__(self, "alignment", checked_alignment(self.alignment))
 
     def _keep_integer(self, name: str, wanted: str) -> int:
         """Keep a field as a plain `int`, and return it."""
@@ -115,6 +111,14 @@ def checked_size(size: SupportsIndex) -> int:
             f"expected a size of at least 0 bytes, got {shown(nbytes)}; ask for the bytes that are wanted"
         )
     return nbytes
+
+
+def checked_alignment(alignment: SupportsIndex) -> int:
+    """Return `alignment` as an `int` that is a power of two, or raise `InvalidRequestError`."""
+    number = as_integer(alignment)
+    if number is None or number <= 0 or number & (number - 1):
+        raise InvalidRequestError(f"alignment: expected a power of two, got {shown(alignment)}")
+    return number
 
 
 def _check_pattern(pattern: object) -> None:

@@ -22,7 +22,7 @@ from smartpool.faces.requests import AllocationResult, RequestFace
 from smartpool.faces.sharing import SharingFace
 from smartpool.faces.watching import WatchingFace
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.request import AllocationRequest, Shape
+from smartpool.request import Shape
 from smartpool.values import as_integer
 
 __all__ = ["AllocationResult", "SmartPool"]
@@ -180,8 +180,7 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
         if alignment is None:
             pointer = manager.malloc(nbytes, stream)
         else:
-            request = AllocationRequest(size=nbytes, alignment=alignment)
-            pointer = manager.malloc_aligned(nbytes, request.alignment or 1, stream)
+            pointer = manager.malloc_aligned(nbytes, alignment, stream)
         buffer = Buffer(manager, pointer, nbytes)
         buffer._shape = shape  # noqa: SLF001 - unset unless needed, so that `allocate` does not pay for them
         buffer._dtype = parsed  # noqa: SLF001

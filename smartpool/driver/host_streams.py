@@ -15,6 +15,7 @@ from smartpool.driver.faults import Faults
 from smartpool.driver.played_captures import PlayedCaptures, PlayedGraph
 from smartpool.driver.queues import Queues
 from smartpool.errors import DriverError, StreamError
+from smartpool.values import as_integer
 
 __all__ = ["HostStreams"]
 
@@ -55,8 +56,9 @@ class HostStreams(ABC):
             asked is not None
         ):  # a stream of `smartpool.streams`; the handle of a CUDA stream is not known below
             obj = asked()[1]
-        if isinstance(obj, int) and not isinstance(obj, bool) and self._queues.knows_stream(obj):
-            return obj
+        handle = obj if obj.__class__ is int else as_integer(obj)
+        if isinstance(handle, int) and self._queues.knows_stream(handle):
+            return handle
         raise StreamError(
             f"expected None, 0 or a stream from this driver's create_stream, got {obj!r}: "
             f"it is destroyed, or not a stream of {self.name}"

@@ -25,12 +25,12 @@ import time
 import warnings
 from typing import Final, Self
 
-from smartpool.errors import DriverError, InvalidRequestError
+from smartpool.errors import DriverError
 from smartpool.owners import not_copied
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool
-from smartpool.request import checked_size
+from smartpool.request import checked_alignment, checked_size
 from smartpool.units import format_size
 
 __all__ = ["AdvancedMemoryPoolManager"]
@@ -168,9 +168,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
 
         Raises `InvalidRequestError` when it is none; else as `malloc`.
         """
-        if alignment.__class__ is not int or alignment <= 0 or alignment & (alignment - 1):
-            raise InvalidRequestError(f"alignment: expected a power of two, got {alignment!r}")
-        return self._search(nbytes, stream, alignment)
+        return self._search(nbytes, stream, checked_alignment(alignment))
 
     def record_stream(self, pointer: int, stream: object) -> None:
         """Say that `stream` uses the live block too: once freed, it is reused only behind that work.

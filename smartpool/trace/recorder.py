@@ -21,6 +21,7 @@ from typing import Any, Final
 from smartpool.errors import InvalidRequestError, InvariantError
 from smartpool.trace.builder import TraceBuilder
 from smartpool.trace.trace import Trace
+from smartpool.values import as_integer, shown
 
 __all__ = ["Recorder"]
 
@@ -56,10 +57,11 @@ class Recorder:
     __slots__ = ("_events", "_limit", "_overflowed")
 
     def __init__(self, *, limit: int = 10_000_000) -> None:
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise InvalidRequestError(f"limit: expected a number of events of at least 1, got {limit!r}")
+        most = as_integer(limit)
+        if most is None or most < 1:
+            raise InvalidRequestError(f"limit: expected a number of events of at least 1, got {shown(limit)}")
         self._events: list[Any] = []  # four fields an event, one after the other
-        self._limit = limit * _FIELDS
+        self._limit = most * _FIELDS
         self._overflowed = False
 
     def __len__(self) -> int:

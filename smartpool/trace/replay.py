@@ -24,8 +24,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from smartpool.errors import InvalidRequestError
 from smartpool.trace.runs import Pass, Run, TimelinePoint, share_idle
 from smartpool.trace.trace import ALLOCATE, Trace
+from smartpool.values import as_integer, shown
 
 __all__ = [
     "STREAM_MODES",
@@ -126,9 +128,10 @@ def replay(
     >>> [one.driver_calls for one in run.by_pass]
     [{'allocate': 1}, {}, {}]
     """
-    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
-        raise ValueError(f"expected passes to be a whole number of at least 1, got {passes!r}")
-    return replay_passes([trace] * passes, target, streams=streams, progress=progress)
+    count = as_integer(passes)
+    if count is None or count < 1:
+        raise InvalidRequestError(f"passes: expected an integer of at least 1, got {shown(passes)}")
+    return replay_passes([trace] * count, target, streams=streams, progress=progress)
 
 
 def replay_passes(

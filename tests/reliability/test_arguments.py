@@ -14,6 +14,9 @@ from smartpool.errors import (
     SmartPoolError,
 )
 from smartpool.planner import IntervalSet, solve
+from smartpool.trace import Recorder
+from smartpool.trace.baselines import make_baseline
+from smartpool.trace.replay import replay
 from smartpool.units import format_size
 
 GOOD = ([0, 2], [3, 6], [10, 20])
@@ -85,6 +88,41 @@ def test_trim(pool, keep):
             trim(keep)
     assert pool.managers[0].reserved_bytes == before
     assert pool.trim(np.int64(0)) == before
+
+
+def test_integers_of_numpy_are_integers_wherever_one_is_taken(pool):
+    one = np.int64(1)
+    stream = np.int64(pool.managers[0].driver.create_stream())
+    pool.start_tracking(stack_depth=one)
+    with pool.profile("scope") as scope:
+        pool.free(np.int64(pool.malloc(np.uint8(100), stream)), stream)
+    assert scope.record(np.int8(0)).allocations == 1
+    pointer = pool.managers[0].malloc_aligned(one, np.int64(1 << 21), stream)
+    assert pointer % (1 << 21) == 0
+    assert pool.managers[0].stream_of(pointer) == stream
+    pool.free(pointer)
+    assert pool.empty(one, alignment=np.int64(4096), stream=stream).nbytes == 4
+    result = pool.allocate_memory(
+        smartpool.AllocationRequest(size=one, device_id=one - 1, alignment=512 * one)
+    )
+    pool.deallocate_memory(np.int64(result.allocation_id))
+    assert pool.trim(one - 1) > 0
+    assert smartpool.DebugOptions(guard_bytes=512 * one) == smartpool.DebugOptions(guard_bytes=512)
+    with smartpool.SmartPool("model:1GiB", debug=True) as careful:
+        careful.free(careful.managers[0].malloc_aligned(one, np.int64(4096)))
+    recorder = Recorder(limit=one)
+    recorder.allocated(512, 512, 0)
+    run = replay(
+        recorder.trace(name="one"), make_baseline("pytorch", pool.managers[0].driver), passes=one + one
+    )
+    assert run.passes == 2
+
+
+@pytest.mark.parametrize("alignment", [0, -512, 3, 1.5, "512", True, None, np.float32(512), -(10**400)])
+def test_alignment(pool, alignment):
+    for manager in (pool.managers[0], smartpool.SmartPool("model:1GiB", debug=True).managers[0]):
+        with pytest.raises(InvalidRequestError, match="alignment: expected a power of two, got"):
+            manager.malloc_aligned(100, alignment)
 
 
 @pytest.mark.parametrize("name", [None, 3, ["train"], b"train"])

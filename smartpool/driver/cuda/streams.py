@@ -28,6 +28,7 @@ from typing import Any
 
 from smartpool.driver.cuda.bindings import Bindings
 from smartpool.errors import StreamError
+from smartpool.values import as_integer
 
 __all__ = ["StreamTable"]
 
@@ -146,6 +147,9 @@ class StreamTable:
         return token
 
     def _ask(self, obj: object) -> int:
+        number = as_integer(obj)
+        if number is not None:  # of NumPy's, say
+            return self.identify(number)
         method = getattr(obj, "__cuda_stream__", None)
         answer = method() if callable(method) else method
         if not (

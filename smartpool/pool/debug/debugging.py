@@ -36,7 +36,6 @@ from weakref import WeakMethod
 
 from smartpool.debug_options import DebugOptions
 from smartpool.errors import (
-    InvalidRequestError,
     SmartPoolError,
 )
 from smartpool.log import LOGGER
@@ -46,7 +45,7 @@ from smartpool.pool.books import reentered
 from smartpool.pool.debug.exiting import ask_at_exit, held_by_objects
 from smartpool.pool.debug.inspection import DebugBlock, Inspector, freed_already, leak_report, points_into
 from smartpool.pool.telemetry.labels import StackLabels, current_label
-from smartpool.request import checked_size
+from smartpool.request import checked_alignment, checked_size
 from smartpool.units import align_up
 
 if TYPE_CHECKING:
@@ -169,8 +168,7 @@ class DebuggingManager:
         inner = self._inner
         if inner._closed:  # noqa: SLF001
             raise inner._closed_error()  # noqa: SLF001
-        if alignment.__class__ is not int or alignment <= 0 or alignment & (alignment - 1):
-            raise InvalidRequestError(f"alignment: expected a power of two, got {alignment!r}")
+        alignment = checked_alignment(alignment)
         handle = inner.driver.default_stream if stream is None else inner.driver.stream(stream)
         plain = inner.driver.is_capturing(handle)
         guard = 0 if plain else self.options.guard_bytes
