@@ -10,9 +10,9 @@ from dataclasses import fields
 from typing import Final, Self
 
 from smartpool.config import SmartPoolConfig, unknown_setting
+from smartpool.copying import not_copied
 from smartpool.driver.protocol import Driver, check_driver, looks_like_driver
 from smartpool.errors import ConfigurationError, PoolClosedError
-from smartpool.owners import not_copied
 from smartpool.smart_pool import SmartPool
 from smartpool.streams import DEFAULT_STREAMS, StreamSet
 from smartpool.values import as_integer

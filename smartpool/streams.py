@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from smartpool.copying import not_copied
 from smartpool.driver.protocol import Driver
 from smartpool.errors import ConfigurationError, StreamError
-from smartpool.owners import not_copied
 from smartpool.values import as_integer
 
 __all__ = ["DEFAULT_STREAMS", "MOST_STREAMS", "ManagedStream", "StreamSet"]

@@ -17,8 +17,8 @@ import smartpool
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
-    "cli", "faces", "files", "interpreters", "lazy", "log", "memory", "npz", "pool",
-    "recording", "owners", "streams", "values",
+    "cli", "copying", "faces", "files", "interpreters", "lazy", "log", "memory", "npz", "pool",
+    "recording", "streams", "values",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 
+from smartpool.copying import not_copied
 from smartpool.driver.bookkeeping import AddressBook, Mapping, refusal
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host_streams import HostStreams
 from smartpool.driver.protocol import MappedRange, MemoryInfo
 from smartpool.errors import DriverError, DriverOutOfMemoryError, UnsupportedError
-from smartpool.owners import not_copied
 
 __all__ = ["HostDriver"]
 

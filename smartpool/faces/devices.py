@@ -10,6 +10,7 @@ from typing import Self
 
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
+from smartpool.copying import not_copied
 from smartpool.errors import (
     BackgroundError,
     DeviceNotFoundError,
@@ -19,7 +20,6 @@ from smartpool.errors import (
     SmartPoolError,
 )
 from smartpool.log import LOGGER
-from smartpool.owners import not_copied
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.statistics import MemorySnapshot, OptimizationOutcome
 from smartpool.pool.upkeep.background import NEVER, Background

@@ -25,8 +25,8 @@ import time
 import warnings
 from typing import Final, Self
 
+from smartpool.copying import not_copied
 from smartpool.errors import DriverError
-from smartpool.owners import not_copied
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool

@@ -13,6 +13,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, Final
 
+from smartpool.copying import not_copied
 from smartpool.driver.bookkeeping import refusal
 from smartpool.driver.cuda.bindings import Bindings, load
 from smartpool.driver.cuda.capture import Captures
@@ -22,7 +23,6 @@ from smartpool.driver.cuda.streams import StreamTable
 from smartpool.driver.cuda.virtual import VirtualMemory
 from smartpool.driver.protocol import MemoryInfo
 from smartpool.errors import DriverError
-from smartpool.owners import not_copied
 
 __all__ = ["CudaDriver"]
 

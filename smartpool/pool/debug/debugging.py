@@ -34,13 +34,13 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakMethod
 
+from smartpool.copying import not_copied
 from smartpool.debug_options import DebugOptions
 from smartpool.errors import (
     SmartPoolError,
 )
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT, Range
-from smartpool.owners import not_copied
 from smartpool.pool.books import reentered
 from smartpool.pool.debug.exiting import ask_at_exit, held_by_objects
 from smartpool.pool.debug.inspection import DebugBlock, Inspector, freed_already, leak_report, points_into

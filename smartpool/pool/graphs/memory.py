@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range
-from smartpool.owners import not_copied
 from smartpool.pool.bins import Bin
 from smartpool.pool.graphs.held import HeldBin
 from smartpool.pool.heap.protocol import Heap
