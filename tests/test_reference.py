@@ -17,8 +17,8 @@ import smartpool
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
-    "cli", "copying", "faces", "files", "interpreters", "lazy", "log", "memory", "npz", "pool",
-    "recording", "streams", "values",
+    "cli", "copying", "csv_rows", "descriptors", "faces", "files", "forks", "interpreters", "lazy", "log",
+    "memory", "npz", "pool", "recording", "streams", "values",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
 
