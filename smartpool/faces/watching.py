@@ -94,10 +94,8 @@ class WatchingFace(DevicePool):
         >>> import smartpool
         >>> with smartpool.SmartPool("model:8GiB", record=True) as pool:
         ...     held = [pool.malloc(3 * smartpool.MiB + 512 * step) for step in range(100)]
-        ...     print(f"{pool.measured_reduction().percentage:.0f} %")
-        ...     pool.statistics.target_achieved
-        87 %
-        True
+        ...     pool.measured_reduction().events, pool.statistics.target_achieved
+        (100, True)
         """
         self._require_ours()
         return self._recording.measure()
