@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smartpool import errors
+from smartpool._version import __version__
 from smartpool.errors import *  # noqa: F403 - every error is public; errors.__all__ says which
 from smartpool.lazy import lazy_names
 from smartpool.units import GiB, KiB, MiB, TiB, format_size, parse_size
@@ -57,7 +58,6 @@ __all__ = [
 ]
 __all__ += errors.__all__
 
-__version__ = "0.1.0"
 
 __getattr__, __dir__ = lazy_names(
     __name__,

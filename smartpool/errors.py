@@ -9,12 +9,9 @@ SmartPool still catches the right thing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from smartpool.values import in_units
-
-if TYPE_CHECKING:
-    from smartpool.pool.telemetry.story import OutOfMemoryStory
 
 __all__ = [
     "AllocatorError",
@@ -125,7 +122,7 @@ class OutOfMemoryError(SmartPoolError, MemoryError):
         The file that tells it all, where one was asked for: `docs/out-of-memory.md`.
     """
 
-    story: OutOfMemoryStory | None = None
+    story: Any = None
     dump_path: str | None = None
 
 

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-import smartpool
+from smartpool._version import __version__
 from smartpool.cli import advise, completion, convert, demo, info, plan, replay, report, serve, watch
 from smartpool.cli.targets import explain
 from smartpool.errors import OutOfMemoryError, SmartPoolError
@@ -88,10 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"smartpool {smartpool.__version__}")
+    parser.add_argument("--version", action="version", version=f"smartpool {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for subcommand in _SUBCOMMANDS:
         subcommand.add_parser(subparsers)
+    parser.set_defaults(whole=parser)  # which `completion` prints a script for
     return parser
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import smartpool
+from smartpool._version import __version__
 from smartpool.cli.console import replay_progress
 from smartpool.config import POLICIES, Policy, SmartPoolConfig
 from smartpool.errors import ConfigurationError, InvalidSizeError, TraceError
@@ -96,7 +96,7 @@ def runs_as_json(runs: list[Run]) -> dict[str, object]:
     """Return the object that ``--json`` prints."""
     return {
         "schema": SCHEMA,
-        "version": smartpool.__version__,
+        "version": __version__,
         "machine": machine(),
         "runs": [one.as_json() for one in runs],
     }

@@ -42,7 +42,5 @@ def run(args: argparse.Namespace) -> int:
         )
     import shtab  # noqa: PLC0415  an extra
 
-    from smartpool.cli import build_parser  # noqa: PLC0415  the parser that this command is a part of
-
-    print(shtab.complete(build_parser(), args.shell), end="")
+    print(shtab.complete(args.whole, args.shell), end="")
     return 0

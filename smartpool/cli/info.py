@@ -8,7 +8,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-import smartpool
+from smartpool._version import __version__
 from smartpool.cli.console import make_console
 from smartpool.driver import open_driver
 from smartpool.errors import DeviceNotFoundError, SmartPoolError
@@ -69,7 +69,7 @@ def facts() -> dict[str, Any]:
     return {
         "schema": _SCHEMA,
         "versions": {
-            "smartpool": smartpool.__version__,
+            "smartpool": __version__,
             "python": platform.python_version(),
             **{name: _installed(name) for name in _OURS},
             **{name: found for name in _FRAMEWORKS if (found := _installed(name))},

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from smartpool.live.server import LiveServer
-from smartpool.live.view import LiveView
-
-if TYPE_CHECKING:
-    from smartpool.faces.watching import WatchingFace
+from smartpool.live.view import LiveView, ViewedPool
 
 __all__ = ["serve"]
 
 
 def serve(
-    pool: WatchingFace,
+    pool: ViewedPool,
     *,
     port: int = 0,
     host: str = "127.0.0.1",

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -30,12 +30,14 @@ from smartpool.units import format_size
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from smartpool.faces.watching import WatchingFace
+    from smartpool.config import SmartPoolConfig
+    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.pool.telemetry.hooks import Hooks
     from smartpool.pool.telemetry.memory_map import MemoryMap
     from smartpool.pool.telemetry.statistics import MemorySnapshot
     from smartpool.pool.telemetry.story import OutOfMemoryStory
 
-__all__ = ["LiveView"]
+__all__ = ["LiveView", "ViewedPool"]
 
 _MOST_CELLS: Final = 1 << 17
 _FRESH_S: Final = 0.1  # data that young serves whoever asks
@@ -43,6 +45,21 @@ _HOLDERS: Final = 12
 _EVENTS: Final = 50
 _TIERS: Final = tuple(tier.value for tier in Tier)
 _STATES: Final = ("free", "live", "cached", "planned")
+
+
+class ViewedPool(Protocol):
+    """What the page needs of a pool: `SmartPool` is one."""
+
+    config: SmartPoolConfig
+    managers: tuple[AdvancedMemoryPoolManager, ...]
+    hooks: Hooks
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed."""
+
+    def memory_map(self, device_id: int = 0) -> MemoryMap:
+        """Return what lies where on a device."""
 
 
 class LiveView:
@@ -54,7 +71,7 @@ class LiveView:
         The pool to look at. It is not kept from being closed.
     """
 
-    def __init__(self, pool: WatchingFace) -> None:
+    def __init__(self, pool: ViewedPool) -> None:
         self._pool = pool
         self._begun = time.monotonic()
         self._lock = threading.Lock()
@@ -135,7 +152,7 @@ class _Look:
     holders: list[dict[str, Any]]
 
     @classmethod
-    def at(cls, pool: WatchingFace, device: int) -> _Look:
+    def at(cls, pool: ViewedPool, device: int) -> _Look:
         now = pool.managers[device].snapshot()
         layout = pool.memory_map(device)
         ranges = layout.ranges

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import smartpool
+from smartpool._version import __version__
 from smartpool.report.chart import chart, panels, swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, Column, Comparison, best_of, best_text
 from smartpool.report.page import html_page
@@ -183,5 +183,5 @@ def _footer() -> str:
     return (
         f"<footer><dl>{meanings}</dl><p>A line shows the most that was reserved, and the area the most that "
         "was live, within each step of the drawing. Allocators other than SmartPool are models of their "
-        f"policies. Made by SmartPool {escaped(smartpool.__version__)}.</p></footer>"
+        f"policies. Made by SmartPool {escaped(__version__)}.</p></footer>"
     )

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-import smartpool
+from smartpool._version import __version__
 from smartpool.pool.tiers import tier_of
 from smartpool.report.analysis import Analysis, title_of
 from smartpool.report.chart import swatch
@@ -344,5 +344,5 @@ def _footer() -> str:
         f"<footer><p>{escaped(FRAGMENTATION.title)}: {escaped(FRAGMENTATION.meaning)}. Allocators other than "
         "SmartPool are models of their policies, checked against peaks that the real ones showed. What lay "
         "between the blocks of a recorded layout is not known to have been held. Made by SmartPool "
-        f"{escaped(smartpool.__version__)}.</p></footer>"
+        f"{escaped(__version__)}.</p></footer>"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from string import ascii_lowercase
 from typing import Any, Final
@@ -20,23 +19,10 @@ from smartpool.testing.accounting import Accounts
 from smartpool.testing.contract import Contract, Hook
 from smartpool.testing.invariants import Invariant, ViolationError, violation
 from smartpool.testing.memory import Memory, address_of
-from smartpool.testing.program import Malloc, Program, Step, Wording
+from smartpool.testing.program import Block, Malloc, Program, Step, Wording
 from smartpool.testing.subject import Subject
 
-__all__ = ["Block", "Checks"]
-
-
-@dataclass(slots=True, eq=False)
-class Block:
-    """A block that was handed out: `handle` is what the allocator returned."""
-
-    name: str
-    number: int
-    handle: Any
-    address: int
-    nbytes: int
-    stream: int | None
-    stamped: bool
+__all__ = ["Checks"]
 
 
 class Checks:

@@ -8,13 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from smartpool.testing.checks import Checks
     from smartpool.testing.contract import Hook
-    from smartpool.testing.session import Block, Session
 
 __all__ = [
     "BadFree",
     "BadSize",
+    "Block",
     "Call",
     "Fault",
     "Free",
@@ -26,6 +25,9 @@ __all__ = [
     "Wording",
 ]
 
+Session = Any
+"""A `smartpool.testing.session.Session`: it is made of what stands here, which so cannot import it."""
+
 _REFUSED: Final = """\
 def refused(call):
     try:
@@ -34,6 +36,19 @@ def refused(call):
         return True
     return False
 """
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A block that was handed out: `handle` is what the allocator returned."""
+
+    name: str
+    number: int
+    handle: Any
+    address: int
+    nbytes: int
+    stream: int | None
+    stamped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +249,7 @@ class Call:
 class Wording:
     """How a program names what the caller gave: by an import where there is one, else as the option."""
 
-    def __init__(self, session: Checks) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self._contract = session.contract
         self._subject = session.subject

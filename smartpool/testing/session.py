@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from smartpool.errors import DriverError
-from smartpool.testing.checks import Block, Checks
+from smartpool.testing.checks import Checks
 from smartpool.testing.invariants import Invariant
 from smartpool.testing.program import (
     BadFree,
     BadSize,
+    Block,
     Call,
     Fault,
     Free,
@@ -25,7 +26,7 @@ from smartpool.testing.program import (
     Upkeep,
 )
 
-__all__ = ["Block", "Session"]
+__all__ = ["Session"]
 
 
 class Session(Checks):

@@ -13,7 +13,8 @@ from smartpool.testing.checking import Report, report_of
 from smartpool.testing.contract import Contract
 from smartpool.testing.hunt import Hunt
 from smartpool.testing.machine import AllocatorMachine
-from smartpool.testing.session import Block, Session
+from smartpool.testing.program import Block
+from smartpool.testing.session import Session
 from smartpool.testing.stream_session import BY, StreamSession
 
 __all__ = ["StreamMachine", "check_stream_order"]

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from smartpool.testing.contract import Contract
 from smartpool.testing.invariants import Invariant
-from smartpool.testing.program import Free, Malloc, Wording
-from smartpool.testing.session import Block, Session
+from smartpool.testing.program import Block, Free, Malloc, Wording
+from smartpool.testing.session import Session
 from smartpool.testing.watching import WatchedDriver
 
 __all__ = ["BY", "Busy", "GoOn", "Look", "StreamSession", "Use", "Wait"]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import smartpool
+from smartpool._version import __version__
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin
 from smartpool.pool.telemetry.labels import NOBODY, Label
@@ -298,7 +298,7 @@ def write_dump(
         "format": DUMP_FORMAT,
         "version": DUMP_VERSION,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "smartpool": smartpool.__version__,
+        "smartpool": __version__,
         "process": {"pid": os.getpid(), "thread": threading.current_thread().name},
         "stack": stack,
         "story": story.as_dict(),
