@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from smartpool.errors import OutOfMemoryError
 from smartpool.trace.trace import ALLOCATE
 
 if TYPE_CHECKING:
-    from smartpool.smart_pool import SmartPool
     from smartpool.trace.trace import Trace
 
 __all__ = ["Traffic"]
 
 _TICK_S: Final = 0.02
+
+
+class Memory(Protocol):
+    """Where traffic goes: a `SmartPool`, or the pool of one device."""
+
+    def malloc(self, nbytes: int) -> int:
+        """Return the address of a block."""
+
+    def free(self, pointer: int) -> None:
+        """Take a block back."""
 
 
 class Traffic:
@@ -29,7 +38,7 @@ class Traffic:
         How fast.
     """
 
-    def __init__(self, pool: SmartPool, trace: Trace, events_per_second: float) -> None:
+    def __init__(self, pool: Memory, trace: Trace, events_per_second: float) -> None:
         self._pool = pool
         self._trace = trace
         self._rate = events_per_second
