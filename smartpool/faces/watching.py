@@ -135,8 +135,9 @@ class WatchingFace(DevicePool):
     def reset_peaks(self) -> None:
         """Let tracked peaks begin anew, at what is live now."""
         for manager in self.managers:
-            if manager.tracker is not None:
-                manager.tracker.reset_peaks()
+            tracker = manager.tracker  # another thread may end it
+            if tracker is not None:
+                tracker.reset_peaks()
 
     @contextmanager
     def tag(self, name: str) -> Iterator[None]:

@@ -7,6 +7,9 @@ Method: a request appends four references to one list (block, bin, label, clock)
 step. Every `BATCH` events, and when somebody asks, the *readers* are handed what has come together:
 statistics in vectorised passes (`smartpool.pool.telemetry.tracking`), a recording by keeping it.
 Bound: the list never holds more than a batch and what threads add meanwhile.
+Locks: who reads holds the journal, and a destructor may run then that waits for the pool. So nobody who holds
+the pool may wait for the journal without end: requests read it when nobody else does, and who asks under the
+pool's lock goes without what is being read.
 
 The tables of live blocks that write it are here too. Which class a table has says who watches; see
 `smartpool.pool.bins` for why that costs nothing while nobody does.
@@ -20,12 +23,13 @@ from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import Any, Final
 
+from smartpool.forks import renewed
 from smartpool.log import LOGGER
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.telemetry.hooks import RequestHooks
 from smartpool.pool.telemetry.labels import Label, current_label
 
-__all__ = ["BATCH", "FIELDS", "FREED", "Journal", "JournalTable", "ObservedTable", "Reader"]
+__all__ = ["BATCH", "FIELDS", "FOR_EVER", "FREED", "Journal", "JournalTable", "ObservedTable", "Reader"]
 
 BATCH: Final = 4096
 """Events that are read at once: some 2 ms of work for whoever makes the last of them."""
@@ -35,6 +39,9 @@ FIELDS: Final = 4
 
 FREED: Final = Label("freed")
 """In place of a label: the event is a free."""
+
+FOR_EVER: Final = -1.0
+"""A patience; see `Journal.settled`."""
 
 Reader = Callable[[list[Any]], None]
 """Takes a batch: `FIELDS` entries an event, one event behind the other."""
@@ -60,7 +67,9 @@ class Journal:
         Entries of `events` beyond which a request has it read.
     """
 
-    __slots__ = ("_lock", "_reading", "events", "full_at", "hooks", "label", "observers", "readers")
+    __slots__ = (
+        "__weakref__", "_lock", "_reading", "events", "full_at", "hooks", "label", "observers", "readers",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -69,43 +78,57 @@ class Journal:
         self.observers: tuple[RequestObserver, ...] = ()
         self.hooks: tuple[RequestHooks, ...] = ()
         self.full_at = BATCH * FIELDS
-        self._lock = threading.RLock()
-        self._reading = False
+        self._lock = renewed(self, "_lock", threading.RLock)
+        self._reading = renewed(self, "_reading", bool)
 
     def __repr__(self) -> str:
         return f"<Journal: {len(self.events) // FIELDS} events for {len(self.readers)} readers>"
 
-    def settle(self) -> None:
-        """Have everything read that was written until now.
-
-        What a reader raises is logged and not passed on: the caller is in the middle of a request,
-        or of a free, that has nothing to do with it.
-        """
-        with self.settled():
-            pass
-
     @contextmanager
-    def settled(self) -> Iterator[None]:
+    def settled(self, patience_s: float = FOR_EVER) -> Iterator[bool]:
         """Have everything read that was written until now, and nothing else while the block runs.
 
-        A request that a destructor makes in the middle of it is written down and read later.
+        A request that a destructor makes in the middle of it is written down and read later. What a reader
+        raises is logged and not passed on: the caller may be in the middle of a request, or of a free, that
+        has nothing to do with it.
+
+        Parameters
+        ----------
+        patience_s
+            How long to wait for another thread that reads. When that was not enough nothing is read, and the
+            block is given False.
         """
-        with self._lock:
-            if self._reading:
-                yield
-                return
-            self._reading = True
-            try:
-                batch = self.events.copy()
-                del self.events[: len(batch)]
-                for reader in self.readers if batch else ():
-                    try:
-                        reader(batch)
-                    except Exception:  # noqa: BLE001 - logged, with its traceback
-                        LOGGER.exception("a reader of the journal failed; its figures are wrong from now on")
-                yield
-            finally:
-                self._reading = False
+        taken: list[bool] = []
+        try:
+            waits = patience_s != 0
+            # In one step of C: an interrupt finds the lock in the list, or not taken.
+            taken.extend(
+                filter(None, map(self._lock.acquire, (waits,), (patience_s if waits else FOR_EVER,)))
+            )
+            if taken and not self._reading:
+                self._read()
+            yield bool(taken)
+        finally:
+            if taken:
+                self._lock.release()
+
+    def _read(self) -> None:
+        self._reading = True
+        try:
+            batch = self.events.copy()
+            del self.events[: len(batch)]
+            for reader in self.readers if batch else ():
+                try:
+                    reader(batch)
+                except Exception:  # noqa: BLE001 - logged, with its traceback
+                    LOGGER.exception("a reader of the journal failed; its figures are wrong from now on")
+        finally:
+            self._reading = False
+
+    def settle_soon(self) -> None:
+        """Have everything read now, or by the thread that is reading already, or by the next request."""
+        with self.settled(0):
+            pass
 
     def mark(self, thing: object, label: Label) -> None:
         """Write an event that is neither a request nor a free: `thing` in place of a bin."""
@@ -124,7 +147,7 @@ class JournalTable(LiveTable):
         events.extend((pointer, bin_, journal.label(), perf_counter_ns()))
         if len(events) > journal.full_at:
             try:
-                journal.settle()
+                journal.settle_soon()
             except BaseException:  # an interrupt: the caller will never learn of the block
                 _take_back(self, pointer)
                 raise
@@ -148,7 +171,7 @@ class ObservedTable(LiveTable):
             if journal.readers:
                 journal.events.extend((pointer, bin_, journal.label(), perf_counter_ns()))
                 if len(journal.events) > journal.full_at:
-                    journal.settle()
+                    journal.settle_soon()
             for observer in journal.observers:
                 observer.allocated(pointer, bin_.nbytes, bin_.stream)
             for hooks in journal.hooks:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool.pool.bins import Bin
-from smartpool.pool.telemetry.journal import FIELDS, FREED, Journal
+from smartpool.pool.telemetry.journal import FIELDS, FOR_EVER, FREED, Journal
 from smartpool.pool.telemetry.labels import NOBODY, Label
 from smartpool.pool.telemetry.tracked import Counts, ProfileRecord, Tracked
 from smartpool.pool.tiers import LARGEST, Tier
@@ -124,9 +124,14 @@ class Tracker:
 
     # ------------------------------------------------------------------ asking
 
-    def tracked(self) -> Tracked:
-        """Return the figures up to now. O(groups), and what is new in the journal."""
-        with self._journal.settled():
+    def tracked(self, patience_s: float = FOR_EVER) -> Tracked | None:
+        """Return the figures up to now; None when another thread reads the journal for longer than that.
+
+        O(groups), and what is new in the journal.
+        """
+        with self._journal.settled(patience_s) as settled:
+            if not settled:
+                return None
             return Tracked(
                 since=self._since,
                 total=self._total.frozen(),
@@ -137,9 +142,9 @@ class Tracker:
                 profiles=dict(self._profiles),
             )
 
-    def labels(self) -> dict[int, Label]:
-        """Return the labels of the live blocks that have one, by address."""
-        with self._journal.settled():
+    def labels(self, patience_s: float = FOR_EVER) -> dict[int, Label]:
+        """Return the labels of the live blocks that have one, by address: up to now, or as last read."""
+        with self._journal.settled(patience_s):
             return self._labels.copy()
 
     def reset_peaks(self) -> None:

@@ -21,17 +21,19 @@ from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.searching import SearchingPool
 from smartpool.pool.telemetry.hooks import Hooks, RequestHooks, tell_of_map
-from smartpool.pool.telemetry.journal import Journal, JournalTable, ObservedTable, Reader
+from smartpool.pool.telemetry.journal import FOR_EVER, Journal, JournalTable, ObservedTable, Reader
 from smartpool.pool.telemetry.labels import Label, StackLabels, current_label
 from smartpool.pool.telemetry.memory_map import Layout, MemoryMap, make_map
 from smartpool.pool.telemetry.statistics import MemorySnapshot
 from smartpool.pool.telemetry.story import DUMP_VARIABLE, TOO_LARGE, holders, tell, write_dump
+from smartpool.pool.telemetry.tracked import Tracked
 from smartpool.pool.telemetry.tracking import ENTERED, LEFT, Scope, Tracker
 
 __all__ = ["WatchedPool"]
 
 _NO_LABELS: Final[dict[int, Label]] = {}
 _STORY_FRAMES: Final = 64
+_PATIENCE_S: Final = 0.5  # of who holds the pool's lock, which another thread may be waiting for meanwhile
 
 
 class WatchedPool(SearchingPool):
@@ -67,22 +69,27 @@ class WatchedPool(SearchingPool):
 
         A request of another thread meanwhile may be in both.
         """
-        with self._lock:
-            self._journal.settle()
+        with self._journal.settled(self._patience_s), self._lock:
             self._journal.readers = (*self._journal.readers, reader)
             self._choose_table()
             return self._live.copy()
 
     def remove_reader(self, reader: Reader) -> None:
         """Hand `reader` what was written until now, and nothing more."""
-        with self._lock:
-            self._journal.settle()
+        with self._journal.settled(self._patience_s), self._lock:
             self._journal.readers = tuple(one for one in self._journal.readers if one != reader)
             self._choose_table()
 
     def settle(self) -> None:
         """Hand the readers everything that was written until now."""
-        self._journal.settle()
+        with self._journal.settled(self._patience_s):
+            pass
+
+    @property
+    def _patience_s(self) -> float:
+        """How long this thread may wait for who reads the journal; see there, under locks."""
+        owned = self._lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001 - of CPython's own lock
+        return _PATIENCE_S if owned else FOR_EVER
 
     def use_hooks(self, hooks: Hooks) -> None:
         """Tell `hooks` when memory is mapped, given back or short; of requests once they ask for that."""
@@ -106,17 +113,16 @@ class WatchedPool(SearchingPool):
         With a `stack_depth`, the Python stack of each request is recorded, up to so many frames.
         What is on already goes on.
         """
-        with self._lock:
+        with self._journal.settled(self._patience_s), self._lock:
             if stack_depth:
                 self._journal.label = StackLabels(stack_depth).here
             if self.tracker is not None or self._closed:
                 return
             tracker = Tracker(self._journal)
-            with self._journal.settled():
-                self._journal.readers = (*self._journal.readers, tracker.read)
-                self._choose_table()
-                live = self._live.copy()
-                tracker.start(live, self._journal.events.copy())
+            self._journal.readers = (*self._journal.readers, tracker.read)
+            self._choose_table()
+            live = self._live.copy()
+            tracker.start(live, self._journal.events.copy())
             self.tracker = tracker
 
     def enter_scope(self, name: str) -> Scope:
@@ -137,12 +143,20 @@ class WatchedPool(SearchingPool):
             self.remove_reader(tracker.read)
             self._journal.label = current_label
 
-    def _snapshot(self) -> MemorySnapshot:
-        shown = super()._snapshot()
-        if self.tracker is None:
-            return replace(shown, out_of_memory_errors=self._failures)
-        tracked = self.tracker.tracked()
-        self._peak_live_bytes = max(shown.peak_live_bytes, tracked.total.peak_bytes)
+    def snapshot(self) -> MemorySnapshot:
+        """Return everything that is known about this device's memory now. O(live blocks + gaps)."""
+        tracked = self._tracked()  # before the pool's lock is taken: see `Journal`
+        with self._writing():
+            return self._completed(self._snapshot(), tracked)
+
+    def _tracked(self) -> Tracked | None:
+        tracker = self.tracker  # another thread may end it
+        return None if tracker is None else tracker.tracked(self._patience_s)
+
+    def _completed(self, shown: MemorySnapshot, tracked: Tracked | None) -> MemorySnapshot:
+        """Return a snapshot with what is known of requests."""
+        if tracked is not None:
+            self._peak_live_bytes = max(shown.peak_live_bytes, tracked.total.peak_bytes)
         return replace(
             shown,
             tracked=tracked,
@@ -186,7 +200,8 @@ class WatchedPool(SearchingPool):
 
     def labels(self) -> dict[int, Label]:
         """Return the labels of the live blocks that have one, by address; none while nobody tracks."""
-        return _NO_LABELS if self.tracker is None else self.tracker.labels()
+        tracker = self.tracker
+        return _NO_LABELS if tracker is None else tracker.labels(self._patience_s)
 
     def _direct_layout(self) -> Layout:
         """Return the raw allocations of a pool without pooling: each is a chunk with one block in it."""
@@ -213,7 +228,8 @@ class WatchedPool(SearchingPool):
 
     def _out_of_memory(self, bin_: Bin, code: str, alignment: int = ALIGNMENT) -> OutOfMemoryError:
         """Return the error of a request that failed, and tell hooks, log and dump file of it."""
-        now, live, labels = self._snapshot(), self._live.copy(), self.labels()
+        now = self._completed(self._snapshot(), self._tracked())
+        live, labels = self._live.copy(), self.labels()
         story = tell(
             bin_,
             code,
