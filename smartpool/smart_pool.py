@@ -132,7 +132,14 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
             except (KeyError, IndexError):
                 pass  # searched outside of the handler: an error there is not about this
             else:
-                self._live[pointer] = bin_
+                try:
+                    self._live[pointer] = bin_
+                except BaseException:  # as `enter`
+                    dict.pop(self._live, pointer, None)
+                    bin_.append(pointer)
+                    bin_.quiet = False
+                    bin_.touched.add(bin_)
+                    raise
                 buffer = _new(Buffer)
                 buffer.pointer = pointer
                 buffer.nbytes = nbytes

@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager
 
 from smartpool.driver.faults import Faults
 from smartpool.driver.played_captures import PlayedCaptures, PlayedGraph
+from smartpool.driver.protocol import handle_of
 from smartpool.driver.queues import Queues
 from smartpool.errors import DriverError, StreamError
-from smartpool.values import as_integer
+from smartpool.values import shown
 
 __all__ = ["HostStreams"]
 
@@ -51,16 +52,11 @@ class HostStreams(ABC):
         """Return the stream handle that `obj` stands for: None, or a handle of this driver."""
         if obj is None:
             return self.default_stream
-        asked = getattr(obj, "__cuda_stream__", None)
-        if (
-            asked is not None
-        ):  # a stream of `smartpool.streams`; the handle of a CUDA stream is not known below
-            obj = asked()[1]
-        handle = obj if obj.__class__ is int else as_integer(obj)
-        if isinstance(handle, int) and self._queues.knows_stream(handle):
+        handle = handle_of(obj)  # that of a CUDA stream is not known below
+        if self._queues.knows_stream(handle):
             return handle
         raise StreamError(
-            f"expected None, 0 or a stream from this driver's create_stream, got {obj!r}: "
+            f"expected None, 0 or a stream from this driver's create_stream, got {shown(obj)}: "
             f"it is destroyed, or not a stream of {self.name}"
         )
 

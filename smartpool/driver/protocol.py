@@ -36,9 +36,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
-from smartpool.errors import ConfigurationError
+from smartpool.errors import ConfigurationError, StreamError
+from smartpool.values import as_integer, shown
 
-__all__ = ["Driver", "MappedRange", "MemoryInfo", "Stream", "check_driver", "looks_like_driver"]
+__all__ = ["Driver", "MappedRange", "MemoryInfo", "Stream", "check_driver", "handle_of", "looks_like_driver"]
 
 
 class HasStream(Protocol):
@@ -273,3 +274,20 @@ def check_driver(driver: object) -> None:
             "driver",
             f"expected every member of smartpool.driver.Driver, got {driver!r} without {', '.join(missing)}",
         )
+
+
+def handle_of(obj: object) -> int:
+    """Return the stream handle that `obj` is, or gives by ``__cuda_stream__``; `StreamError` otherwise."""
+    handle = as_integer(obj)
+    if handle is not None:
+        return handle
+    asked = getattr(obj, "__cuda_stream__", None)
+    answer = asked() if callable(asked) else asked
+    if isinstance(answer, tuple) and len(answer) == 2 and as_integer(answer[0]) == 0:
+        handle = as_integer(answer[1])
+    if handle is None:
+        raise StreamError(
+            "expected None, a stream handle, or an object whose __cuda_stream__ gives (0, handle), "
+            f"got {shown(obj)}" + (f", which gives {shown(answer)}" if asked is not None else "")
+        )
+    return handle

@@ -14,14 +14,14 @@ tables that watch are in `smartpool.pool.telemetry.journal`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from smartpool.memory.arena import Arena
     from smartpool.pool.telemetry.journal import Journal
     from smartpool.pool.tiers import Tier
 
-__all__ = ["Bin", "ClosedTable", "DisownedTable", "LiveTable", "RequestObserver"]
+__all__ = ["Bin", "ClosedTable", "DisownedTable", "LiveTable", "RequestObserver", "enter"]
 
 
 _pop = dict.pop  # `super()` takes 0.1 us a call more
@@ -88,6 +88,16 @@ class Bin(list[int]):
         """The bin itself, unless it stands for another (`smartpool.pool.steps.faces`)."""
         return self
 
+    def own(self) -> Bin:
+        """Return another bin for one of these blocks alone, to be told of further streams."""
+        own = Bin(self.nbytes, self.size, self.stream, self.tier, self.touched)
+        own.others = self.others
+        return own
+
+    def closing(self, table: LiveTable) -> Bin:
+        """Return where one of these blocks is freed into when the pool of `table` is closed."""
+        return ClosingBin(self.own(), table)
+
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -102,16 +112,20 @@ class LiveTable(dict[int, Bin]):
 
     journal: Journal
     on_empty: Callable[[], None]
+    closed: ClassVar[bool] = False
 
 
 class ClosedTable(LiveTable):
     """The live table of a closed pool: when the last block goes, the memory goes."""
 
     __slots__ = ()
+    closed = True
 
-    def pop(self, pointer: int, *default: Any) -> Any:
+    def pop(self, pointer: int) -> Any:  # type: ignore[override]
         """Take a block out, as `dict.pop`, to be freed into a bin that requests do not find."""
-        return ClosingBin(_pop(self, pointer, *default), self)
+        closing = self[pointer].closing(self)  # first: what fails here leaves the block live
+        _pop(self, pointer)
+        return closing
 
 
 class DisownedTable(LiveTable):
@@ -119,30 +133,54 @@ class DisownedTable(LiveTable):
 
     __slots__ = ()
 
-    def pop(self, pointer: int, *default: Any) -> Any:
+    def pop(self, pointer: int) -> Any:  # type: ignore[override]
         """Take a block out, as `dict.pop`, to be freed into nothing."""
-        bin_ = _pop(self, pointer, *default)
+        bin_ = _pop(self, pointer)
         return Bin(bin_.nbytes, bin_.size, bin_.stream, bin_.tier, set())
 
 
+def enter(live: LiveTable, pointer: int, bin_: Bin) -> None:
+    """Enter a block as live; it is free again when that raises, as what watches may.
+
+    The quick paths have this written out, and call nothing there: where recursion is too deep for the table's
+    own method, it is too deep for every other.
+    """
+    try:
+        live[pointer] = bin_
+    except BaseException:
+        _pop(live, pointer, None)
+        bin_.append(pointer)
+        bin_.quiet = False
+        bin_.touched.add(bin_)
+        raise
+
+
 class ClosingBin(Bin):
-    """Where one block of a closed pool is freed into. The last one ends the pool."""
+    """Where one block of a closed pool is freed into. The last one ends the pool.
 
-    __slots__ = ("_like", "_table")
+    Parameters
+    ----------
+    own
+        The bin of that block alone, which learns what this one is told.
+    table
+        The pool's.
+    """
 
-    def __init__(self, like: Bin, table: LiveTable) -> None:
-        super().__init__(like.nbytes, like.size, like.stream, like.tier, like.touched)
-        self.others = like.others
+    __slots__ = ("_own", "_table")
+
+    def __init__(self, own: Bin, table: LiveTable) -> None:
+        super().__init__(own.nbytes, own.size, own.stream, own.tier, own.touched)
+        self.others = own.others
         self.quiet = False
-        self._like = like
+        self._own = own
         self._table = table
 
     def append(self, pointer: int) -> None:
         """Take the block, and end the pool when nothing is live any more."""
-        if self._like.__class__ is Bin:
-            super().append(pointer)
-            self.touched.add(self)
-        else:
-            self._like.append(pointer)
+        own = self._own
+        own.others = self.others
+        own.append(pointer)
+        if own.__class__ is Bin:  # others hold nothing, so nobody need empty them
+            own.touched.add(own)
         if not self._table:
             self._table.on_empty()

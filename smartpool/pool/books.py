@@ -195,7 +195,10 @@ class PoolBooks:
 
     def owns(self, pointer: int) -> bool:
         """Return whether `pointer` is a live block of this pool. O(1)."""
-        return pointer in self._live
+        try:
+            return pointer in self._live
+        except TypeError:  # nothing that can be looked up is none
+            return False
 
     @property
     def live_bytes(self) -> int:
@@ -213,8 +216,12 @@ class PoolBooks:
 
     def pieces_of(self, pointer: int) -> tuple[Range, ...]:
         """Return the memory under a block: several ranges for one that is stitched together."""
+        try:
+            address = operator.index(pointer)
+        except TypeError:
+            raise self._bad_pointer(pointer) from None
         with self._writing():
-            return self._heap.pieces(pointer)
+            return self._heap.pieces(address)
 
     def fragmentation(self) -> Fragmentation:
         """Return the live metric by its three parts. O(live blocks + gaps)."""
@@ -296,6 +303,13 @@ class PoolBooks:
                 raise InvariantError(f"reserved {held} exceeds the cap {self._memory.cap_bytes}")
 
     # ------------------------------------------------------------------ errors
+
+    def _live_bin(self, pointer: int) -> Bin:
+        """Return the bin of a live block."""
+        try:
+            return self._live[pointer]
+        except (KeyError, TypeError):
+            raise self._bad_pointer(pointer) from None
 
     def _bad_pointer(self, pointer: object) -> SmartPoolError:
         try:

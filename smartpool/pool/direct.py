@@ -30,6 +30,12 @@ class DirectBin(Bin):
         self.segment = segment
         self._release = release
 
+    def own(self) -> Bin:
+        """Return another bin for the block, to be told of further streams."""
+        own = DirectBin(self, self.segment, self._release)
+        own.others = self.others
+        return own
+
     def append(self, pointer: int) -> None:  # noqa: ARG002 - a bin's method
         """Free the allocation, once its streams have done with it."""
         self._release(self.segment, (self.stream, *self.others))

@@ -125,7 +125,14 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                 except IndexError:
                     pass  # another thread took it; what is raised from here on is not about this
                 else:
-                    self._live[pointer] = bin_
+                    try:
+                        self._live[pointer] = bin_
+                    except BaseException:  # as `enter`
+                        dict.pop(self._live, pointer, None)
+                        bin_.append(pointer)
+                        bin_.quiet = False
+                        bin_.touched.add(bin_)
+                        raise
                     return pointer
             return self._search(nbytes, None) if bin_ is None else self._refill(bin_)
         return self._malloc_on(nbytes, stream)
@@ -177,29 +184,25 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         """
         handle = self.driver.stream(stream)
         with self._lock:
-            bin_ = self._live.get(pointer)
-            if bin_ is None:
-                raise self._bad_pointer(pointer)
+            bin_ = self._live_bin(pointer)
             if handle == bin_.stream or handle in bin_.others:
                 return
             self._bins_of.setdefault(handle, {})
             if bin_.__class__ is StepBin:
                 bin_.step.use_elsewhere(pointer, handle)
                 return
-            bin_ = bin_.home
-            if bin_.__class__ is not Bin:  # it is this block's own already
-                bin_.others = (*bin_.others, handle)
-                return
-            own = Bin(bin_.nbytes, bin_.size, bin_.stream, bin_.tier, bin_.touched)
+            own = bin_.own()
             own.others = (*bin_.others, handle)
-            dict.__setitem__(self._live, pointer, own)  # not a request: observers are not told
+            try:
+                # A free takes no lock: it comes before this line or behind it, as nothing in it runs Python
+                # or ends a call before the last. Not a request: observers are not told.
+                if self._live[pointer] is bin_: dict.__setitem__(self._live, pointer, own)  # fmt: skip # noqa: E701
+            except KeyError:
+                raise self._bad_pointer(pointer) from None
 
     def stream_of(self, pointer: int) -> int:
         """Return the stream that the live block at `pointer` was requested for."""
-        bin_ = self._live.get(pointer)
-        if bin_ is None:
-            raise self._bad_pointer(pointer)
-        return bin_.stream
+        return self._live_bin(pointer).stream
 
     def order_after(self, pointer: int, stream: int) -> None:
         """Let `stream` use the live block behind all work queued so far on the block's own stream."""
@@ -218,7 +221,14 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             except (KeyError, IndexError):
                 pass
             else:
-                self._live[pointer] = bin_
+                try:
+                    self._live[pointer] = bin_
+                except BaseException:  # as `enter`
+                    dict.pop(self._live, pointer, None)
+                    bin_.append(pointer)
+                    bin_.quiet = False
+                    bin_.touched.add(bin_)
+                    raise
                 return pointer
         return self._search(nbytes, stream)
 
@@ -228,8 +238,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             address = operator.index(pointer)  # what goes into a bin must be a plain integer
             if handle is not None:
                 bin_ = self._live[address]
+                self._bins_of.setdefault(handle, {})  # before the block: see `_empty_bins`
                 if bin_.__class__ is StepBin and bin_.stream != handle:
-                    self._bins_of.setdefault(handle, {})
                     bin_.step.use_elsewhere(address, handle)  # before it is free
             bin_ = self._live.pop(address)
         except (KeyError, TypeError):
@@ -237,7 +247,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         if handle is not None and bin_.stream != handle and bin_.__class__ is not StepBin:
             bin_ = bin_.home
             if bin_.others or bin_.__class__ is not Bin:
-                bin_.others = tuple({*bin_.others, handle} - {bin_.stream})
+                bin_.others = tuple({*bin_.others, handle} - {bin_.stream})  # ours alone since it was popped
             else:
                 bin_ = self._bin(bin_.nbytes, handle)
         bin_.append(address)
@@ -268,7 +278,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         O(k log n) for k cached blocks. Requests and frees of other threads go on meanwhile.
         """
         with self._writing():
-            self._flush()
+            if not self._released:
+                self._flush()
 
     def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:
         """Give idle memory back to the device until at most `keep_bytes` are reserved.
@@ -360,7 +371,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             self._free_doomed(wait=True)
             self._steps.release_idle(self)
             self._flush()
-            if self._heap.live_bytes:
+            if self._heap.live_bytes or (not self._pooling and self._memory.reserved_bytes):
                 return False
             self.driver.synchronize()
             self._heap.close()

@@ -14,7 +14,7 @@ from smartpool.errors import (
     OutOfMemoryError,
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
-from smartpool.pool.bins import Bin, LiveTable
+from smartpool.pool.bins import Bin, LiveTable, enter
 from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady, uncaptured
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.telemetry.story import TOO_LARGE
@@ -89,7 +89,7 @@ class SearchingPool(PoolBooks):
                 pointer = self._find_place(bin_, max(alignment, ALIGNMENT))
             else:
                 bin_, pointer = self._allocate_directly(bin_, max(alignment, ALIGNMENT))
-            self._live[pointer] = bin_
+            enter(self._live, pointer, bin_)
             return pointer
 
     def _refill(self, bin_: Bin) -> int:
@@ -117,7 +117,7 @@ class SearchingPool(PoolBooks):
                         self._make_room(touched)  # which may give the gaps uses
                         found = self._heap.allocate(size, ALIGNMENT, bin_.stream)
                     pointer = self._grow(bin_, ALIGNMENT) if found is None else found
-                self._live[pointer] = bin_
+                enter(self._live, pointer, bin_)
                 return pointer  # noqa: TRY300
             except BaseException as error:
                 self._torn = True

@@ -27,8 +27,9 @@ import threading
 from typing import Any
 
 from smartpool.driver.cuda.bindings import Bindings
+from smartpool.driver.protocol import handle_of
 from smartpool.errors import StreamError
-from smartpool.values import as_integer
+from smartpool.values import shown
 
 __all__ = ["StreamTable"]
 
@@ -38,6 +39,7 @@ _PER_THREAD = 2
 _FOREIGN = 3  # the last bits of a token; pointers end in zeros, per-thread tokens in 2
 _JOINED = 5  # of a token that is a handle's, during a capture
 _FIRST_HANDLE = 4096  # no pointer lies in the first page
+_NO_HANDLE = 1 << 64
 
 
 class StreamTable:
@@ -90,9 +92,8 @@ class StreamTable:
         """Return the integer for None, a handle, or an object with ``__cuda_stream__``."""
         if obj is None:
             return _LEGACY
-        if isinstance(obj, int) and not isinstance(obj, bool):
-            return obj if obj in self.known or obj in self._issued else self._admit(obj)
-        return self._ask(obj)
+        handle = obj if obj.__class__ is int else handle_of(obj)
+        return handle if handle in self.known or handle in self._issued else self._admit(handle)
 
     def add(self, stream: Any) -> int:
         """Take in a stream that the driver created here."""
@@ -146,29 +147,15 @@ class StreamTable:
             self.lasting.add(token)
         return token
 
-    def _ask(self, obj: object) -> int:
-        number = as_integer(obj)
-        if number is not None:  # of NumPy's, say
-            return self.identify(number)
-        method = getattr(obj, "__cuda_stream__", None)
-        answer = method() if callable(method) else method
-        if not (
-            isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, int) for part in answer)
-        ):
-            raise StreamError(
-                "expected None, a stream handle, or an object whose __cuda_stream__ gives (0, handle), "
-                f"got {obj!r}"
-            )
-        return self.identify(answer[1])
-
     def _admit(self, handle: int) -> int:
         """Check a handle from outside and remember it."""
         if handle == _LEGACY_ALIAS:
             return _LEGACY
         if handle == _PER_THREAD:
             return self._token()
-        if handle < _FIRST_HANDLE:
-            raise StreamError(f"expected a stream of {self._name}, got {handle}: no stream has that handle")
+        if not _FIRST_HANDLE <= handle < _NO_HANDLE:
+            number = shown(handle)
+            raise StreamError(f"expected a stream of {self._name}, got {number}: no stream has that handle")
         stream = self._bindings.api.CUstream(handle)
         if self._is_captured(stream):
             return self._known_as(handle, stream)

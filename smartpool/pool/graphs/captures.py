@@ -28,7 +28,7 @@ from typing import Any, cast
 
 from smartpool.errors import CaptureError, UnsupportedError
 from smartpool.memory.arena import ALIGNMENT
-from smartpool.pool.bins import Bin
+from smartpool.pool.bins import Bin, enter
 from smartpool.pool.graphs.memory import GraphMemory
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.request import checked_size
@@ -136,7 +136,7 @@ class CapturingPool(GraphPool):
             return self.captured_memory.take(nbytes, handle, alignment, self._take_region)
         bin_ = self._bin(nbytes, handle)
         pointer = self._find_place(bin_, alignment)
-        self._live[pointer] = bin_
+        enter(self._live, pointer, bin_)
         return pointer
 
     def _refill(self, bin_: Bin) -> int:

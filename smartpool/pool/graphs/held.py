@@ -32,6 +32,12 @@ class HeldBin(Bin):
         self.quiet = False  # it holds nothing, so nobody need empty it
         self._returned = returned
 
+    def own(self) -> Bin:
+        """Return another bin for the block, to be told of further streams."""
+        own = HeldBin(self.nbytes, self.size, self.stream, self.tier, self._returned)
+        own.others = self.others
+        return own
+
     def is_of(self, returned: list[tuple[int, HeldBin]]) -> bool:
         """Return whether the block goes back to that list."""
         return self._returned is returned

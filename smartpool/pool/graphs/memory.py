@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range
-from smartpool.pool.bins import Bin
+from smartpool.pool.bins import Bin, enter
 from smartpool.pool.graphs.held import HeldBin
 from smartpool.pool.heap.protocol import Heap
 from smartpool.pool.tiers import tier_of
@@ -102,7 +102,8 @@ class GraphMemory:
             arena.extend(base, region)
             start = arena.allocate(size, alignment)
             assert start is not None
-        self._manager.quick_path[1][start] = HeldBin(nbytes, size, stream, tier_of(nbytes), self._returned)
+        held = HeldBin(nbytes, size, stream, tier_of(nbytes), self._returned)
+        enter(self._manager.quick_path[1], start, held)
         return start
 
     def collect(self) -> None:

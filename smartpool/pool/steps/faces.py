@@ -40,6 +40,10 @@ class FaceBin(Bin):
         self.quiet = False
         self.home = home
 
+    def own(self) -> Bin:
+        """Return a bin for one block of the one that it stands for."""
+        return self.home.own()
+
 
 class StepBin(FaceBin):
     """All planned requests of one size: its `pop` is the next slot of the plan."""
@@ -52,6 +56,10 @@ class StepBin(FaceBin):
         super().__init__(home)
         self.step = step
         list.append(self, -1)  # a bin that is true is asked (see `Bin`); `__bool__` would be a call more
+
+    def own(self) -> Bin:
+        """Return another of the kind: slots go nowhere, and the step itself learns of further streams."""
+        return StepBin(self.home, self.step)
 
     def pop(self, index: object = -1) -> int:  # noqa: ARG002 - a bin's method
         """Return the next slot if it is of this size, free, and ours to take; else `IndexError`."""

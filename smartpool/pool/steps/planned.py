@@ -49,6 +49,7 @@ import numpy as np
 
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT
+from smartpool.pool.bins import enter
 from smartpool.pool.steps.faces import NOBODY, Seat, StepBin
 from smartpool.pool.steps.plans import StepPlan
 from smartpool.units import align_up
@@ -236,7 +237,7 @@ class PlannedStep:
                 return None
             face, address, _ = self.entries[position]
             assert face is not None
-            self.live[address] = face
+            enter(self.live, address, face)
             return address
         finally:
             self._open_seat()

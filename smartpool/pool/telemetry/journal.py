@@ -141,22 +141,23 @@ class JournalTable(LiveTable):
     __slots__ = ()
 
     def __setitem__(self, pointer: int, bin_: Bin) -> None:
-        _set(self, pointer, bin_)
         journal = self.journal
+        label = journal.label()
+        _set(self, pointer, bin_)
         events = journal.events
-        events.extend((pointer, bin_, journal.label(), perf_counter_ns()))
-        if len(events) > journal.full_at:
-            try:
+        try:
+            events.extend((pointer, bin_, label, perf_counter_ns()))
+            if len(events) > journal.full_at:
                 journal.settle_soon()
-            except BaseException:  # an interrupt: the caller will never learn of the block
-                _take_back(self, pointer)
-                raise
+        except BaseException:  # an interrupt: the caller takes the block back
+            events.extend((pointer, bin_, FREED, perf_counter_ns()))
+            raise
 
     def pop(self, pointer: int) -> Bin:  # type: ignore[override]  # a default would cost 0.03 us
         """Take a block out and write it down; `KeyError` when there is none."""
         bin_ = _pop(self, pointer)
         self.journal.events.extend((pointer, bin_, FREED, perf_counter_ns()))
-        return bin_
+        return bin_.closing(self) if self.closed else bin_  # it may have become another kind of table
 
 
 class ObservedTable(LiveTable):
@@ -165,19 +166,21 @@ class ObservedTable(LiveTable):
     __slots__ = ()
 
     def __setitem__(self, pointer: int, bin_: Bin) -> None:
-        _set(self, pointer, bin_)
         journal = self.journal
+        label, readers = journal.label(), journal.readers
+        _set(self, pointer, bin_)
         try:
-            if journal.readers:
-                journal.events.extend((pointer, bin_, journal.label(), perf_counter_ns()))
+            if readers:
+                journal.events.extend((pointer, bin_, label, perf_counter_ns()))
                 if len(journal.events) > journal.full_at:
                     journal.settle_soon()
             for observer in journal.observers:
                 observer.allocated(pointer, bin_.nbytes, bin_.stream)
             for hooks in journal.hooks:
                 hooks.allocated(pointer, bin_)
-        except BaseException:  # the caller will never learn of the block
-            _take_back(self, pointer)
+        except BaseException:  # the caller takes the block back
+            if readers:
+                journal.events.extend((pointer, bin_, FREED, perf_counter_ns()))
             raise
 
     def pop(self, pointer: int) -> Bin:  # type: ignore[override]
@@ -192,22 +195,8 @@ class ObservedTable(LiveTable):
             for hooks in journal.hooks:
                 hooks.freed(pointer, bin_)
         except BaseException:  # it is free for all that
-            _put_away(bin_, pointer)
+            bin_.append(pointer)
+            bin_.quiet = False
+            bin_.touched.add(bin_)
             raise
-        return bin_
-
-
-def _take_back(live: LiveTable, pointer: int) -> None:
-    """End a block whose request is about to fail."""
-    bin_ = _pop(live, pointer, None)
-    if bin_ is not None:
-        if live.journal.readers:
-            live.journal.events.extend((pointer, bin_, FREED, perf_counter_ns()))
-        _put_away(bin_, pointer)
-
-
-def _put_away(bin_: Bin, pointer: int) -> None:
-    """Put a block into its bin, as a free does."""
-    bin_.append(pointer)
-    bin_.quiet = False
-    bin_.touched.add(bin_)
+        return bin_.closing(self) if self.closed else bin_
