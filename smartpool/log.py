@@ -5,7 +5,8 @@ level      what
 =========  ==========================================================================================
 DEBUG      memory was mapped or given back: by chunk
 INFO       the background optimiser gave memory back, and why
-WARNING    a request failed for lack of memory; blocks were live when a pool in debug mode was closed
+WARNING    a request failed for lack of memory; blocks were live when a pool in debug mode was closed; a
+           graph was captured outside of `SmartPool.capture`, once
 ERROR      the background optimiser or a hook failed; debug mode found memory overwritten
 =========  ==========================================================================================
 

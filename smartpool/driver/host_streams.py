@@ -120,9 +120,9 @@ class HostStreams(ABC):
                     self.faults.watch(None)
             return PlayedGraph(work, self._submit_all)
 
-    def is_capturing(self, stream: int) -> bool:
-        """Return whether `stream` is being captured into a graph."""
-        return stream == self._captures.stream
+    def is_capturing(self, stream: int) -> int:
+        """Return the id of the capture into a graph that `stream` is in, 0 for none."""
+        return self._captures.number if stream == self._captures.stream else 0
 
     def _submit_all(self, stream: int, work: list[Callable[[], None]]) -> None:
         with self._lock:

@@ -56,6 +56,13 @@ class PlayedCaptures:
     ----------
     queues
         The driver's streams.
+
+    Attributes
+    ----------
+    stream
+        What is being captured, or None.
+    number
+        How many captures have begun.
     """
 
     def __init__(self, queues: Queues) -> None:
@@ -64,6 +71,7 @@ class PlayedCaptures:
         self._events: set[int] = set()  # recorded on the captured stream
         self._ruined: str | None = None
         self.stream: int | None = None
+        self.number = 0
 
     def begin(self, stream: int) -> None:
         """Keep what is queued on `stream` from now on."""
@@ -73,6 +81,7 @@ class PlayedCaptures:
             raise refusal("begin_capture", "expected a stream of its own with nothing pending", stream=stream)
         self._queues.pause(stream)
         self.stream, self._ruined = stream, None
+        self.number += 1
         self._events.clear()
 
     def end(self, stream: int) -> list[Callable[[], None]]:

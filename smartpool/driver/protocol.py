@@ -210,8 +210,8 @@ class Driver(Protocol):
 
     # --- captures of graphs ---
 
-    def is_capturing(self, stream: int) -> bool:
-        """Return whether `stream` is being captured into a graph. Asking never harms the capture."""
+    def is_capturing(self, stream: int) -> int:
+        """Return the id of the capture that `stream` is in, 0 for none. Asking never harms the capture."""
 
     def beside_capture(self) -> AbstractContextManager[None]:
         """Let this thread make calls that a capture under way would forbid.

@@ -125,10 +125,14 @@ class DevicePool:
 
     # ------------------------------------------------------------------ life
 
-    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:
-        """Give idle memory back until each device holds at most `keep_bytes`; return the bytes freed."""
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False, captures: bool = False) -> int:
+        """Give idle memory back until each device holds at most `keep_bytes`; return the bytes freed.
+
+        With `wait`, what the device may still touch is waited for. With `captures`, what is held for graphs
+        that were captured outside of `capture` goes, too: they must not be launched any more.
+        """
         self._require_open()
-        return sum(manager.trim(keep_bytes, wait=wait) for manager in self.managers)
+        return sum(manager.trim(keep_bytes, wait=wait, captures=captures) for manager in self.managers)
 
     def check(self) -> None:
         """Prove every invariant of every device; `InvariantError` when one is broken."""

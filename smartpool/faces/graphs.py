@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 
 from smartpool.errors import InvalidRequestError
 from smartpool.faces.devices import DevicePool
+from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
+from smartpool.pool.graphs.found import serve_captured
 
 if TYPE_CHECKING:
-    from smartpool.pool.graphs.captures import GraphMemory
+    from smartpool.config import SmartPoolConfig
+    from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["GraphFace"]
 
 
 class GraphFace(DevicePool):
-    """`capture`."""
+    """`capture`, and what a pool does about captures that nobody announced."""
+
+    def __init__(self, managers: tuple[AdvancedMemoryPoolManager, ...], config: SmartPoolConfig) -> None:
+        super().__init__(managers, config)
+        for manager in managers:
+            manager.on_capture = serve_captured
 
     @contextmanager
     def capture(
@@ -70,8 +78,6 @@ class GraphFace(DevicePool):
         1024
         >>> held.close()                                    # once the graph is gone
         """
-        from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture  # noqa: PLC0415 - rarely used
-
         if memory is not None and not isinstance(memory, GraphMemory):
             raise InvalidRequestError(
                 f"memory: expected what an earlier capture of this pool gave, or None, got {memory!r}"

@@ -54,10 +54,14 @@ class SharingFace(DevicePool):
             )
         return export_buffer(buffer)
 
-    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:
-        """Give idle memory back until each device holds at most `keep_bytes`; return the bytes freed."""
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False, captures: bool = False) -> int:
+        """Give idle memory back until each device holds at most `keep_bytes`; return the bytes freed.
+
+        With `wait`, what the device may still touch is waited for. With `captures`, what is held for graphs
+        that were captured outside of `capture` goes, too: they must not be launched any more.
+        """
         sweep()
-        return super().trim(keep_bytes, wait=wait)
+        return super().trim(keep_bytes, wait=wait, captures=captures)
 
     def _background_pass(self) -> None:
         sweep()

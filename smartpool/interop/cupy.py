@@ -18,10 +18,12 @@ from typing import Any
 from smartpool.buffer import Buffer
 from smartpool.errors import AllocatorError
 from smartpool.interop._frameworks import cuda_managers, framework, manager_for
+from smartpool.memory.arena import ALIGNMENT
 from smartpool.smart_pool import SmartPool
 
 __all__ = ["allocator", "install", "uninstall", "using"]
 
+_SPECIAL = 2  # handles up to this one are default streams, which are never captured
 _INSTALL = "pip install cupy-cuda13x (or cupy-cuda12x)"
 
 _installed: tuple[Callable[[int], Any], Any] | None = None  # our allocator, and the one before it
@@ -46,17 +48,24 @@ def allocator(pool: SmartPool) -> Callable[[int], Any]:
     managers = cuda_managers(pool)
     pointer_to, unowned = cuda.MemoryPointer, cuda.UnownedMemory
     current_device, current_stream = cuda.device.get_device_id, cuda.get_current_stream
+    capturing = cuda.runtime.streamIsCapturing
     first, allocate = next(iter(managers)), pool.allocate
     identify = managers[first].driver.stream  # its result takes the pool's quick path, a handle does not
 
     def allocate_for_cupy(nbytes: int) -> Any:
         device = current_device()
         stream = current_stream().ptr
-        if device == first:
+        captured = stream > _SPECIAL and capturing(stream)
+        if device == first and not captured:
             buffer = allocate(nbytes, identify(stream) if stream else None)
         else:
             manager = manager_for(managers, device)
-            buffer = Buffer(manager, manager.malloc(nbytes, manager.driver.stream(stream)), nbytes)
+            handle = manager.driver.stream(stream)
+            if captured:  # what a bin holds is not the graph's: the searching path
+                pointer = manager.malloc_aligned(nbytes, ALIGNMENT, handle)
+            else:
+                pointer = manager.malloc(nbytes, handle)
+            buffer = Buffer(manager, pointer, nbytes)
         return pointer_to(unowned(buffer.pointer, nbytes, buffer, device), 0)
 
     return allocate_for_cupy

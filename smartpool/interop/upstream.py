@@ -15,6 +15,7 @@ from smartpool.config import SmartPoolConfig
 from smartpool.driver.cuda import CudaDriver
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvalidRequestError
 from smartpool.interop._frameworks import framework
+from smartpool.pool.graphs.found import serve_captured
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["UpstreamDriver", "manager_over"]
@@ -45,7 +46,9 @@ def manager_over(
         raise InvalidRequestError(
             f"expected a memory resource of RMM or cuda.core, got {resource!r}, which cannot allocate"
         )
-    return AdvancedMemoryPoolManager(UpstreamDriver(resource, device_id), config)
+    manager = AdvancedMemoryPoolManager(UpstreamDriver(resource, device_id), config)
+    manager.on_capture = serve_captured
+    return manager
 
 
 class UpstreamDriver(CudaDriver):

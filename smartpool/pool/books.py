@@ -18,12 +18,11 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Driver, check_driver
 from smartpool.errors import (
-    CaptureError,
     ConfigurationError,
     DoubleFreeError,
     DriverError,
@@ -51,7 +50,7 @@ from smartpool.pool.telemetry.fragmentation import Fragmentation, interval_fragm
 from smartpool.pool.telemetry.statistics import MemorySnapshot, by_stream, by_tier
 from smartpool.units import format_size
 
-__all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady", "uncaptured"]
+__all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady"]
 
 BINS: Final = 1 << 16
 """Bins of one stream, about 20 MB, before those that nobody uses are forgotten."""
@@ -82,6 +81,7 @@ class PoolBooks:
         self._disowned = False
         self.on_pressure: Callable[[], None] | None = None
         self.on_growth: Callable[[], None] | None = None
+        self.on_capture: Callable[[Any, int, int, int, int], int] | None = None
         self.out_of_memory_callbacks: list[Callable[[int], bool]] = []
         self.late_frees: Callable[[], None] | None = None
         self._several_streams = False
@@ -359,14 +359,6 @@ def is_whole(error: BaseException) -> bool:
     while isinstance(behind, DriverError):
         behind = behind.__cause__ or behind.__context__
     return behind is None or (isinstance(behind, SmartPoolError) and not isinstance(behind, InvariantError))
-
-
-def uncaptured(stream: int) -> CaptureError:
-    """Return the error of a request on a stream that is captured without the pool knowing."""
-    return CaptureError(
-        f"expected a capture inside of pool.capture(stream), but stream {stream:#x} is captured without: "
-        "the graph would replay addresses that the pool hands to others; see docs/graphs.md"
-    )
 
 
 def steady(live: LiveTable) -> list[Bin]:

@@ -26,14 +26,14 @@ import warnings
 from typing import Final, Self
 
 from smartpool.copying import not_copied
-from smartpool.errors import DriverError
+from smartpool.errors import CaptureError, DriverError
 from smartpool.pool.bins import Bin, ClosedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool
 from smartpool.request import checked_alignment, checked_size
 from smartpool.units import format_size
 
-__all__ = ["AdvancedMemoryPoolManager"]
+__all__ = ["AdvancedMemoryPoolManager", "exported_beside_capture"]
 
 _PATIENCE_S: Final = 5.0  # with a request of another thread that was under way when the pool closed
 
@@ -209,6 +209,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         own, stream = self.stream_of(pointer), self.driver.stream(stream)
         if own == stream:
             return
+        if self.driver.is_capturing(stream):
+            raise exported_beside_capture(own, stream)
         with self._writing():
             self._clock.wait(self._clock.stamp(own), stream)
             self.record_stream(pointer, stream)
@@ -281,23 +283,30 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             if not self._released:
                 self._flush()
 
-    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False, captures: bool = False) -> int:
         """Give idle memory back to the device until at most `keep_bytes` are reserved.
 
         Returns the bytes given back. Without `wait`, memory that the device may still touch is
-        left for the next time. `InvalidSizeError` when `keep_bytes` is no size.
+        left for the next time. With `captures`, what is held for graphs that were captured outside of
+        `SmartPool.capture` goes, too: they must not be launched any more. `InvalidSizeError` when
+        `keep_bytes` is no size.
         """
         keep_bytes = checked_size(keep_bytes)
+        before = self._memory.reserved_bytes
+        if captures:
+            self.close_found()
         with self._writing():
             if self._released:
                 return 0
-            before = self._memory.reserved_bytes
             self._free_doomed(wait=wait)
             self._steps.release_idle(self)
             self._touch_every_bin()
             self._flush()
             self._release_idle(max(0, self._memory.reserved_bytes - keep_bytes), wait=wait)
             return before - self._memory.reserved_bytes
+
+    def close_found(self) -> None:
+        """Take back what graphs hold whose captures were not announced: nothing, where there are none."""
 
     def close(self) -> None:
         """Refuse requests from now on, and give the memory back once nothing is live. Idempotent.
@@ -387,3 +396,11 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     def quick_path(self) -> tuple[dict[int, Bin], LiveTable]:
         """The bins of the default stream and the live table, for faces that write `malloc` out."""
         return self._bins, self._live
+
+
+def exported_beside_capture(own: int, stream: int) -> CaptureError:
+    """Return the error of an export from one stream to another of which one is being captured."""
+    return CaptureError(
+        f"expected an export on the stream of the buffer, {own}, beside a capture, got {stream}: "
+        "a graph cannot wait for work outside of it; export before the capture, or with stream=-1"
+    )

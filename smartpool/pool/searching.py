@@ -9,13 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from smartpool.errors import (
+    CaptureError,
     DriverError,
     DriverOutOfMemoryError,
     OutOfMemoryError,
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin, LiveTable, enter
-from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady, uncaptured
+from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.telemetry.story import TOO_LARGE
 from smartpool.pool.tiers import tier_of
@@ -68,14 +69,18 @@ class SearchingPool(PoolBooks):
 
     def _search_anyhow(self, nbytes: int, handle: int, alignment: int) -> int:
         """Serve a request of whatever kind, in whatever state."""
+        if handle != self._home and (capture := self.driver.is_capturing(handle)):
+            if self.on_capture is None:
+                raise CaptureError(
+                    f"expected a stream that is not being captured, got {handle:#x}: a bare pool does not "
+                    "know what to do then; make a SmartPool"
+                )
+            return self.on_capture(self, nbytes, handle, capture, max(alignment, ALIGNMENT))
         with self._writing():
             if self._closed:
                 raise self._closed_error()
-            if handle != self._home:
-                if self.driver.is_capturing(handle):
-                    raise uncaptured(handle)
-                if not self._several_streams:
-                    self._begin_several_streams()
+            if handle != self._home and not self._several_streams:
+                self._begin_several_streams()
             bin_ = self._bin(nbytes, handle)
             if len(self._bins_of[handle]) > self._bins_limit:
                 self._forget_bins()

@@ -31,13 +31,17 @@ def test_captured_work_is_done_by_replays_and_not_before(driver, stream):
     raw = driver.allocate(4096)
     driver.fill(raw, 1, 4096, 0)
     driver.begin_capture(stream)
-    assert driver.is_capturing(stream)
+    capture = driver.is_capturing(stream)
+    assert capture
     assert not driver.is_capturing(0)
     driver.fill(raw, 2, 100, stream)
     driver.copy(raw + 200, raw, 100, stream)
     driver.fill(raw + 300, 3, 1, 0)  # elsewhere, at once
     graph = driver.end_capture(stream)
     assert not driver.is_capturing(stream)
+    driver.begin_capture(stream)
+    assert driver.is_capturing(stream) not in (0, capture)
+    driver.end_capture(stream)
     assert driver.read(raw, 1) == b"\x01"
     assert driver.read(raw + 300, 1) == b"\x03"
     graph.replay(stream)

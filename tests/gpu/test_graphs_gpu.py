@@ -174,13 +174,106 @@ def test_by_the_raw_driver_and_in_every_mode(pool):
     driver.destroy_stream(stream)
 
 
-def test_a_capture_without_the_scope_is_found_out(pool, stream):
-    with interop.using(pool), stream:
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_capture_without_the_scope(pool, stream, warm):
+    with interop.using(pool):
+        given = cupy.arange(1 << 20, dtype=cupy.float32)
+        cupy.cuda.runtime.deviceSynchronize()
+        (given * 2 + 1) * (given + given)  # compiled before the capture
+        if warm:
+            with stream:
+                (given * 2 + 1) * (given + given)
+        cupy.cuda.runtime.deviceSynchronize()
+        graphs = []
+        for _ in range(2):
+            with stream:
+                stream.begin_capture()
+                first = given * 2
+                second = first + 1
+                del first
+                third = second * second
+                graphs.append((stream.end_capture(), second, third))
+        memories = list(pool.managers[0].graphs)
+        assert len(memories) == 2
+        for memory, (_, second, third) in zip(memories, graphs, strict=True):
+            assert memory.holds(second.data.ptr)
+            assert memory.holds(third.data.ptr)
+        del second, third
+        for value in (1.0, 3.0):
+            given[:] = value
+            cupy.cuda.runtime.deviceSynchronize()
+            others_write(pool)
+            for graph, second, third in graphs:
+                graph.launch(stream)
+                stream.synchronize()
+                assert float(second[0]) == 2 * value + 1
+                assert float(third[-1]) == (2 * value + 1) ** 2
+        others = [pool.malloc(4 * MiB, stream.ptr) for _ in range(20)]
+        assert not any(memory.holds(block) for memory in memories for block in others)
+        for block in others:
+            pool.free(block)
+        graphs.clear()
+        del graph, second, third
+        gc.collect()
+        KEEPER.synchronize()
+        pool.trim(captures=True)
+        assert not any(memory.held_bytes for memory in memories)
+        assert cupy.empty(1000, dtype=cupy.float32).size == 1000
+
+
+def test_a_capture_without_the_scope_that_spreads_and_fails(pool):
+    driver = pool.managers[0].driver
+    with interop.using(pool):
+        first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+        with first:
+            cupy.zeros(1000)
+        first.synchronize()
+        first.begin_capture()
+        with first:
+            a = cupy.empty(1000)
+        second.wait_event(first.record())
+        with second:
+            b = cupy.empty(1000)
+        assert (
+            driver.is_capturing(driver.stream(second.ptr))
+            == driver.is_capturing(driver.stream(first.ptr))
+            != 0
+        )
+        (memory,) = pool.managers[0].graphs
+        assert memory.holds(a.data.ptr)
+        assert memory.holds(b.data.ptr)
+        first.wait_event(second.record())
+        first.end_capture()
+        first.begin_capture()
+        with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
+            first.synchronize()  # ruins it
+        with first:
+            c = cupy.empty(1000)
+        with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
+            first.end_capture()
+        del a, b, c
+    assert float(cupy.ones(10).sum()) == 10
+
+
+def test_memory_of_a_graph_that_goes_beside_another_capture(pool, stream):
+    """The device cannot be waited for then."""
+    other = cupy.cuda.Stream(non_blocking=True)
+    with pool.capture(stream) as gone:
         stream.begin_capture()
-        with pytest.raises(CaptureError, match=r"pool\.capture"):
-            cupy.empty(1000, dtype=cupy.float32)
+        pool.free(pool.malloc(5 * MiB, stream.ptr))
         stream.end_capture()
-        cupy.empty(1000, dtype=cupy.float32)
+    with pool.capture(other) as held:
+        other.begin_capture()
+        block = pool.malloc(MiB, other.ptr)
+        pool.managers[0].driver.fill(block, 6, MiB, other.ptr)
+        gone.close()
+        graph = other.end_capture()
+    assert gone.held_bytes == 0
+    graph.launch(other)
+    other.synchronize()
+    assert pool.managers[0].driver.read(block, 1) == b"\x06"
+    pool.free(block)
+    held.close()
 
 
 def test_what_the_scope_cannot_do_is_said(pool, stream):

@@ -33,7 +33,7 @@ class Capturing(FakeCuda):
         return super().cuEventQuery(event)
 
     def cuCtxSynchronize(self):
-        self._allowed()
+        assert not self.captured, "a captured stream is one of the context's"
         return super().cuCtxSynchronize()
 
     def cuEventRecord(self, event, stream):
@@ -43,6 +43,10 @@ class Capturing(FakeCuda):
     def cuStreamWaitEvent(self, stream, event, flags):
         assert int(stream) not in self.captured, "a capture waits for no other work"
         return super().cuStreamWaitEvent(stream, event, flags)
+
+    def cuMemAlloc(self, size):
+        self._allowed()
+        return super().cuMemAlloc(size)
 
     def cuCtxRecordEvent(self, context, event):
         assert not self.captured, "invalidates the capture"
@@ -143,7 +147,24 @@ def test_an_end_and_a_release_that_nothing_began_are_ignored(graphs):
 
 
 def test_requests_of_a_capture_that_torch_did_not_announce(fake, pool, streams):
+    warm = pool.malloc(MiB, streams[0])
+    pool.free(warm)
     fake.captured = {streams[0]}
-    with pytest.raises(smartpool.CaptureError, match="captured without"):
-        pool.malloc(MiB, streams[0])
+    inside = pool.malloc(2 * MiB, streams[0])
+    fake.captured = set(streams)  # the capture has spread by an event
+    joined = pool.malloc(MiB, streams[1])
     fake.captured = frozenset()
+    fake.capture_id += 1
+    fake.captured = {streams[0]}
+    another = pool.malloc(MiB, streams[0])
+    fake.captured = frozenset()
+    first, second = pool.managers[0].graphs
+    assert (first.holds(inside), first.holds(joined), second.holds(another)) == (True, True, True)
+    for pointer in (inside, joined, another):
+        pool.free(pointer)
+    eager = [pool.malloc(MiB, stream) for stream in streams for _ in range(5)]
+    assert not {inside, joined, another} & set(eager)
+    for pointer in eager:
+        pool.free(pointer)
+    pool.trim(captures=True)
+    assert not hasattr(pool.managers[0], "found") or not pool.managers[0].found

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.cuda.streams import StreamTable
 
 __all__ = ["Captures"]
+
+_NAMELESS: Final = -1  # captures that were ruined, or whose graph says more than the question can answer
 
 
 class Captures:
@@ -22,20 +25,25 @@ class Captures:
         Its streams.
     """
 
-    __slots__ = ("_context", "_none", "_streams")
+    __slots__ = ("_active", "_context", "_none", "_streams")
 
     def __init__(self, context: Context, streams: StreamTable) -> None:
         self._context = context
         self._streams = streams
         self._none = context.api.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+        self._active = context.api.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
 
-    def is_capturing(self, stream: int) -> bool:
-        """Return whether `stream` is being captured into a graph. Asking never harms the capture."""
+    def is_capturing(self, stream: int) -> int:
+        """Return the id of the capture that `stream` is in, 0 for none. Asking never harms the capture."""
         if not stream:  # never captured, and asking about it would ruin the capture of a blocking stream
-            return False
+            return 0
         context, values = self._context, (self._streams.handle(stream),)
         status = context.call("is_capturing", context.api.cuStreamIsCapturing, values, stream=stream)[1]
-        return status is not self._none
+        if status is self._none:
+            return 0
+        answer = context.api.cuStreamGetCaptureInfo(*values)
+        known = answer[0] is context.bindings.success and answer[1] is self._active
+        return int(answer[2]) if known else _NAMELESS
 
     @contextmanager
     def beside(self) -> Iterator[None]:

@@ -38,6 +38,7 @@ from smartpool.copying import not_copied
 from smartpool.debug_options import DebugOptions
 from smartpool.errors import (
     SmartPoolError,
+    UnsupportedError,
 )
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT, Range
@@ -170,15 +171,19 @@ class DebuggingManager:
             raise inner._closed_error()  # noqa: SLF001
         alignment = checked_alignment(alignment)
         handle = inner.driver.default_stream if stream is None else inner.driver.stream(stream)
-        plain = inner.driver.is_capturing(handle)
-        guard = 0 if plain else self.options.guard_bytes
+        if inner.driver.is_capturing(handle):
+            raise UnsupportedError(
+                f"expected no capture of stream {handle:#x} on a pool in debug mode, which looks at blocks "
+                "and waits for the device; make a pool without debug mode"
+            )
+        guard = self.options.guard_bytes
         front = align_up(guard, max(alignment, ALIGNMENT))
         back = align_up(nbytes, ALIGNMENT) - nbytes + guard if guard else 0
         address = inner.malloc_aligned(front + nbytes + back, alignment, stream)
         try:
             block = DebugBlock(
                 pointer=address + front, nbytes=nbytes, inner=address, front=front, back=back,
-                stream=handle, allocated=self._here(), time=time.monotonic(), plain=plain,
+                stream=handle, allocated=self._here(), time=time.monotonic(),
             )  # fmt: skip
             self._inspector.guard(block)
             self._inners.add(address)
@@ -271,12 +276,12 @@ class DebuggingManager:
         self._look(quietly=True)
         return self._inner.memory_map()
 
-    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False, captures: bool = False) -> int:
         """As `AdvancedMemoryPoolManager.trim`; the quarantine ends with it."""
         self._look()
         self._empty_quarantine()
         self._inspector.raise_found()
-        return self._inner.trim(keep_bytes, wait=wait)
+        return self._inner.trim(keep_bytes, wait=wait, captures=captures)
 
     def check(self) -> None:
         """Prove the pool's invariants, and look at the guards of all live blocks and at all freed ones.
@@ -389,13 +394,10 @@ class DebuggingManager:
         driver.synchronize()  # whatever the streams that used the blocks
         while self._pending:
             block = self._pending[0]
-            if block.plain:
-                self._give_back(block)
-            else:
-                self._inspector.check_guards(block)
-                self._inspector.poison(block)
-                self._quarantine[block.pointer] = block
-                self._quarantined_bytes += block.size
+            self._inspector.check_guards(block)
+            self._inspector.poison(block)
+            self._quarantine[block.pointer] = block
+            self._quarantined_bytes += block.size
             self._pending.popleft()
         driver.synchronize()  # what is let go may be reused on any stream
         room = 0 if self._inner._closed else self.options.quarantine_bytes  # noqa: SLF001

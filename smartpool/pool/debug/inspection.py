@@ -54,8 +54,6 @@ class DebugBlock:
         Who asked for it, and who gave it back.
     time
         When it was requested, on the monotonic clock.
-    plain
-        Whether it is left alone: memory of a graph that is being captured, which the graph will use again.
     """
 
     pointer: int
@@ -66,7 +64,6 @@ class DebugBlock:
     stream: int
     allocated: Label
     time: float
-    plain: bool
     freed: Label = NOBODY
 
     @property

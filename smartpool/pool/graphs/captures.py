@@ -29,11 +29,19 @@ from typing import Any, cast
 from smartpool.errors import CaptureError, UnsupportedError
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin, enter
-from smartpool.pool.graphs.memory import GraphMemory
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.graphs.memory import FoundMemory, GraphMemory
+from smartpool.pool.manager import AdvancedMemoryPoolManager, exported_beside_capture
 from smartpool.request import checked_size
 
-__all__ = ["CapturingPool", "GraphMemory", "GraphPool", "begin_capture", "end_capture", "release_if_over"]
+__all__ = [
+    "CapturingPool",
+    "GraphMemory",
+    "GraphPool",
+    "become_graph_pool",
+    "begin_capture",
+    "end_capture",
+    "release_if_over",
+]
 
 
 class GraphPool(AdvancedMemoryPoolManager):
@@ -43,19 +51,30 @@ class GraphPool(AdvancedMemoryPoolManager):
     ----------
     graphs
         The memories that have regions, or may still get some.
+    found
+        Those of them whose captures were not announced, by the capture's id.
+    unsettled
+        Whether a memory was closed beside a capture, so that the device is still to be waited for.
+    told_of_found
+        Whether a capture that was not announced was met, and said.
     """
 
+    unsettled = told_of_found = False
     graphs: list[GraphMemory]
+    found: dict[int, FoundMemory]
 
     def collect_graphs(self) -> None:
         """Take back what closed memories need no more. Under the lock, while the books are written."""
+        if self.unsettled:
+            self.driver.synchronize()
+            self.unsettled = False
         for memory in list(self.graphs):
             memory.collect()
             if not memory.closed:
                 continue
             uses = self._clock.stamps(memory.late_users())
             for start, size in memory.leave():
-                self._heap.free_all([[start]], size, uses)
+                memory.give_back(start, size, uses)
             if not memory.regions():
                 self.graphs.remove(memory)
         if not self.graphs and type(self) is GraphPool:
@@ -83,8 +102,20 @@ class GraphPool(AdvancedMemoryPoolManager):
     def _regions(self) -> list[tuple[int, int]]:
         return [
             *AdvancedMemoryPoolManager._regions(self),
-            *(region for memory in self.graphs for region in memory.regions()),
+            *(region for memory in self.graphs if memory.in_heap for region in memory.regions()),
         ]
+
+    def close_found(self) -> None:
+        """Take the memory of captures that were not announced: their graphs are not launched any more."""
+        while self.found:
+            self.found[next(iter(self.found))].close()
+            del self.found[next(iter(self.found))]
+
+    def close(self) -> None:
+        """Close what was found, too: nobody else can."""
+        if not self._disowned:
+            self.close_found()
+        AdvancedMemoryPoolManager.close(self)
 
     def _release_under_lock(self) -> bool:
         if any(not memory.closed for memory in self.graphs):
@@ -174,17 +205,12 @@ class CapturingPool(GraphPool):
     def order_after(self, pointer: int, stream: int) -> None:
         """Order within the captured streams is the program's; across the border there is none."""
         own, stream = self.stream_of(pointer), self.driver.stream(stream)
-        if own == stream:
-            return
-        if self.driver.is_capturing(own) or self.driver.is_capturing(stream):
-            raise CaptureError(
-                f"expected an export on the stream of the buffer, {own}, beside a capture, got {stream}: "
-                "a graph cannot wait for work outside of it; export before the capture, or with stream=-1"
-            )
+        if own != stream and self.driver.is_capturing(own):
+            raise exported_beside_capture(own, stream)
         with self.driver.beside_capture():
             GraphPool.order_after(self, pointer, stream)
 
-    def trim(self, keep_bytes: int = 0, *, wait: bool = False) -> int:  # noqa: ARG002
+    def trim(self, keep_bytes: int = 0, *, wait: bool = False, captures: bool = False) -> int:  # noqa: ARG002
         """Give nothing back beside a capture."""
         return 0
 
@@ -217,7 +243,7 @@ def begin_capture(manager: AdvancedMemoryPoolManager, memory: GraphMemory, strea
     with pool._writing():
         _refuse_unless_ready(pool, memory, stream)
         _make_idle(pool)
-        pool.graphs = getattr(pool, "graphs", [])
+        become_graph_pool(pool)
         if memory not in pool.graphs:
             pool.graphs.append(memory)
         inside = cast("CapturingPool", pool)
@@ -226,6 +252,15 @@ def begin_capture(manager: AdvancedMemoryPoolManager, memory: GraphMemory, strea
         inside.hidden = {key: bins for key, bins in bins_of.items() if key != home}
         inside.__class__ = CapturingPool
         bins_of.update({key: {} for key in inside.hidden})
+
+
+def become_graph_pool(pool: AdvancedMemoryPoolManager) -> GraphPool:
+    """Make `pool` one of which graphs hold memory. Under the lock."""
+    made = cast("GraphPool", pool)
+    made.graphs, made.found = getattr(pool, "graphs", []), getattr(pool, "found", {})
+    if not isinstance(pool, GraphPool):
+        made.__class__ = GraphPool
+    return made
 
 
 def end_capture(manager: AdvancedMemoryPoolManager) -> None:

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, InvariantError
-from smartpool.memory.arena import ALIGNMENT, Arena, Range
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses
 from smartpool.pool.bins import Bin, enter
 from smartpool.pool.graphs.held import HeldBin
 from smartpool.pool.heap.protocol import Heap
 from smartpool.pool.tiers import tier_of
-from smartpool.units import align_up, format_size
+from smartpool.units import MiB, align_up, format_size
 
 if TYPE_CHECKING:
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
-__all__ = ["GraphMemory"]
+__all__ = ["FoundMemory", "GraphMemory"]
+
+_SEGMENT: Final = 2 * MiB  # what the driver gives at least
 
 
 class GraphMemory:
@@ -30,7 +32,11 @@ class GraphMemory:
     ----------
     closed
         Whether `close` was called.
+    in_heap
+        Whether the regions are blocks of the pool's heap.
     """
+
+    in_heap = True
 
     def __init__(self, manager: AdvancedMemoryPoolManager) -> None:
         self.closed = False
@@ -77,7 +83,10 @@ class GraphMemory:
         with pool.driver.beside_capture(), pool._writing():
             if isinstance(pool, graphs.CapturingPool) and pool.captured_memory is self:
                 raise CaptureError("expected the capture into this memory to have ended; end it first")
-            pool.driver.synchronize()
+            if isinstance(pool, graphs.CapturingPool):
+                pool.unsettled = True  # nothing may wait for the device beside a capture
+            else:
+                pool.driver.synchronize()
             self.closed = True
             pool.collect_graphs()
         graphs.release_if_over(pool)
@@ -89,22 +98,30 @@ class GraphMemory:
     ) -> int:
         """Return the address of a block for captured work on `stream`.
 
-        `take_region` gives a block of the heap, by size, stream and alignment.
+        `take_region` gives a block of the heap, or a raw segment, by size, stream and alignment.
         """
         self.collect()
         size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
         arena = self._arenas.setdefault(stream, Arena())
         start = arena.allocate(size, alignment)
         if start is None:
-            region = align_up(size, alignment)
+            region = self.region_bytes(size, alignment)
             base = take_region(region, stream, alignment)
             self._regions[base] = (region, stream)
-            arena.extend(base, region)
+            arena.extend(base, region, barrier=not self.in_heap)
             start = arena.allocate(size, alignment)
             assert start is not None
         held = HeldBin(nbytes, size, stream, tier_of(nbytes), self._returned)
         enter(self._manager.quick_path[1], start, held)
         return start
+
+    def region_bytes(self, size: int, alignment: int) -> int:
+        """Return how large a region is taken for a block."""
+        return align_up(size, alignment)
+
+    def give_back(self, start: int, size: int, uses: Uses) -> None:
+        """Give a region back to where it came from; `uses` may still touch it."""
+        self._manager._heap.free_all([[start]], size, uses)
 
     def collect(self) -> None:
         """Put what was freed into the arenas; what several streams used rests until the memory is closed."""
@@ -139,11 +156,12 @@ class GraphMemory:
 
     def mend(self, heap: Heap) -> None:
         """Make the arenas anew after an exception in the middle of a call; see `Heap.mend`."""
-        self._regions = {
-            at: region for at, region in self._regions.items() if heap.block_size(at) == region[0]
-        }
+        held = self._manager._memory.segments()
+        sizes = heap.block_size if self.in_heap else held.get
+        self._regions = {at: region for at, region in self._regions.items() if sizes(at) == region[0]}
         for stream, arena in self._arenas.items():
-            arena.mend([Range(start, size) for start, (size, own) in self._regions.items() if own == stream])
+            mine = [Range(start, size) for start, (size, own) in self._regions.items() if own == stream]
+            arena.mend(mine, barrier=not self.in_heap)
 
     def regions(self) -> list[tuple[int, int]]:
         """Return start and size of each region."""
@@ -162,3 +180,27 @@ class GraphMemory:
             extent = sum(size for size, own in self._regions.values() if own == stream)
             if extent != arena.extent_bytes:
                 raise InvariantError(f"regions of {extent} bytes are not the extent of {arena!r}")
+
+
+class FoundMemory(GraphMemory):
+    """Memory of one capture that began outside of `SmartPool.capture`, in raw segments."""
+
+    in_heap = False
+
+    def region_bytes(self, size: int, alignment: int) -> int:
+        """Return whole segments, so that small requests share them."""
+        return align_up(size + alignment, _SEGMENT)
+
+    def give_back(self, start: int, size: int, uses: Uses) -> None:  # noqa: ARG002
+        """Give a segment back to the device once it is done with it."""
+        pool = self._manager
+        pool._clock.synchronize(uses)
+        pool._memory.apart.discard(start)
+        pool._memory.release_segment(start)
+
+    def take_segment(self, size: int, stream: int, alignment: int) -> int:  # noqa: ARG002
+        """Return the address of a new segment."""
+        memory = self._manager._memory
+        start = memory.allocate_segment(size)
+        memory.apart.add(start)
+        return start

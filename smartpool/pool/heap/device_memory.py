@@ -43,6 +43,7 @@ class DeviceMemory:
         self._return = Returning()
         self.on_change: Callable[[str, int, int, int], None] | None = None  # told what was mapped where
         self._pinned: set[int] = set()  # chunks with a mapping that could not be undone yet
+        self.apart: set[int] = set()  # raw segments that are none of the heap's
 
     def __repr__(self) -> str:
         return f"<DeviceMemory on {self.driver.name}: {self.reserved_bytes} of {self.cap_bytes} bytes>"
@@ -141,7 +142,7 @@ class DeviceMemory:
         pinned
             Chunks of which it is not known whether they are mapped somewhere.
         """
-        self._unwanted = (self._sizes.keys() | self._segments.keys()) - wanted
+        self._unwanted = (self._sizes.keys() | self._segments.keys()) - wanted - self.apart
         self._pinned = pinned & self._unwanted
         self.reserved_bytes = sum(self._sizes.values()) + sum(self._segments.values())
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)

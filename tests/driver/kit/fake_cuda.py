@@ -78,6 +78,7 @@ class FakeCuda:
         self.made = []
         self.mode = "GLOBAL"
         self.ids = {}
+        self.capture_id = 77
         self._thread = threading.local()
 
     def plant(self, function, code):
@@ -160,6 +161,9 @@ class FakeCuda:
 
     def cuStreamIsCapturing(self, stream):
         return OK, self.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+
+    def cuStreamGetCaptureInfo(self, stream):
+        return (*self.cuStreamIsCapturing(stream), self.capture_id, None, None, None, 0)
 
     # --- memory ---
 

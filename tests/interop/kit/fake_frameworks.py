@@ -34,6 +34,8 @@ def fake_cupy():
     cuda.MemoryPointer, cuda.UnownedMemory = MemoryPointer, UnownedMemory
     cuda.device = types.SimpleNamespace(get_device_id=lambda: state.device)
     cuda.get_current_stream = lambda: state.stream
+    state.captured = set()
+    cuda.runtime = types.SimpleNamespace(streamIsCapturing=lambda handle: handle in state.captured)
     cuda.get_allocator = lambda: state.local or state.allocator
 
     def set_allocator(allocator):
