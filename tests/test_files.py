@@ -9,6 +9,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 from smartpool import files
 from smartpool.errors import PlanningError, TraceFormatError
@@ -74,7 +75,7 @@ def test_a_file_that_becomes_a_pipe_after_the_look_is_not_waited_for(tmp_path, m
     monkeypatch.setattr(files, "_check", swap)
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    reader.join(30)
+    reader.join(PATIENCE_S)
     waits = reader.is_alive()
     if waits:  # let it go, for the tests that follow
         os.close(os.open(path, os.O_RDWR))

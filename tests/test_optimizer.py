@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 import smartpool
 from smartpool import AllocationRequest, GPUMemoryOptimizer, MiB
@@ -73,7 +74,7 @@ def test_threads_that_ask_first_at_once_get_one_pool(monkeypatch):
     begin, pools = threading.Barrier(4), []
 
     def ask():
-        begin.wait(10)
+        begin.wait(PATIENCE_S)
         pools.append(optimizer.pool)
         pools.append(optimizer.streams())
 

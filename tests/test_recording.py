@@ -10,6 +10,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 import smartpool
 from smartpool import GiB, MiB, SmartPool
@@ -142,7 +143,7 @@ def test_threads_that_start_a_recording_at_once_start_one():
         together = threading.Barrier(4)
 
         def start():
-            together.wait(10)
+            together.wait(PATIENCE_S)
             pool.start_recording()
 
         threads = [threading.Thread(target=start) for _ in range(4)]

@@ -92,6 +92,7 @@ def byte_ticks(most: int, *, at_most: int = 6) -> list[tuple[int, str]]:
 
     Examples
     --------
+    >>> from smartpool.units import MiB
     >>> byte_ticks(3 * MiB // 2)
     [(0, '0'), (262144, '0.25 MiB'), (524288, '0.5 MiB'), ..., (1572864, '1.5 MiB')]
     """

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE_S
 
 pytest.importorskip("torch")
 if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
@@ -77,7 +78,7 @@ def run(program: str) -> None:
         [sys.executable, "-c", PRELUDE + textwrap.dedent(program) + "\nprint('alive')"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         cwd=ROOT,
         check=False,
     )

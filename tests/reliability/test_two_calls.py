@@ -8,7 +8,8 @@ import time
 from functools import partial
 
 import pytest
-from between import PATIENCE_S, WatchedLock, interleaved
+from between import WatchedLock, interleaved
+from waiting import PATIENCE_S
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver

@@ -8,6 +8,7 @@ import socket
 import threading
 
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool.descriptors import Descriptor
 from smartpool.errors import SharingError
@@ -67,7 +68,7 @@ def test_a_wait_ends_with_the_last_holder():
     ended.join(0.05)
     assert ended.is_alive()
     reader.close()
-    ended.join(60)
+    ended.join(PATIENCE_S)
     assert not ended.is_alive()
     assert not is_held(file)
 

@@ -13,6 +13,7 @@ import time
 
 import pytest
 from sharing_peers import bytes_of, open_files
+from waiting import PATIENCE_S
 
 import smartpool
 from smartpool.errors import SharingError
@@ -62,7 +63,7 @@ def test_pickles_that_nobody_loads_keep_nothing(pool):
 
 def settled(count):
     """Wait until the thread that answers has closed what it had open."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while open_files() > count and time.monotonic() < end:
         time.sleep(0.01)
 
@@ -91,7 +92,7 @@ def test_of_a_process_that_has_ended():
     process = context.Process(target=pickled_and_ended, args=(theirs,))
     process.start()
     data = ours.recv_bytes()
-    process.join(60)
+    process.join(PATIENCE_S)
     assert pickle.loads(data).closed
 
 

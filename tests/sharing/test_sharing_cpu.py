@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sharing_peers as peers
 from sharing_contract import SharingContract
+from waiting import PATIENCE_S
 
 import smartpool
 from smartpool.errors import DLPackError, SharingError, UnsupportedError
@@ -281,13 +282,13 @@ def test_who_is_in_the_middle_of_sending_keeps_the_descriptors(pool):
             def sendall(self, data):
                 super().sendall(data)
                 begun.set()
-                closed.wait(60)
+                closed.wait(PATIENCE_S)
 
         closed = threading.Event()
         with Slow(fileno=ours.detach()) as slow:
             sender = threading.Thread(target=shared.send, args=(slow,))
             sender.start()
-            assert begun.wait(60)
+            assert begun.wait(PATIENCE_S)
             numbers = numbers_of(shared)
             opened = shared.open()
             shared.close()
@@ -366,7 +367,7 @@ assert not smartpool.sharing.endings._kept.keys() - {id(other._export)}
 print("as it was")
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (done.stdout, done.stderr) == ("as it was\n", "")
 

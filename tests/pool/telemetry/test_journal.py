@@ -7,12 +7,12 @@ import threading
 import time
 
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool import OutOfMemoryError, SmartPool, SmartPoolConfig
 from smartpool.pool.telemetry import journal
 from smartpool.units import MiB
 
-PATIENCE_S = 60
 CALM = SmartPoolConfig(track=True, enable_auto_defragmentation=False)
 
 

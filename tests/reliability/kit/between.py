@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 
+from waiting import PATIENCE_S
+
 TRACED = ("/smartpool/pool/", "/smartpool/memory/", "/smartpool/buffer.py")
-PATIENCE_S = 60
 
 
 class WatchedLock:
