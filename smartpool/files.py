@@ -17,7 +17,16 @@ from typing import IO, Final
 from smartpool.errors import SmartPoolError, TraceFormatError
 from smartpool.units import GiB, MiB, format_size
 
-__all__ = ["MAX_FILE_BYTES", "MAX_RATIO", "allowed_bytes", "open_regular", "read_bytes", "size_of_file"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_RATIO",
+    "allowed_bytes",
+    "explain",
+    "no_folder",
+    "open_regular",
+    "read_bytes",
+    "size_of_file",
+]
 
 MAX_FILE_BYTES: Final = 4 * GiB
 _GZIP: Final = b"\x1f\x8b"
@@ -80,6 +89,35 @@ def size_of_file(file: IO[bytes]) -> int:
 def allowed_bytes(packed_bytes: int) -> int:
     """Return to how many bytes a packed file of that length may claim to unpack."""
     return max(_FREE_OF_RATIO, MAX_RATIO * packed_bytes)
+
+
+def explain(error: object) -> str:
+    """Return an error in words; of the system's own, without its number and with what to do.
+
+    >>> explain(FileNotFoundError(2, "No such file or directory", "trace.npz"))
+    "trace.npz: there is no such file; look at the spelling, and at the folder '.'"
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    name = error.filename
+    if not isinstance(name, str | bytes | PathLike):
+        return error.strerror
+    shown = os.fsdecode(name)
+    folder = os.path.dirname(shown) or "."  # noqa: PTH120 - pathlib is imported by those who need it
+    if isinstance(error, FileNotFoundError):
+        if os.path.isdir(folder):  # noqa: PTH112
+            return f"{shown}: there is no such file; look at the spelling, and at the folder {folder!r}"
+        return no_folder(shown, folder)
+    if isinstance(error, IsADirectoryError):
+        return f"{shown}: expected a file, this is a folder; name a file in it"
+    if isinstance(error, PermissionError):
+        return f"{shown}: this user may not read or write it; name another, or change its permissions"
+    return f"{shown}: {error.strerror}"
+
+
+def no_folder(path: str, folder: str | PathLike[str]) -> str:
+    """Say that the folder of a file is missing."""
+    return f"{path}: there is no folder {str(folder)!r}; make it, or name another"
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -9,30 +9,30 @@ can tell apart.
 status meaning
 ====== ==========================================================================
 0      done
-2      unusable arguments, files, devices or packages
+2      unusable arguments, files, devices or packages, or an output that cannot be written
 3      a request failed for lack of memory
 130    interrupted (Ctrl-C)
 141    the reader of our output went away (``smartpool ... | head``)
 ====== ==========================================================================
+
+This module imports nothing that takes long: Ctrl-C is told in a line from the first moment on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from smartpool._version import __version__
-from smartpool.cli import advise, completion, convert, demo, info, plan, replay, report, serve, watch
-from smartpool.cli.targets import explain
 from smartpool.errors import OutOfMemoryError, SmartPoolError
+from smartpool.files import explain
 from smartpool.report.text import printable
 
 __all__ = ["main"]
-
-_SUBCOMMANDS: Final = (demo, replay, report, advise, plan, convert, watch, serve, info, completion)
 
 OK: Final = 0
 UNUSABLE: Final = 2
@@ -48,12 +48,14 @@ examples:
   smartpool report trace.npz              a page to open in a browser: who held the memory, and when
   smartpool advise trace.npz              what is worth changing for this program?
   smartpool plan graph.csv                where to put buffers whose lifetimes are known
+  zcat log.csv.gz | smartpool replay -    a file named - is standard input, or standard output
   smartpool serve                         a page in the browser that shows memory as it changes
   smartpool watch http://127.0.0.1:8765   the same in the terminal
   smartpool info                          versions and devices of this machine
 
 Tables go to standard output, progress and errors to standard error. NO_COLOR turns colours off.
-Exit status: 0 done, 2 unusable arguments or files, 3 out of memory, 130 interrupted.
+Exit status: 0 done, 2 unusable arguments, files or output, 3 out of memory, 130 interrupted, 141 the
+reader of the output went away.
 """
 
 
@@ -72,17 +74,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     try:
+        _mend_standard_streams()
         status = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         _silence_standard_output()
         return NOBODY_READS
+    except OSError as error:
+        _silence_standard_output()
+        return _fail(f"standard output cannot be written: {explain(error)}; send it elsewhere", UNUSABLE)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return INTERRUPTED
     return status
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every subcommand."""
-    parser = argparse.ArgumentParser(
+    from smartpool.cli import (  # noqa: PLC0415  what `main` tells in one line may happen meanwhile
+        advise,
+        completion,
+        convert,
+        demo,
+        info,
+        plan,
+        replay,
+        report,
+        serve,
+        watch,
+    )
+
+    parser = _Parser(
         prog="smartpool",
         description="A GPU memory pool in pure Python: see what allocators do with your memory.",
         epilog=_EPILOG,
@@ -90,10 +112,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"smartpool {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for subcommand in _SUBCOMMANDS:
+    for subcommand in (demo, replay, report, advise, plan, convert, watch, serve, info, completion):
         subcommand.add_parser(subparsers)
     parser.set_defaults(whole=parser)  # which `completion` prints a script for
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells when its help cannot be written, as every other output is told."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -109,25 +141,40 @@ def _run(argv: Sequence[str] | None) -> int:
         return int(args.run(args))
     except OutOfMemoryError as error:
         return _fail(error, OUT_OF_MEMORY)
-    except BrokenPipeError:
-        raise
     except SmartPoolError as error:
         return _fail(error, UNUSABLE)
     except OSError as error:
+        if error.filename is None:  # then it is of standard output
+            raise
         return _fail(explain(error), UNUSABLE)
-    except KeyboardInterrupt:
-        print("smartpool: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _fail(error: Exception | str, status: int) -> int:
     """Tell the error in one line: messages hold file names, and those may hold anything."""
-    print(f"smartpool: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    _tell(f"error: {' '.join(str(error).split())}")
     return status
 
 
+def _tell(text: str) -> None:
+    """Write a line to standard error, if anybody can: the status says it all the same."""
+    with contextlib.suppress(OSError):
+        print(f"smartpool: {printable(text)}", file=sys.stderr)
+
+
+def _mend_standard_streams() -> None:
+    """Let closed streams fail when they are written to, and names in other scripts be written somehow."""
+    if sys.stdout is None:
+        descriptor = os.open(os.devnull, os.O_RDONLY)  # which also keeps other files from becoming it
+        sys.stdout = open(descriptor, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
 def _silence_standard_output() -> None:
-    """Keep the interpreter from flushing into the closed pipe once more at exit."""
+    """Keep the interpreter from flushing into what cannot be written once more at exit."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

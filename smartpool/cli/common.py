@@ -7,11 +7,12 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from difflib import get_close_matches
 from typing import Final
 
 from smartpool._version import __version__
 from smartpool.cli.console import replay_progress
+from smartpool.cli.targets import read_from
 from smartpool.config import POLICIES, Policy, SmartPoolConfig
 from smartpool.errors import ConfigurationError, InvalidSizeError, TraceError
 from smartpool.trace.baselines import BASELINES
@@ -69,26 +70,28 @@ def play(
     return runs
 
 
-def find_trace(name: str, *, device: int | None = None) -> Trace:
-    """Return the trace in a file, or the bundled one of that name.
+def find_trace(name: str, *, device: int | None = None, drop_unknown_frees: bool = False) -> Trace:
+    """Return the trace in a file, in standard input where the name is ``-``, or the bundled one of that name.
 
-    `device` says which one of a snapshot of several.
+    `device` says which one of a snapshot of several, `drop_unknown_frees` is for RMM logs.
 
     Raises
     ------
     TraceError
-        When there is neither, or the file cannot be used.
+        When there is none, or the file cannot be used.
     """
-    path = Path(name)
-    if path.exists() and not path.is_dir():
-        return read_any(path, device=device)
+    with read_from(name) as path:
+        if path.is_dir():
+            if name not in bundled_names():
+                raise TraceError(f"{name}: expected a trace file, this is a folder; name a file in it")
+        elif path.exists():
+            return read_any(path, device=device, drop_unknown_frees=drop_unknown_frees)
     if name in bundled_names():
-        return Trace.load(bundled(name))
-    if path.is_dir():
-        raise TraceError(f"{name}: expected a trace file, this is a folder; name a file in it")
+        return read_any(bundled(name), device=device, drop_unknown_frees=drop_unknown_frees)
+    near = get_close_matches(name, bundled_names(), 1)
     raise TraceError(
-        f"expected a trace file or one of the bundled traces {', '.join(bundled_names())}, got {name!r}: "
-        "there is no such file"
+        f"expected a trace file, or one of the bundled traces {', '.join(bundled_names())}, got {name!r}: "
+        f"there is no such file{f'; did you mean {near[0]!r}?' if near else ''}"
     )
 
 

@@ -40,14 +40,19 @@ def make_console(*, stderr: bool = False) -> Console:
     """
     if find_spec("rich") is None:
         raise MissingPackageError(
-            "tables need the package 'rich', which is not installed; run: pip install rich "
-            "(--json works without it)"
+            "tables need the package 'rich' of the extra 'cli', which is not installed; "
+            "run: pip install rich (--json works without it)"
         )
     from rich.console import Console  # noqa: PLC0415  an extra, and not needed for --json
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if terminal or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+    class Printing(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  where it is called: `main` says what becomes of it, not rich
+
+    return Printing(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """``smartpool convert`` turns a recording of one tool into the format of another.
 
-It reads traces, PyTorch memory snapshots, RMM logs and CSV of events, told apart by their contents, and
-runs nothing that they hold. It writes what the ending of OUT says, or --to:
+It reads traces, PyTorch memory snapshots, RMM logs and CSV of events, told apart by their contents, packed by
+gzip or not, and runs nothing that they hold. A file named - is standard input or standard output. It writes
+what the ending of OUT says, or --to:
 
   npz     .npz            a trace, for every other command
   torch   .pickle, .pkl   a PyTorch memory snapshot, for pytorch.org/memory_viz
@@ -16,12 +17,11 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from smartpool.cli.targets import check_target
+from smartpool.cli.common import find_trace
+from smartpool.cli.targets import check_target, tell, written_to
 from smartpool.errors import ConfigurationError, InvalidRequestError
 from smartpool.report.text import counted, format_bytes, printable
-from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.exporters import FORMATS, format_of, write_any
-from smartpool.trace.importers import read_any
 from smartpool.trace.trace import Trace
 
 __all__ = ["add_parser", "run"]
@@ -64,19 +64,20 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     target = Path(args.target)
     written = _format(target, args.to)  # before the time of reading is spent
-    check_target(target)
-    source = bundled(args.source) if _is_bundled(args.source) else args.source
-    trace = read_any(source, device=args.gpu, drop_unknown_frees=args.drop_unknown_frees)
-    write_any(trace, target, to=written)
+    check_target(target, prints="--json" if args.json else None)
+    trace = find_trace(args.source, device=args.gpu, drop_unknown_frees=args.drop_unknown_frees)
+    with written_to(target) as path:
+        write_any(trace, path, to=written)
     if args.json:
         print(
             json.dumps({"schema": SCHEMA, "path": str(target), "format": written, **_facts(trace)}, indent=1)
         )
     else:
-        print(
+        tell(
             f"{printable(str(target))}: {counted(trace.events, 'event')}, "
             f"{counted(trace.allocations, 'allocation')}, {counted(trace.streams, 'stream')}, "
-            f"peak live {format_bytes(trace.peak_live_bytes)}"
+            f"peak live {format_bytes(trace.peak_live_bytes)}",
+            target,
         )
     return 0
 
@@ -89,10 +90,6 @@ def _format(target: Path, to: str | None) -> str:
         raise InvalidRequestError(
             f"{target}: expected a file name that ends in {known}; rename it, or name its format with --to"
         ) from None
-
-
-def _is_bundled(name: str) -> bool:
-    return name in bundled_names() and not Path(name).exists()
 
 
 def _facts(trace: Trace) -> dict[str, object]:

@@ -16,7 +16,7 @@ import numpy as np
 import smartpool
 from smartpool.cli.common import DEFAULT_DEVICE, find_trace, play, runs_as_json
 from smartpool.cli.console import make_console
-from smartpool.cli.targets import check_target
+from smartpool.cli.targets import HTML, check_target, written_to
 from smartpool.dlpack import DeviceType
 from smartpool.errors import DLPackError
 from smartpool.report.picture import write_picture
@@ -87,6 +87,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"replay this trace; may be given again (default: {', '.join(bundled_names())})",
     )
     parser.add_argument(
+        "-o",
         "--output",
         default=DEFAULT_OUTPUT,
         metavar="FILE",
@@ -99,7 +100,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     console = None if args.json else make_console()
-    check_target(args.output, reads=args.trace or ())
+    check_target(args.output, reads=args.trace or (), endings=HTML, prints="the table")
     traces = [find_trace(name) for name in args.trace or bundled_names()]
     buffers = show_buffers(args.device)
     if console:
@@ -109,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
             "addresses without memory, driver time by costs measured on an H200"
         )
     runs = play(traces, [SMARTPOOL, *PEERS], DEFAULT_DEVICE)
-    path = write_picture(runs, args.output, title="SmartPool beside its peers").resolve()
+    with written_to(args.output) as picture:
+        path = write_picture(runs, picture, title="SmartPool beside its peers").resolve()
     if console:
         print_runs(runs, console)
         console.print("\n[bold]Memory over time[/], a picture to open in a browser:")

@@ -1,7 +1,8 @@
 """``smartpool plan``: offsets for intervals with known lifetimes.
 
-The input is CSV with the columns ``id,lower,upper,size`` (``alignment``, ``priority`` and ``fixed_offset``
-may follow), or a trace, bundled or in any format that ``smartpool replay`` reads. Lifetimes are half-open.
+The input is CSV with the columns ``id,lower,upper,size`` (``alignment``, ``priority``, ``gaps`` and
+``fixed_offset`` may follow), or a trace, bundled or in any format that ``smartpool replay`` reads. Lifetimes
+are half-open. A file named - is standard input or standard output.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import time
 from pathlib import Path
 from typing import Final
 
-from smartpool.cli.targets import check_target
+from smartpool.cli.common import find_trace, size_of
+from smartpool.cli.targets import check_target, read_from, tell, written_to
 from smartpool.csv_rows import first_row
-from smartpool.errors import InvalidRequestError, InvalidSizeError
+from smartpool.errors import InvalidRequestError
 from smartpool.files import open_regular
 from smartpool.planner.intervals import IntervalSet
 from smartpool.planner.plans import Plan
 from smartpool.planner.portfolio import solve
 from smartpool.planner.reading import is_interval_header, read_csv, write_csv
+from smartpool.report.text import counted, printable
 from smartpool.trace.importers.events_csv import is_event_header
 from smartpool.trace.importers.rmm_log import is_rmm_header
-from smartpool.units import format_size, parse_size
+from smartpool.units import format_size
 
 __all__ = ["add_parser", "run"]
 
@@ -57,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--capacity",
         metavar="SIZE",
-        type=_size,
+        type=size_of,
         help="bytes at hand, such as 80GiB: stop at a plan that fits",
     )
     parser.add_argument(
@@ -65,9 +68,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same plan (default: 0)")
     parser.add_argument(
-        "--output", metavar="FILE.csv", type=Path, help="write the intervals with their offsets"
+        "-o", "--output", metavar="FILE.csv", type=Path, help="write the intervals with their offsets"
     )
-    parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the plan as SVG")
+    parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="draw the plan as SVG")
     parser.add_argument("--progress", action="store_true", help="tell each better plan on standard error")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -75,15 +78,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Plan a file and return the exit status."""
-    check_target(args.output, reads=[args.file])
-    check_target(args.picture, reads=[args.file])
-    if (
-        args.output is not None
-        and args.picture is not None
-        and args.output.resolve() == args.picture.resolve()
-    ):
+    prints = "--json" if args.json else None
+    check_target(args.output, reads=[args.file], endings=(".csv",), prints=prints)
+    check_target(
+        args.picture, reads=[args.file], endings=(".svg",), prints=prints or (args.output and "the plan")
+    )
+    if args.output and args.picture and args.output.resolve() == args.picture.resolve():
         raise InvalidRequestError(f"{args.output}: expected a file for --output and another for --picture")
-    intervals = _read(args.file)
+    with read_from(args.file) as path:
+        intervals = _read(str(args.file), path)
     plan = solve(
         intervals,
         capacity=args.capacity,
@@ -91,47 +94,43 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=_Teller() if args.progress else None,
     )
-    fits = None if args.capacity is None else plan.height <= args.capacity
     if args.output is not None:
-        write_csv(args.output, intervals, plan.offsets)
+        with written_to(args.output) as target:
+            write_csv(target, intervals, plan.offsets)
     if args.picture is not None:
         # Drawing is for those who ask.
         from smartpool.report.plan_picture import write_plan_picture  # noqa: PLC0415
 
-        write_plan_picture(args.picture, intervals, plan, title=args.file.stem, capacity=args.capacity)
+        with written_to(args.picture) as target:
+            write_plan_picture(target, intervals, plan, title=path.stem, capacity=args.capacity)
     if args.json:
-        print(json.dumps(_document(args, intervals, plan, fits=fits)))
+        print(json.dumps(_document(path.stem, intervals, plan), indent=1))
     else:
-        print(_text(args, intervals, plan))
-    return DOES_NOT_FIT if fits is False else 0
+        tell(_text(path.name, intervals, plan), args.output, args.picture)
+    return DOES_NOT_FIT if plan.fits is False else 0
 
 
-def _read(path: Path) -> IntervalSet:
+def _read(name: str, path: Path) -> IntervalSet:
     """Read CSV of intervals, or whatever the trace readers know: by what is in the file."""
     if path.is_file() and _has_intervals(path):
         return read_csv(path)
-    # The trace readers are not free.
-    from smartpool.cli.common import find_trace  # noqa: PLC0415
-
-    trace = find_trace(str(path))
-    return IntervalSet.from_events(trace.op, trace.id, trace.size)
+    trace = find_trace(str(path) if path.is_file() else name)
+    return IntervalSet.from_events(trace.op, trace.allocation_numbers(), trace.size)
 
 
 def _has_intervals(path: Path) -> bool:
     """Whether a file is CSV of intervals, or is to be told what it lacks as such."""
     with open_regular(path) as file:
-        head = first_row(file.read(_HEAD_BYTES))
-    return is_interval_header(head) or (
-        path.suffix.lower() == ".csv" and not is_event_header(head) and not is_rmm_header(head)
-    )
+        head = file.read(_HEAD_BYTES)
+    cells = first_row(head)
+    is_table = len(cells) > 1 and not is_event_header(cells) and not is_rmm_header(cells)
+    return is_interval_header(cells) or (is_table and all(map(str.isprintable, cells)))
 
 
-def _document(
-    args: argparse.Namespace, intervals: IntervalSet, plan: Plan, *, fits: bool | None
-) -> dict[str, object]:
+def _document(instance: str, intervals: IntervalSet, plan: Plan) -> dict[str, object]:
     return {
         "schema": 1,
-        "instance": args.file.stem,
+        "instance": instance,
         "intervals": len(intervals),
         "load_bytes": plan.load,
         "height_bytes": plan.height,
@@ -139,21 +138,21 @@ def _document(
         "seconds": plan.seconds,
         "method": plan.method,
         "proved_optimal": plan.proved_optimal,
-        "capacity_bytes": args.capacity,
-        "fits": fits,
+        "capacity_bytes": plan.capacity,
+        "fits": plan.fits,
     }
 
 
-def _text(args: argparse.Namespace, intervals: IntervalSet, plan: Plan) -> str:
+def _text(name: str, intervals: IntervalSet, plan: Plan) -> str:
     proof = "optimal" if plan.proved_optimal else "not proved optimal"
     lines = [
-        f"{args.file.name}: {len(intervals):,} intervals",
+        f"{printable(name)}: {counted(len(intervals), 'interval')}",
         f"  load    {plan.load:>18,} bytes  ({format_size(plan.load)}): no plan is lower",
         f"  height  {plan.height:>18,} bytes  ({format_size(plan.height)}), {plan.gap:.3%} above it, {proof}",
     ]
-    if args.capacity is not None:
-        verdict = "fits" if plan.height <= args.capacity else "does not fit"
-        lines.append(f"  {verdict} into {args.capacity:,} bytes ({format_size(args.capacity)})")
+    if plan.capacity is not None:
+        verdict = "fits" if plan.fits else "does not fit"
+        lines.append(f"  {verdict} into {counted(plan.capacity, 'byte')} ({format_size(plan.capacity)})")
     lines.append(f"  by {plan.method} in {plan.seconds:.2f} s")
     return "\n".join(lines)
 
@@ -169,13 +168,6 @@ class _Teller:
         if now - self.last >= 0.1 or plan.proved_optimal:
             self.last = now
             print(f"{plan.seconds:8.2f} s  {plan.gap:9.4%} above the load  {plan.method}", file=sys.stderr)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except InvalidSizeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text: str) -> float:

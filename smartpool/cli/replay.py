@@ -23,7 +23,7 @@ from smartpool.cli.common import (
     size_of,
 )
 from smartpool.cli.console import make_console
-from smartpool.cli.targets import check_target
+from smartpool.cli.targets import HTML, check_target, written_to
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.report.picture import write_picture
 from smartpool.report.table import print_runs
@@ -102,7 +102,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     console = None if args.json else make_console()  # whether it can print is found out first
-    check_target(args.picture, reads=args.traces)  # and whether it can write
+    # And whether it can write.
+    check_target(args.picture, reads=args.traces, endings=HTML, prints="the table")
     runs = play(
         [find_trace(name) for name in args.traces],
         [SMARTPOOL, *args.against],
@@ -113,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
         policy=args.policy,
     )
     if args.picture is not None:
-        write_picture(runs, args.picture)
+        with written_to(args.picture) as picture:
+            write_picture(runs, picture)
     if console is None:
         print(json.dumps(runs_as_json(runs), indent=1))
     else:

@@ -23,7 +23,7 @@ from smartpool.cli.common import (
     size_of,
 )
 from smartpool.cli.console import replay_progress
-from smartpool.cli.targets import check_target
+from smartpool.cli.targets import HTML, check_target, read_from, tell, written_to
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.errors import InvalidRequestError
 from smartpool.report.analysis import analysis
@@ -59,10 +59,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "source",
         metavar="FILE",
-        help=f"a trace, a dump, or a bundled trace: {', '.join(bundled_names())}",
+        help=f"a trace, a dump, - for standard input, or a bundled trace: {', '.join(bundled_names())}",
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the page (default: the source's name, .html)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="the page (default: the source's name, .html); - prints it",
     )
     parser.add_argument("--gpu", type=int, metavar="N", help="which device of a snapshot of several")
     parser.add_argument("--title", help="the heading (default: the trace's name)")
@@ -86,44 +90,51 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
-    source = Path(args.source)
-    check_target(args.output, reads=[source])
-    failed = 0
-    if source.is_file() and is_dump(source):
-        _refuse_what_replays(args)
-        dump = read_dump(source)
-        target = args.output or Path(f"{dump.name}.html")
-        check_target(target, reads=[source])
-        path = write_dump_report(dump, target, title=args.title)
-        facts: dict[str, object] = {"kind": "out-of-memory", "requested_bytes": dump.story["requested_bytes"]}
-        line = f"{format_bytes(dump.story['requested_bytes'])} asked for"
-    else:
-        trace = find_trace(args.source, device=args.gpu)
+    with read_from(args.source) as source:
         target = args.output or Path(f"{source.stem}.html")
-        check_target(target, reads=[source])
-        peers = [
-            name for name in (PEERS if args.against is None else args.against) if name != OPTIMUM
-        ]  # the plan is always there
-        with replay_progress(len(peers) + 2) as begin:
-            found = analysis(
-                trace,
-                against=peers,
-                device=args.device or DEFAULT_DEVICE,
-                capacity_bytes=args.capacity,
-                policy=_POLICY if args.policy is None else args.policy,
-                begin=begin,
-            )
-        path = write_trace_report(found, target, title=args.title)
-        failed = sum(one.failed_requests for one in found.runs)
-        facts = {"kind": "trace", "trace": trace.name, "runs": [one.as_json() for one in found.runs]}
-        line = f"{format_bytes(trace.peak_live_bytes)} live at the peak"
-        line += f", {counted(failed, 'failed request')} among all allocators" if failed else ""
-    nbytes = path.stat().st_size
+        check_target(target, reads=[source], endings=HTML, prints="--json" if args.json else None)
+        is_one = source.is_file() and is_dump(source)
+        facts, line = _of_dump(args, source, target) if is_one else _of_trace(args, target, source)
     if args.json:
-        print(json.dumps({"schema": 1, "path": str(path), "bytes": nbytes, **facts}, indent=1))
+        print(json.dumps({"schema": 1, "path": str(target), **facts}, indent=1))
     else:
-        print(f"{printable(str(path))}: {format_bytes(nbytes)}, {line}")
-    return FAILED_REQUESTS if failed else OK
+        tell(f"{printable(str(target))}: {format_bytes(facts['bytes'])}, {line}", target)
+    return FAILED_REQUESTS if any(one["failed_requests"] for one in facts.get("runs", ())) else OK
+
+
+def _of_dump(args: argparse.Namespace, source: Path, target: Path) -> tuple[dict[str, Any], str]:
+    """Write the report of what an error left; return what is told of it, to programs and to people."""
+    _refuse_what_replays(args)
+    dump = read_dump(source)
+    with written_to(target) as path:
+        nbytes = write_dump_report(dump, path, title=args.title).stat().st_size
+    requested = dump.story["requested_bytes"]
+    facts = {"bytes": nbytes, "kind": "out-of-memory", "requested_bytes": requested}
+    return facts, f"{format_bytes(requested)} asked for"
+
+
+def _of_trace(args: argparse.Namespace, target: Path, source: Path) -> tuple[dict[str, Any], str]:
+    """Write the report of a trace; return what is told of it, to programs and to people."""
+    trace = find_trace(str(source), device=args.gpu)
+    peers = [
+        name for name in (PEERS if args.against is None else args.against) if name != OPTIMUM
+    ]  # the plan is always there
+    with replay_progress(len(peers) + 2) as begin:
+        found = analysis(
+            trace,
+            against=peers,
+            device=args.device or DEFAULT_DEVICE,
+            capacity_bytes=args.capacity,
+            policy=_POLICY if args.policy is None else args.policy,
+            begin=begin,
+        )
+    with written_to(target) as path:
+        nbytes = write_trace_report(found, path, title=args.title).stat().st_size
+    failed = sum(one.failed_requests for one in found.runs)
+    line = f"{format_bytes(trace.peak_live_bytes)} live at the peak"
+    line += f", {counted(failed, 'failed request')} among all allocators" if failed else ""
+    runs = [one.as_json() for one in found.runs]
+    return {"bytes": nbytes, "kind": "trace", "trace": trace.name, "runs": runs}, line
 
 
 def _refuse_what_replays(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """``smartpool serve`` plays a trace against a pool and serves its live page until Ctrl-C.
 
-In a program of your own, ``pool.serve(port=8765)`` serves the same page of your pool.
+In a program of your own, ``pool.serve(port=8765)`` serves the same page of your pool. With SMARTPOOL_PASSWORD
+in the environment the page asks for that password; listening elsewhere than on this machine, set one.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from smartpool.cli.common import find_trace
 from smartpool.cli.console import make_console
 from smartpool.cli.terminal import TerminalView
 from smartpool.errors import InvalidRequestError
+from smartpool.files import explain
 from smartpool.live.traffic import Traffic
 from smartpool.live.view import LiveView
 
@@ -143,7 +144,7 @@ def _asker(url: str) -> _Question:
             raise InvalidRequestError(f"{url} answered {error.code}: {_reason(error)}") from None
         except (OSError, ValueError) as error:
             raise InvalidRequestError(
-                f"expected a served pool at {url}, got: {getattr(error, 'reason', error)}; "
+                f"expected a served pool at {url}, got: {explain(getattr(error, 'reason', error))}; "
                 "start one with pool.serve() or 'smartpool serve'"
             ) from None
 

@@ -30,6 +30,7 @@ from importlib import resources
 from typing import Any, Final, Self
 
 from smartpool.errors import InvalidRequestError, SmartPoolError
+from smartpool.files import explain
 
 __all__ = ["Answer", "LiveServer"]
 
@@ -98,7 +99,8 @@ class LiveServer:
             self._server = _Server((host, port), answers, password)
         except (OSError, OverflowError) as error:
             raise InvalidRequestError(
-                f"expected an address to listen on, got {host!r} port {port}: {error}; {_way_out(error)}"
+                f"expected an address to listen on, got {host!r} port {port}: {explain(error)}; "
+                f"{_way_out(error)}"
             ) from None
         self.host, self.port = host, int(self._server.server_address[1])
         shown = f"[{host}]" if ":" in host else host

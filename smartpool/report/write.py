@@ -64,8 +64,8 @@ def report(
         recording = source.recording(device_id)
         if recording is None:
             raise InvalidRequestError(
-                f"expected a pool that records, got {source!r}; call start_recording() before the part "
-                "that is to be seen, or make the pool with SmartPoolConfig(record=True)"
+                f"expected a pool that records, got {source!r}; pass what stop_recording() returned, or call "
+                "start_recording() before the part that is to be seen (SmartPoolConfig(record=True) does)"
             )
         trace = recording
     return write_trace_report(analysis(trace, **options), path, title=title)

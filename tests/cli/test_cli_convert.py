@@ -43,6 +43,9 @@ def test_a_line_for_people(tmp_path, capsys):
         (b"\x80\x04cos\nsystem\n.", "out.npz", "in.bin"),
         (b"", "out.txt", "out.txt: expected a file name that ends in .npz"),
         (None, "out.npz", "there is no such file"),
+        (b"", "out.npz", "got an empty file"),
+        (b"id,lower,upper,size\n", "out.npz", "which are for 'smartpool plan'"),
+        (b"op,id,size\nresize,0,8\n", "out.npz", "line 2: expected 'op' to be 0 or allocate, or 1 or free"),
     ],
 )
 def test_unusable_files_are_one_line_and_leave_nothing(tmp_path, capsys, content, target, expected):
@@ -65,6 +68,19 @@ def test_what_is_written_can_be_read_again(tmp_path, capsys, suffix):
     capsys.readouterr()
     trace = Trace.load(second)
     assert (trace.op.tolist(), trace.size.tolist()) == ([0, 1], [3 << 20, 3 << 20])
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--gpu=0", "expected a PyTorch snapshot where a device is named"),
+        ("--drop-unknown-frees", "expected an RMM log where unknown frees are to be dropped"),
+    ],
+)
+def test_an_option_that_a_trace_has_no_use_for_is_refused(tmp_path, capsys, option, said):
+    assert main(["convert", "multistream-mix", str(tmp_path / "out.npz"), option]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_format_by_name(tmp_path, capsys):

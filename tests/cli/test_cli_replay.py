@@ -125,7 +125,10 @@ def test_a_policy_has_its_name(capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nowhere.npz"], "bundled traces dataframe-mix.*nowhere.npz"),
+        (["nowhere.npz"], "bundled traces dataframe-mix.*nowhere.npz.*no such file$"),
+        (["dataframe-mx"], "no such file; did you mean 'dataframe-mix'[?]$"),
+        (["dataframe-mix", "--device", "model:999999999TiB"], "no device .* at most 16 PiB, got 954 EiB"),
+        (["dataframe-mix", "--device", "model:1PiB"], "expected a device whose addresses fit below"),
         (["dataframe-mix", "--against", "tcmalloc"], "pytorch-expandable.*tcmalloc"),
         (["dataframe-mix", "--against", ","], "or all, or none"),
         (["dataframe-mix", "--capacity", "many"], "such as '80GiB'.*'many'"),

@@ -55,6 +55,7 @@ def test_of_what_an_out_of_memory_error_left(tmp_path, capsys):
     ("arguments", "expected"),
     [
         (["{source}", "--gpu", "1"], "expected a PyTorch snapshot where a device is named"),
+        (["multistream-mix", "--gpu", "3"], "expected a PyTorch snapshot where a device is named"),
         (["nowhere.npz"], "expected a trace file"),
         (["{source}", "--against", "malloc"], "expected names out of"),
         (["{source}", "-o", "{folder}/missing/x.html", "--against", "none"], "missing"),

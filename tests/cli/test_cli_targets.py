@@ -108,6 +108,21 @@ def test_a_file_that_a_bundled_trace_is_named_like_may_be_written(tmp_path, caps
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "multistream-mix", "--against", "none", "-o", "page.pdf"],
+        ["replay", "multistream-mix", "--against", "none", "--json", "--picture", "page.pdf"],
+        ["demo", "--json", "-o", "page.pdf"],
+    ],
+)
+def test_a_page_is_not_written_into_a_file_of_another_kind(tmp_path, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert "page.pdf: expected a name that ends in .html or .htm" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 CONVERT = {"convert": ["convert", "{read}", "{written}", "--to", "csv"]}
 
 

@@ -357,7 +357,7 @@ def test_missing_files_and_folders_are_told_in_words(tmp_path, capsys):
     assert "there is no such file" in stderr_of(capsys, "plan", missing)
     assert "this is a folder" in stderr_of(capsys, "plan", str(tmp_path))
     assert "there is no such file" in stderr_of(capsys, "convert", missing, str(tmp_path / "out.npz"))
-    assert "got a folder" in stderr_of(capsys, "convert", str(tmp_path), str(tmp_path / "out.npz"))
+    assert "this is a folder" in stderr_of(capsys, "convert", str(tmp_path), str(tmp_path / "out.npz"))
     for option in ("--output", "--picture"):
         assert "there is no folder" in stderr_of(capsys, "plan", str(good), option, nowhere)
         assert "this is a folder" in stderr_of(capsys, "plan", str(good), option, str(tmp_path))

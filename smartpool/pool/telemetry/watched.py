@@ -15,6 +15,7 @@ from typing import Final
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.protocol import Driver
 from smartpool.errors import OutOfMemoryError, RequestTooLargeError
+from smartpool.files import explain
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
@@ -253,7 +254,7 @@ class WatchedPool(SearchingPool):
                 stack = StackLabels(_STORY_FRAMES).here().site
                 failed.dump_path = str(write_dump(folder, story, now, shown, stack=stack))
             except (OSError, ValueError) as reason:  # text or a number that cannot be written
-                failed.add_note(f"the dump that was asked for could not be written: {reason}")
+                failed.add_note(f"the dump that was asked for could not be written: {explain(reason)}")
         for hooks in self._hooks:
             hooks.out_of_memory(story)
         return failed
