@@ -30,14 +30,12 @@ __all__ = [
     "FreeFunction",
     "address_of",
     "allocate_and_free",
-    "segment_functions",
 ]
 
 AllocateFunction: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
 FreeFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
 
 Allocate = Callable[[int, int, int | None], int | None]
-Free = Callable[[int, int, int, int | None], None]
 
 
 def address_of(prototype: Any, function: Callable[..., Any]) -> int:
@@ -120,34 +118,3 @@ def allocate_and_free(
         each.late_frees = drain
     rescue.watch((allocate, allocate_again))
     return allocate, allocate_again, ring
-
-
-def segment_functions(
-    managers: dict[int, AdvancedMemoryPoolManager],
-) -> tuple[Allocate, Free]:
-    """Return the two functions for the segments of a `torch.cuda.MemPool`.
-
-    There PyTorch's own allocator stands between: it takes a null pointer for out of memory, frees
-    what it can, asks again and raises its own error. So nothing is rescued, and nothing is said.
-    """
-    finalizing = sys.is_finalizing
-    memory_error = MemoryError
-
-    def allocate(size: int, device: int, stream: int | None) -> int | None:
-        manager = managers[device]
-        try:
-            if stream and manager.driver.is_capturing(stream):
-                # PyTorch keeps the segment for the graph. All work before it is done when that first runs.
-                with manager.driver.beside_capture():
-                    pointer = manager.malloc(size)
-                    manager.driver.synchronize()
-                return pointer
-            return manager.malloc(size, stream)
-        except memory_error:
-            return None
-
-    def free(pointer: int, size: int, device: int, stream: int | None) -> None:  # noqa: ARG001
-        if not finalizing():
-            managers[device].drop(pointer)
-
-    return allocate, free

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from smartpool.errors import UnknownPointerError
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
-__all__ = ["ROOM", "CppErrors", "Rescue"]
+__all__ = ["ROOM", "CppErrors", "Rescue", "raise_later"]
 
 _LOGGER = logging.getLogger("smartpool")
 
@@ -159,9 +159,7 @@ class Rescue:
                 return pointer
         self.armed[0] += 1
         arguments = (_thread.get_ident(),), (_class_that_raises(error),)
-        # The list is extended in C. A plain call would let the interpreter look for asynchronous
-        # exceptions right after it, and it would find this one here instead of in the caller.
-        [*map(_set_async_exception, *arguments)]
+        [*map(_set_async_exception, *arguments)]  # see `raise_later`; and there is no step more
         return pointer
 
     def watch(self, functions: tuple[Callable[..., Any], ...]) -> None:
@@ -193,6 +191,17 @@ class Rescue:
         else:
             message = f"{type(error).__name__}: {error}"
         return self._errors.make(message, empty=empty) + 1
+
+
+def raise_later(error: BaseException) -> None:
+    """Raise `error` in this thread, at the first instruction of Python behind the C code that called.
+
+    The caller must return at once, without a call or a loop.
+    """
+    arguments = (_thread.get_ident(),), (_class_that_raises(error),)
+    # The list is extended in C. A plain call would let the interpreter look for asynchronous exceptions
+    # right after it, and it would find this one here instead of in the caller.
+    [*map(_set_async_exception, *arguments)]
 
 
 def _typed(function: Any, result: Any, *arguments: Any) -> Any:

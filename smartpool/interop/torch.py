@@ -32,14 +32,13 @@ from smartpool.errors import (
 from smartpool.interop._frameworks import cuda_managers, framework, manager_for
 from smartpool.interop._torch_callbacks import (
     AllocateFunction,
-    FreeFunction,
     address_of,
     allocate_and_free,
-    segment_functions,
 )
 from smartpool.interop._torch_graphs import Graphs
 from smartpool.interop._torch_rescue import ROOM, CppErrors, Rescue
 from smartpool.interop._torch_ring import FreeRing, ask
+from smartpool.interop._torch_segments import Segments, mem_pool_over
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.smart_pool import SmartPool
 from smartpool.units import align_up
@@ -228,6 +227,9 @@ def mem_pool(pool: SmartPool, **options: Any) -> Any:
     the segments (2 MiB, 20 MiB or more) into tensors, so the pool sees segments, and PyTorch's
     statistics and snapshots work. It can be made at any time.
 
+    `torch.cuda.empty_cache` gives its idle segments back while nobody is inside, and so does a request
+    that cannot be served otherwise. So its ``id`` changes, and is to be asked for when it is needed.
+
     Parameters
     ----------
     pool
@@ -250,9 +252,7 @@ def mem_pool(pool: SmartPool, **options: Any) -> Any:
             "expected PyTorch's own allocator, which a MemPool stands on, but install() replaced it in this "
             "process; use one or the other"
         )
-    allocate, free = segment_functions(managers)
-    allocator = make(address_of(AllocateFunction, allocate), address_of(FreeFunction, free))
-    return torch.cuda.MemPool(allocator, **options)
+    return mem_pool_over(Segments(torch, managers, make, options), torch)
 
 
 # ------------------------------------------------------------------ what PyTorch cannot say any more

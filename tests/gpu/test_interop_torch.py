@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,126 @@ def test_a_mem_pool():
         gc.collect()
         torch.cuda.empty_cache()
         pool.check()
+
+
+@pytest.fixture
+def eight():
+    """A pool of 8 GiB with a `MemPool` on it."""
+    with smartpool.SmartPool("cuda:0", smartpool.SmartPoolConfig(max_bytes=8 << 30)) as pool:
+        yield pool, pool.managers[0]
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        pool.check()
+
+
+def make(mebibytes: int) -> torch.Tensor:
+    return torch.full((mebibytes * MiB,), 3, dtype=torch.uint8, device="cuda")
+
+
+def test_empty_cache_gives_the_idle_segments_of_a_mem_pool_back(eight):
+    pool, manager = eight
+    mine = interop.mem_pool(pool)
+    allocated = torch.cuda.memory_allocated()
+    for _ in range(4):
+        with torch.cuda.use_mem_pool(mine):
+            held = [make(60) for _ in range(5)]
+            small = torch.ones(1000, device="cuda")
+        assert manager.live_bytes >= 300 * MiB
+        kept = held.pop()
+        del held, small
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        assert manager.live_bytes == 60 * MiB
+        assert int(kept[::MiB].sum()) == 180
+        del kept
+        torch.cuda.empty_cache()
+        assert manager.live_bytes == 0
+        assert torch.cuda.memory_allocated() == allocated
+    with torch.cuda.use_mem_pool(mine):
+        again = make(10)
+        torch.cuda.empty_cache()  # inside: nothing happens to what is in use
+        assert int(again[::MiB].sum()) == 30
+    del again, mine
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert manager.live_bytes == 0
+
+
+def test_a_request_for_more_than_what_idles_in_a_mem_pool(eight):
+    pool, manager = eight
+    mine = interop.mem_pool(pool)
+    with torch.cuda.use_mem_pool(mine):
+        kept = torch.ones(1000, device="cuda")
+        for gibibytes in (6, 7, 5, 7):
+            tensor = torch.empty(gibibytes << 30, dtype=torch.uint8, device="cuda")
+            tensor[:: 1 << 20].fill_(gibibytes)
+            assert manager.live_bytes >= gibibytes << 30
+            assert int(tensor[0]) == int(tensor[-(1 << 20)]) == gibibytes
+            del tensor
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(9 << 30, dtype=torch.uint8, device="cuda")
+        assert float(kept.sum()) == 1000
+        more = [make(100) for _ in range(20)]
+        assert all(int(tensor[-1]) == 3 for tensor in more)
+    assert mine.use_count() == 1
+    del kept, more
+    torch.cuda.synchronize()
+    for _ in range(2):  # an anchor goes with the first
+        torch.cuda.empty_cache()
+    assert manager.live_bytes == 0
+    with torch.cuda.use_mem_pool(mine):
+        assert int(make(5)[-1]) == 3
+
+
+def test_uses_on_two_threads_stay_as_they_are(eight):
+    pool, manager = eight
+    mine, errors = interop.mem_pool(pool), []
+    inside, leave = threading.Event(), threading.Event()
+    other = torch.cuda.MemPool()
+
+    def stay() -> None:
+        try:
+            with torch.cuda.use_mem_pool(other):
+                block = make(1)
+                inside.set()
+                leave.wait(60)
+                assert int(block[-1]) == 3
+        except Exception as error:  # noqa: BLE001 - shown below
+            errors.append(error)
+            inside.set()
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    inside.wait(60)
+    with torch.cuda.use_mem_pool(mine):
+        for gibibytes in (6, 7):
+            del_me = torch.empty(gibibytes << 30, dtype=torch.uint8, device="cuda")
+            del_me[0] = 1
+            del del_me
+    leave.set()
+    thread.join()
+    assert not errors
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
+    assert manager.live_bytes == 0
+
+
+def test_a_graph_in_a_mem_pool(eight):
+    """PyTorch asks for segments while a stream is captured: the default stream may be waited for, not all."""
+    pool, _ = eight
+    mine = interop.mem_pool(pool)
+    static = torch.ones(1 << 20, device="cuda")
+    (static * 2 + 1).sum()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=mine.id):
+        result = static * 2 + 1
+    for value in (1.0, 5.0):
+        static.fill_(value)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert float(result[-1]) == value * 2 + 1
+    del graph, result
+    gc.collect()

@@ -359,18 +359,6 @@ def test_statistics_of_nothing():
 # ------------------------------------------------------------------ a MemPool
 
 
-def test_a_mem_pool_takes_its_segments_from_the_pool(torch, pool):
-    made = interop.mem_pool(pool, use_on_oom=True)
-    assert made.options == {"use_on_oom": True}
-    with made.segment(2 * MiB):
-        assert pool.managers[0].live_bytes == 2 * MiB
-    assert pool.managers[0].live_bytes == 0
-    with pytest.raises(torch.OutOfMemoryError), made.segment(1 << 40):
-        pass
-    pool.check()
-    assert torch.allocator is None  # PyTorch's own is in place
-
-
 @pytest.mark.usefixtures("allocator")
 def test_a_mem_pool_beside_an_installation(pool):
     with pytest.raises(AllocatorError, match="PyTorch's own allocator, which a MemPool stands on"):

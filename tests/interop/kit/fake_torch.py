@@ -7,8 +7,8 @@ an allocator throws becomes PyTorch's own error in Python.
 
 import ctypes
 import types
-from contextlib import contextmanager
 
+from fake_caching import Caching, mem_pool_class
 from fake_libc10 import FakeLibc10
 
 Allocate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
@@ -81,11 +81,23 @@ class FakeTorch(types.ModuleType):
         self.version = types.SimpleNamespace(cuda="13.0")
         self.initialized = False
         self.allocator = None
+        self.caching = caching = Caching(self.OutOfMemoryError)
         self._C = types.SimpleNamespace(
-            _cuda_customAllocator=Allocator, _cuda_changeCurrentAllocator=self._change
+            _cuda_customAllocator=Allocator,
+            _cuda_changeCurrentAllocator=self._change,
+            _cuda_emptyCache=caching.empty,
+            _cuda_beginAllocateCurrentThreadToPool=caching.begin,
+            _cuda_endAllocateToPool=caching.end,
+            _cuda_releasePool=caching.release,
         )
         self.cuda = types.SimpleNamespace(
-            is_initialized=lambda: self.initialized, MemPool=MemPool, Stream=Stream
+            is_initialized=lambda: self.initialized,
+            MemPool=mem_pool_class(caching),
+            Stream=Stream,
+            current_device=lambda: 0,
+            caching_allocator_alloc=lambda size, device: caching.malloc(size),
+            caching_allocator_delete=caching.free,
+            empty_cache=self._empty_cache,
         )
 
     def _change(self, allocator):
@@ -93,15 +105,5 @@ class FakeTorch(types.ModuleType):
             raise RuntimeError("Can't swap an already initialized allocator")
         self.allocator = allocator
 
-
-class MemPool:
-    def __init__(self, allocator, **options):
-        self.allocator, self.options = allocator, options
-
-    @contextmanager
-    def segment(self, size):
-        pointer = self.allocator.raw_alloc(size)
-        if pointer is None:
-            raise FakeTorch.OutOfMemoryError(size)
-        yield pointer
-        self.allocator.raw_delete(pointer)
+    def _empty_cache(self):
+        self._C._cuda_emptyCache()  # looked up when it is called
