@@ -11,6 +11,7 @@ import pytest
 from driver_contract import DriverContract
 from driver_machine import DriverMachine
 from hypothesis import settings
+from waiting import PATIENCE_S
 
 from smartpool.driver import open_driver
 from smartpool.errors import (
@@ -174,11 +175,11 @@ def test_per_thread_streams_of_other_threads_are_waited_for(driver, busy):
         tokens.append(driver.stream(2))
         busy(tokens[0])
         queued.set()
-        finish.wait(20)
+        finish.wait(PATIENCE_S)
 
     thread = threading.Thread(target=work)
     thread.start()
-    queued.wait(20)
+    queued.wait(PATIENCE_S)
     event = driver.create_event()
     driver.record_event(event, driver.stream(2))  # our own, which is idle
     driver.record_event(event, tokens[0])

@@ -6,10 +6,10 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 import smartpool
 from smartpool.driver import open_driver
@@ -134,10 +134,7 @@ def test_the_background_optimiser_gives_idle_memory_back():
         kept = pool.malloc(MiB)
         pool.free(pool.malloc(256 * MiB))
         KEEPER.synchronize()
-        deadline = time.monotonic() + 10
-        while pool.managers[0].reserved_bytes > 64 * MiB and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert pool.managers[0].reserved_bytes <= 64 * MiB
+        wait_until(lambda: pool.managers[0].reserved_bytes <= 64 * MiB)
         assert pool.statistics.background_passes > 0
         assert pool.statistics.background_error is None
         pool.free(kept)
