@@ -426,6 +426,23 @@ def fake_context(driver):
     return type(driver.context.raw)(driver.context.handle)
 
 
+def test_streams_of_green_contexts_are_those_of_their_device(fake, driver):
+    fake.cuStreamGetCtx = lambda stream: (CUresult(0), type(driver.context.raw)(0xC0FFEE))
+    fake.cuStreamGetGreenCtx = lambda stream: (CUresult(0), 0xBEE if int(stream) != 0x7F0000003000 else 0)
+    fake.cuStreamGetDevice = lambda stream: (CUresult(0), int(int(stream) == 0x7F0000002000))
+    token = driver.stream(0x7F0000001000)
+    assert driver.stream(token) == token
+    for handle in (
+        0x7F0000002000,
+        0x7F0000003000,
+    ):  # of another device, and of another context that is not green
+        with pytest.raises(StreamError, match="another device"):
+            driver.stream(handle)
+    fake.cuStreamGetDevice = lambda stream: (CUresult.CUDA_ERROR_INVALID_HANDLE,)
+    with pytest.raises(StreamError, match="another device"):
+        driver.stream(0x7F0000004000)
+
+
 def test_streams_of_other_devices_are_refused(fake, driver):
     fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(CudaDriver(1, driver.context.bindings)))
     with pytest.raises(StreamError, match="of another device"):

@@ -74,7 +74,7 @@ class CudaDriver(VirtualMemory):
         self.dl_device = (_DLPACK_CUDA, ordinal)
         self.default_stream = 0
         self.calls = context.calls
-        self._streams = StreamTable(context.bindings, self.name, context.handle)
+        self._streams = StreamTable(context.bindings, self.name, context.handle, int(context.device))
         self.stream, self.stream_handle = self._streams.identify, self._streams.handle
         self.keep_stream, self.native_stream = self._streams.keep, self._streams.native
         self._events = events = Events(context, self._streams)

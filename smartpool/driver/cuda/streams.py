@@ -11,8 +11,9 @@ Any other stream is a token made of its id, which the driver never gives twice. 
 at once, while the destroyed stream's work is still pending (49 of 50 times on an H200); a pool that took
 the handle for the stream would hand the new one memory that the old one's work still touches. So a handle
 from outside is asked for its id each time that it comes, and once for its context; what is not of this
-device is refused. While a stream is being captured, asking for its id is forbidden, and it is what it
-was last. A number that never was a stream cannot be told from one: the driver itself may crash on it.
+device is refused. A green context is a part of the device's, and an event of that covers its streams.
+While a stream is being captured, asking for its id is forbidden, and it is what it was last. A number that
+never was a stream cannot be told from one: the driver itself may crash on it.
 
 Nor can one that no longer is: a framework may destroy its stream as soon as it has freed the
 memory, while the pool has yet to record an event behind that free. The streams that are known to
@@ -59,6 +60,7 @@ class StreamTable:
         "_ask_id",
         "_bindings",
         "_context",
+        "_device",
         "_issued",
         "_latest",
         "_legacy",
@@ -72,10 +74,11 @@ class StreamTable:
         "owned",
     )
 
-    def __init__(self, bindings: Bindings, name: str, context: int) -> None:
+    def __init__(self, bindings: Bindings, name: str, context: int, device: int) -> None:
         self._bindings = bindings
         self._name = name
         self._context = context
+        self._device = device
         self._legacy = bindings.api.CUstream(_LEGACY)
         self._per_thread = bindings.api.CUstream(_PER_THREAD)
         self.known: dict[int, Any] = {_LEGACY: self._legacy}
@@ -186,6 +189,17 @@ class StreamTable:
 
     def _check_context(self, handle: int, stream: Any) -> None:
         result = self._bindings.api.cuStreamGetCtx(stream)
-        if result[0] is not self._bindings.success or int(result[1]) != self._context:
-            why = "it is of another device" if result[0] is self._bindings.success else result[0].name
-            raise StreamError(f"expected a stream of {self._name}, got {handle:#x}: {why}")
+        known = result[0] is self._bindings.success
+        if (known and int(result[1]) == self._context) or self._is_of_green_context(stream):
+            return
+        why = "it is of another device" if known else result[0].name
+        raise StreamError(f"expected a stream of {self._name}, got {handle:#x}: {why}")
+
+    def _is_of_green_context(self, stream: Any) -> bool:
+        """Return whether the stream is of a green context of this device: a part of its primary context."""
+        success, asked = self._bindings.success, []
+        for question in ("cuStreamGetGreenCtx", "cuStreamGetDevice"):
+            function = getattr(self._bindings.api, question, None)  # from 12.4 and 12.8 on
+            answer = function(stream) if function is not None else (None, 0)
+            asked.append(int(answer[1]) if answer[0] is success else -1)
+        return asked[0] > 0 and asked[1] == self._device
