@@ -55,6 +55,23 @@ def coverage(
     return covered * width
 
 
+def beginnings(starts: NDArray[np.int64], first: int, last: int, cells: int) -> NDArray[np.uint8]:
+    """Return 1 for each of `cells` equal cells of [first, last) in which one of `starts` above `first` lies.
+
+    >>> beginnings(np.array([0, 3, 6]), 0, 8, 4).tolist()
+    [0, 1, 0, 1]
+    """
+    inside = starts[(starts > first) & (starts < last)] - first
+    # Positions times cells may be more than 64 bits hold: the whole bytes of a cell and the rest, apart.
+    width, rest = divmod(last - first, cells)
+    number = np.arange(cells)
+    edges = number * width - (-number * rest // cells)
+    at = np.searchsorted(edges, inside, side="right") - 1
+    marks = np.zeros(cells, dtype=np.uint8)
+    marks[at] = 1
+    return marks
+
+
 def shares(covered: NDArray[np.float64], first: int, last: int) -> NDArray[np.uint8]:
     """Return `coverage` as shares of a cell, 0 to 255; anything that is not nothing is at least 1.
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from smartpool.errors import InvalidRequestError
-from smartpool.live.raster import coverage, shares
+from smartpool.live.raster import beginnings, coverage, shares
 from smartpool.pool.tiers import LARGEST, Tier, tier_of
 from smartpool.units import format_size
 
@@ -191,17 +191,9 @@ class _Look:
             "extent_bytes": self.extent_bytes,
             "chunks": len(self.map.chunks.address),
             "tier": _packed(np.argmax(by_tier, axis=0).astype(np.uint8)),
-            "edge": _packed(self._edges(starts[used], first, last, cells)),
+            "edge": _packed(beginnings(starts[used], first, last, cells)),
             **{state: _packed(shares(part, first, last)) for state, part in by_state.items()},
         }
-
-    @staticmethod
-    def _edges(starts: NDArray[np.int64], first: int, last: int, cells: int) -> NDArray[np.uint8]:
-        """Return 1 for each cell in which a block begins."""
-        inside = starts[(starts > first) & (starts < last)] - first
-        edges = np.zeros(cells, dtype=np.uint8)
-        edges[(inside * cells // (last - first))] = 1
-        return edges
 
     def describe(self, first: int, last: int) -> list[str]:
         """Say what lies between two positions; the largest part first."""

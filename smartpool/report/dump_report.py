@@ -70,7 +70,7 @@ def _columns(dump: Dump) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
     return {
         "address": np.array(ranges["address"], np.int64),
         "nbytes": np.array(ranges["nbytes"], np.int64),
-        "state": np.array([state.get(str(name), len(_STATES) - 1) for name in ranges["state"]], np.int64),
+        "state": np.array([state.get(name, len(_STATES) - 1) for name in ranges["state"]], np.int64),
         "block": np.array([known.get(address, _NOTHING) for address in ranges["block"]], np.int64),
         "requested": np.array(blocks["requested_bytes"], np.int64),
         "tag": np.array([tags.get(tag, _NOTHING) for tag in blocks["tag"]], np.int64),
@@ -90,7 +90,7 @@ def _texts(dump: Dump) -> dict[str, Any]:
 
 
 def _tag_numbers(dump: Dump) -> dict[str, int]:
-    tags = dict.fromkeys(tag for tag in dump.blocks["tag"] if isinstance(tag, str))
+    tags = dict.fromkeys(tag for tag in dump.blocks["tag"] if tag is not None)
     return {tag: number for number, tag in enumerate(tags)}
 
 
@@ -98,8 +98,8 @@ def _stack_column(dump: Dump) -> list[Any]:
     return list(dump.blocks.get("stack") or [_NOTHING] * len(dump.blocks["address"]))
 
 
-def _stack_number(dump: Dump, number: object) -> int:
-    return number if type(number) is int and 0 <= number < len(dump.stacks) else _NOTHING
+def _stack_number(dump: Dump, number: int | None) -> int:
+    return number if number is not None and 0 <= number < len(dump.stacks) else _NOTHING
 
 
 # ---------------------------------------------------------------------- the parts of the page
@@ -117,10 +117,9 @@ def _header(dump: Dump, heading: str) -> str:
     items = "".join(
         f"<li{kind}><span>{name}</span><b>{format_bytes(value)}</b><span>{note or '&nbsp;'}</span></li>"
         for name, value, note, kind in cards
-        if isinstance(value, int)
+        if value is not None
     )
-    process = facts.get("process")
-    thread = f", thread {escaped(str(process.get('thread')))}" if isinstance(process, dict) else ""
+    thread = f", thread {escaped(facts['thread'])}" if "thread" in facts else ""
     return (
         f'<header><div><p class="brand">SmartPool report</p><h1>{escaped(heading)}</h1><p class="lead">'
         f"{escaped(str(story.get('device')))}, stream {escaped(str(story.get('stream')))}, "
@@ -129,15 +128,15 @@ def _header(dump: Dump, heading: str) -> str:
     )
 
 
-def _of(total: object) -> str:
-    return f"of {format_bytes(total)}" if isinstance(total, int) else ""
+def _of(total: int | None) -> str:
+    return "" if total is None else f"of {format_bytes(total)}"
 
 
 def _advice(story: Mapping[str, Any]) -> str:
     items = []
-    for entry in story.get("advice", []):
+    for entry in story["advice"]:
         nbytes = entry.get("nbytes")
-        brings = f" <b>({format_bytes(nbytes)})</b>" if isinstance(nbytes, int) else ""
+        brings = "" if nbytes is None else f" <b>({format_bytes(nbytes)})</b>"
         items.append(f"<li>{escaped(str(entry.get('text')))}{brings}</li>")
     listed = (
         f'<ol class="advice">{"".join(items)}</ol>' if items else "<p>Nothing that the pool knows of.</p>"
@@ -166,10 +165,8 @@ def _map_section(dump: Dump) -> str:
 def _holders(story: Mapping[str, Any]) -> str:
     live = max(1, story["live_bytes"])
     rows = []
-    for holder in story.get("holders", []):
-        nbytes, blocks = holder.get("nbytes"), holder.get("blocks")
-        if not isinstance(nbytes, int) or not isinstance(blocks, int):
-            continue
+    for holder in story["holders"]:
+        nbytes, blocks = holder.get("nbytes", 0), holder.get("blocks", 0)
         share = nbytes / live
         calls = str(holder.get("name")).splitlines() or [""]
         rows.append(
@@ -186,19 +183,15 @@ def _holders(story: Mapping[str, Any]) -> str:
 
 
 def _fragmentation(story: Mapping[str, Any]) -> str:
-    parts = story.get("fragmentation")
-    rows = ""
-    if isinstance(parts, dict):
-        rows = "".join(
-            f'<tr><th scope="row">{escaped(str(name).replace("_", " "))}</th><td>{format_share(share)}</td>'
-            f"{_meter(share)}</tr>"
-            for name, share in parts.items()
-            if isinstance(share, int | float)
-        )
+    rows = "".join(
+        f'<tr><th scope="row">{escaped(name.replace("_", " "))}</th><td>{format_share(share)}</td>'
+        f"{_meter(share)}</tr>"
+        for name, share in story["fragmentation"].items()
+    )
     idle = "".join(
         f'<tr><th scope="row">{title}</th><td>{format_bytes(story[key])}</td><td></td></tr>'
         for key, title in (("cached_bytes", "freed, in bins"), ("gap_bytes", "free ranges"))
-        if isinstance(story.get(key), int)
+        if key in story
     )
     return (
         '<section><h2>What idles</h2><div class="scroll"><table><thead><tr><th scope="col">fragmentation, by '
@@ -222,7 +215,7 @@ def _footer(dump: Dump) -> str:
 
 def _stack(facts: Mapping[str, Any]) -> str:
     stack = facts.get("stack")
-    if not isinstance(stack, str) or not stack:
+    if not stack:
         return ""
     lines = "\n".join(escaped(line) for line in stack.splitlines())
     return f'<section><h2>Where it was asked for</h2><pre class="story">{lines}</pre></section>'

@@ -6,9 +6,11 @@ import math
 from typing import Final
 
 from smartpool.units import BINARY_UNITS
+from smartpool.values import in_units
 
 __all__ = ["counted", "format_bytes", "format_count", "format_duration", "format_share", "printable"]
 
+_NO_MEMORY: Final = 1 << 80
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -41,6 +43,8 @@ def format_bytes(nbytes: float) -> str:
     >>> format_bytes(1215 * 2**20), format_bytes(11 * 2**30), format_bytes(0)
     ('1.19 GiB', '11.0 GiB', '0 B')
     """
+    if nbytes >= _NO_MEMORY:
+        return in_units(int(nbytes))  # what was asked for may be any number
     for unit, factor in BINARY_UNITS:
         if abs(nbytes) >= factor:
             return f"{_three_digits(nbytes / factor)} {unit}"

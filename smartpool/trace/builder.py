@@ -27,11 +27,10 @@ from typing import Final, cast
 import numpy as np
 
 from smartpool.errors import TraceError, TraceInconsistentError
-from smartpool.trace.trace import ALLOCATE, FREE, MAX_STREAMS, Trace
+from smartpool.trace.trace import ALLOCATE, FREE, MAX_ADDRESS, MAX_STREAMS, Trace
 
 __all__ = ["TraceBuilder"]
 
-_MAX_ADDRESS: Final = 1 << 63
 _MAX_SITE_CHARACTERS: Final = 500_000
 """Of all places together, as JSON: they go into the metadata, which may hold 2**20 characters."""
 
@@ -136,7 +135,7 @@ class TraceBuilder:
             stream=np.frombuffer(bytes(self._stream), np.uint8),
             t_us=ticks,
             meta={**(meta or {}), "streams": len(self._streams), "settled": dict(self.counts), **sites},
-            address=_addresses(self._pointer),
+            address=_addresses(self._pointer, self._size),
             site=self._site if sites else None,
         )
 
@@ -179,8 +178,9 @@ class TraceBuilder:
         return number
 
 
-def _addresses(pointers: list[Hashable]) -> list[int] | None:
+def _addresses(pointers: list[Hashable], sizes: list[int]) -> list[int] | None:
     """Return pointers as addresses, None where any is something else: a test's name, an odd log's text."""
-    if not all(type(pointer) is int and 0 <= pointer < _MAX_ADDRESS for pointer in pointers):
-        return None
+    for pointer, size in zip(pointers, sizes, strict=True):
+        if type(pointer) is not int or not 0 <= pointer <= MAX_ADDRESS - size:
+            return None
     return cast("list[int]", pointers)

@@ -26,7 +26,7 @@ from smartpool.errors import TraceError, TraceFormatError, TraceInconsistentErro
 from smartpool.npz import read_npz, write_npz
 from smartpool.values import encodable
 
-__all__ = ["ALLOCATE", "FREE", "MAX_STREAMS", "Lifetimes", "Trace"]
+__all__ = ["ALLOCATE", "FREE", "MAX_ADDRESS", "MAX_STREAMS", "Lifetimes", "Trace"]
 
 ALLOCATE: Final = 0
 FREE: Final = 1
@@ -40,6 +40,7 @@ _COLUMNS: Final[Mapping[str, type[np.integer[Any]]]] = {
     "t_us": np.int64,
 }
 _OPTIONAL: Final[Mapping[str, type[np.integer[Any]]]] = {"address": np.int64, "site": np.int32}
+MAX_ADDRESS: Final = 1 << 62  # so that no end of a block, rounded up, leaves 64 bits
 _MAX_LIVE_BYTES: Final = 1 << 62  # so that sums of sizes never wrap around in 64 bits
 
 
@@ -360,6 +361,8 @@ def _optional_checks(trace: Trace, where: str) -> Iterator[tuple[NDArray[np.bool
     """Yield where a column that may be missing is wrong, what is expected there, and the column."""
     if trace.address is not None:
         yield trace.address < 0, "an address of at least 0", trace.address
+        beyond = trace.address > MAX_ADDRESS - trace.size
+        yield beyond, "an address whose block ends by 2**62", trace.address
     if trace.site is not None:
         sites = trace.meta.get("sites")
         if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import PATIENCE_S
 
 from smartpool.cli import main
 from smartpool.trace import Trace
@@ -34,14 +35,16 @@ PRINTERS = [
 
 def run(arguments, cwd, **streams):
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, timeout=120, check=False, **streams)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=cwd, timeout=PATIENCE_S, check=False, **streams
+    )
 
 
 def in_shell(tail, arguments, cwd):
     """Run a command whose last words are a shell's, as ``>&-``."""
     words = " ".join(f"'{word}'" for word in [*COMMAND, *arguments])
     return subprocess.run(
-        ["sh", "-c", f"{words} {tail}"], cwd=cwd, capture_output=True, timeout=120, check=False
+        ["sh", "-c", f"{words} {tail}"], cwd=cwd, capture_output=True, timeout=PATIENCE_S, check=False
     )
 
 
@@ -207,6 +210,10 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path):
     )
     for module in ("numpy", "smartpool.cli.completion", "smartpool.driver.cpu", "smartpool.trace.replay"):
         done = subprocess.run(
-            [sys.executable, "-c", code, module], cwd=tmp_path, capture_output=True, timeout=60, check=False
+            [sys.executable, "-c", code, module],
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
         assert (module, done.returncode, done.stderr) == (module, 130, b"smartpool: interrupted\n")

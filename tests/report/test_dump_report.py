@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from page_tags import Tags
 from report_runs import HOSTILE
 
-from smartpool.errors import TraceFormatError
+from smartpool import SmartPool
+from smartpool.errors import RequestTooLargeError, TraceFormatError
 from smartpool.report.dump import is_dump, read_dump
 from smartpool.report.dump_report import dump_report
 
@@ -56,6 +57,13 @@ def test_the_page_tells_the_story(tmp_path):
         (changed(story=None), "'story' to be an object"),
         (changed(story__live_bytes="many"), "story.live_bytes"),
         (changed(story__holders=[7]), "story.holders"),
+        (changed(story__holders=[{"nbytes": 10**400}]), "story.holders.nbytes to be an integer from 0"),
+        (changed(story__advice=[{"text": [1]}]), "story.advice.text to be text, got a list"),
+        (changed(story__fragmentation={"x": 10**400}), "story.fragmentation.x to be a number"),
+        (changed(memory_map__ranges__state=[[1], "live", "free"]), "ranges.state .* got a list"),
+        (changed(memory_map__blocks__tag=[{}, None]), "blocks.tag .* got a dict"),
+        (changed(process=7), "'process' to be an object"),
+        (changed(time=7), "time to be text"),
         (changed(memory_map__ranges__nbytes=[1]), "columns of ranges"),
         (changed(memory_map__ranges__address=[-1, 2, 3]), "ranges.address"),
         (changed(memory_map__blocks__requested_bytes=[1.5, 2]), "blocks.requested_bytes"),
@@ -65,6 +73,57 @@ def test_the_page_tells_the_story(tmp_path):
 def test_damaged_dumps_are_refused(tmp_path, document, match):
     with pytest.raises(TraceFormatError, match=match):
         read_dump(written(tmp_path, document))
+
+
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), 1 << 62, 1 << 64])
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(document, at=()):
+    """Return where every value of a document stands."""
+    entries = document.items() if isinstance(document, dict) else enumerate(document)
+    for key, value in entries:
+        yield (*at, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*at, key))
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(places(DUMP), key=str)), JSON), min_size=1, max_size=3))
+@settings(max_examples=400)
+def test_whatever_stands_anywhere_is_shown_or_refused(tmp_path_factory, changes):
+    document = copy.deepcopy(DUMP)
+    for place, value in changes:
+        put(document, place, value)
+    path = written(tmp_path_factory.mktemp("dump"), document)
+    told = "dump.json"
+    try:
+        dump_report(read_dump(path)).encode()
+    except TraceFormatError as error:
+        told = str(error)
+    assert "dump.json" in told
+    assert len(told) < 1000
+
+
+def put(entry, place, value):
+    """Put a value where one is, unless something was put in the way before."""
+    key, *rest = place
+    known = entry.keys() if isinstance(entry, dict) else range(len(entry)) if isinstance(entry, list) else ()
+    if key in known and rest:
+        put(entry[key], rest, value)
+    elif key in known:
+        entry[key] = value
+
+
+def test_a_request_that_no_memory_holds_has_its_page(tmp_path):
+    with SmartPool("model:1GiB", out_of_memory_dump=str(tmp_path)) as pool:
+        for nbytes in (10**30, 10**400):
+            with pytest.raises(RequestTooLargeError) as caught:
+                pool.malloc(nbytes)
+            assert "B or more" in dump_report(read_dump(caught.value.dump_path))
 
 
 def test_what_is_no_json(tmp_path):

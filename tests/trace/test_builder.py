@@ -38,7 +38,7 @@ def test_places_for_which_there_is_no_room_are_counted_and_the_rest_can_be_saved
     assert Trace.load(tmp_path / "t.npz") == trace
 
 
-@pytest.mark.parametrize("pointer", ["0x7f00", -1, 1 << 63, True])
+@pytest.mark.parametrize("pointer", ["0x7f00", -1, 1 << 63, (1 << 62) - 511, True])
 def test_pointers_that_are_no_addresses_give_no_column(pointer):
     builder = TraceBuilder("a test")
     builder.allocate(pointer, 512, stream=0, time=0)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from smartpool.trace import Trace, bundled
 from smartpool.trace.baselines import BASELINES
+from smartpool.trace.exporters.placement import page_runs
 from smartpool.trace.layouts import Layout, layout_of_plan, recorded_layout, watched_replay
 from smartpool.trace.replay import replay
 from smartpool.trace.targets import open_target
@@ -101,3 +102,28 @@ def test_recorded_addresses_are_made_compact():
     layout = recorded_layout(Trace.from_columns("t", **columns, address=[1 << 40, 512, 1 << 40]))
     assert layout is not None
     assert (layout.offset.tolist(), layout.span_bytes) == ([512, 0], 1024)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 61), st.integers(1, 1 << 61)), min_size=1, max_size=6))
+def test_a_recording_of_any_addresses_has_a_picture(blocks):
+    """As any file may say: no sum on the way leaves 64 bits."""
+    columns = {
+        "op": [op for _ in blocks for op in (0, 1)],
+        "id": [row for row in range(len(blocks)) for _ in (0, 1)],
+        "size": [size for _, size in blocks for _ in (0, 1)],
+        "address": [address for address, _ in blocks for _ in (0, 1)],
+    }
+    trace = Trace.from_columns("t", **columns)
+    layout = recorded_layout(trace)
+    covered = sorted({(address, address + size) for address, size in blocks})
+    span, reach = 0, 0
+    for begin, end in covered:
+        span += max(0, end - max(begin, reach))
+        reach = max(reach, end)
+    assert layout.span_bytes == span
+    assert (layout.offset >= 0).all()
+    assert (layout.offset + layout.size <= span).all()
+    begins, ends = page_runs(trace.address, trace.size)
+    assert (begins < ends).all()
+    assert begins[0] <= covered[0][0]
+    assert ends[-1] >= reach
