@@ -26,6 +26,7 @@ import ctypes
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.errors import SmartPoolError, UnsupportedError
@@ -39,6 +40,7 @@ __all__ = ["ROOM", "CppErrors", "Rescue", "raise_later"]
 
 _LOGGER = logging.getLogger("smartpool")
 
+_EXABYTE: Final = 1 << 60
 ROOM: Final = 1024  # bytes of an exception; PyTorch's need some 150, and the last two words are ours
 
 _TEXT: Final = "NSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"  # std::string, as C++ mangles it
@@ -183,11 +185,24 @@ class Rescue:
         """
         _LOGGER.error("PyTorch freed what is not the pool's: %s", error)
 
+    def _told(self, error: BaseException, size: int, device: int) -> str:
+        """Return what PyTorch would say, word by word, and then what the pool does."""
+        size_told = _in_words(size) if size < _EXABYTE else "more than 1EB memory"
+        capacity = ""
+        with suppress(SmartPoolError, KeyError):
+            info = self._managers[device].driver.memory_info()
+            capacity = (
+                f" GPU {device} has a total capacity of {_in_words(info.total)} of which "
+                f"{_in_words(info.free)} is free."
+            )
+        story = str(error).removeprefix("CUDA out of memory. ")
+        return f"CUDA out of memory. Tried to allocate {size_told}.{capacity} {story}"
+
     def _thrown(self, error: BaseException, size: int, device: int) -> int:
         empty = isinstance(error, MemoryError)
         if empty:
             self.failures += 1
-            message = f"CUDA out of memory. Tried to allocate {_in_words(size)}. GPU {device}: {error}"
+            message = self._told(error, size, device)
         else:
             message = f"{type(error).__name__}: {error}"
         return self._errors.make(message, empty=empty) + 1

@@ -54,6 +54,8 @@ def allocator(pool: SmartPool) -> Callable[[int], Any]:
 
     def allocate_for_cupy(nbytes: int) -> Any:
         device = current_device()
+        if not nbytes:  # as CuPy's own pool: nothing, at no address
+            return pointer_to(unowned(0, 0, None, device), 0)
         stream = current_stream().ptr
         captured = stream > _SPECIAL and capturing(stream)
         if device == first and not captured:

@@ -61,6 +61,8 @@ def test_cupy_arrays_are_the_pools_blocks(for_cupy, pool):
     del view
     assert not manager.owns(address)
     assert cupy.empty(0).size == 0
+    assert cupy.empty((0, 3)).data.ptr == 0
+    assert float(cupy.empty((0, 3)).sum()) == 0
     assert float(cupy.arange(1000.0) @ cupy.ones(1000)) == 499_500
 
 
@@ -85,6 +87,21 @@ def test_cupy_arrays_in_a_cycle(for_cupy, pool):
     del node
     gc.collect()
     assert pool.managers[0].live_bytes == 0
+
+
+def test_cupy_collects_garbage_before_a_request_fails(for_cupy):
+    class Node:
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(12):
+            node = Node()
+            node.me, node.array = node, for_cupy.empty(400 * MiB, for_cupy.uint8)
+    finally:
+        gc.enable()
+    del node
 
 
 def test_cupy_out_of_memory(for_cupy):

@@ -110,6 +110,9 @@ def test_cupy_allocates_on_its_device_and_stream(frameworks, open_pool):
     array = cupy.alloc(1000)
     assert first.live_blocks() == {array.ptr: 1000}
     assert (array.mem.size, array.mem.device_id) == (1000, 0)
+    nothing = cupy.alloc(0)
+    assert (nothing.ptr, nothing.mem.size) == (0, 0)
+    assert len(first.live_blocks()) == 1
     cupy.state.stream = Stream(first.driver.create_stream())
     on_a_stream = cupy.alloc(1000)
     assert first.stream_of(on_a_stream.ptr) == cupy.state.stream.ptr

@@ -185,7 +185,10 @@ def test_a_pool_that_is_not_on_cuda(open_pool):
 def test_out_of_memory_is_pytorchs_error_with_the_pools_story(allocator, pool, torch):
     kept = allocator.raw_alloc(40 * MiB)
     held = pool.managers[0].driver.held()
-    message = r"^CUDA out of memory\. Tried to allocate 70\.00 MiB\. GPU 0: .*73400320 bytes.*largest free"
+    capacity = r"GPU 0 has a total capacity of 96\.00 MiB of which \d+\.00 MiB is free\."
+    message = (
+        rf"^CUDA out of memory\. Tried to allocate 70\.00 MiB\. {capacity} .*73400320 bytes.*largest free"
+    )
     with pytest.raises(torch.OutOfMemoryError, match=message):
         allocator.raw_alloc(70 * MiB)
     assert interop.memory_stats()["num_ooms"] == 1
@@ -195,12 +198,17 @@ def test_out_of_memory_is_pytorchs_error_with_the_pools_story(allocator, pool, t
     allocator.raw_delete(again)
 
 
+def test_beyond_an_exabyte_pytorch_has_other_words(allocator, torch):
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate more than 1EB memory"):
+        allocator.raw_alloc(7 << 60)
+    with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 1024\.00 GiB\. GPU 0 has a total"):
+        allocator.raw_alloc(1 << 40)
+
+
 @pytest.mark.parametrize("size", [300 << 30, 1 << 40, 4 * 10**15, 1 << 60])
 def test_a_request_beyond_any_device_is_an_error_at_once(allocator, pool, torch, size):
     held = pool.managers[0].driver.held()
-    with pytest.raises(
-        torch.OutOfMemoryError, match=rf"^CUDA out of memory\. Tried to allocate .*{size} bytes"
-    ):
+    with pytest.raises(torch.OutOfMemoryError, match=rf"^CUDA out of memory\. Tried to allocate .*{size}"):
         allocator.raw_alloc(size)
     assert pool.managers[0].driver.held() == held
 

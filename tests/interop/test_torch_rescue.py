@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 # of the host's it is called by every kernel that makes a tensor, through the same frames as a device's.
 PRELUDE = """
 import ctypes, threading, torch
+from smartpool.driver.protocol import MemoryInfo
 from smartpool.errors import OutOfMemoryError, StreamError
 from smartpool.interop._torch_callbacks import AllocateFunction, address_of
 from smartpool.interop._torch_rescue import ROOM, CppErrors, Rescue
@@ -32,6 +33,11 @@ libc10 = _libc10(torch)
 errors = CppErrors(libc10)
 
 class Manager:
+    class driver:
+        @staticmethod
+        def memory_info():
+            return MemoryInfo(free=5 << 30, total=80 << 30)
+
     def malloc(self, size, stream):
         raise problem
 
@@ -92,7 +98,10 @@ def test_out_of_memory_is_pytorchs_own_error_with_the_pools_story():
             error = raised(OutOfMemoryError("17 of 18 bytes are live \\u2014 \\ud800"), function)
             assert type(error) is torch.OutOfMemoryError, type(error)
             text = str(error)
-            assert text.startswith("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0: 17 of 18"), text
+            assert text.startswith(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 80.00 GiB "
+                "of which 5.00 GiB is free. 17 of 18 bytes"
+            ), text
         assert rescue.failures == len(asked) == 4
         assert float((kept + 1).sum()) == 2000
     """)

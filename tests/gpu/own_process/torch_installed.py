@@ -212,6 +212,30 @@ def test_a_huge_request_never_costs_the_context(nbytes):
     torch.cuda.synchronize()
 
 
+def test_pytorchs_own_words():
+    """Its own tests look for these."""
+    words = r"Tried to allocate 800000000\.00 GiB\. GPU 0 has a total capacity of"
+    with pytest.raises(RuntimeError, match=words):
+        torch.empty(1024**3 * 800_000_000, dtype=torch.int8, device="cuda")
+    with pytest.raises(RuntimeError, match="Tried to allocate more than 1EB memory"):
+        torch.empty(1024**3 * 8_000_000_000, dtype=torch.int8, device="cuda")
+
+
+def test_garbage_is_collected_before_a_request_fails():
+    class Node:
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(40):
+            node = Node()
+            node.me, node.tensor = node, make(500 * MiB)
+    finally:
+        gc.enable()
+    del node
+
+
 def test_other_failures_are_told_by_their_class(monkeypatch):
     def refuse(nbytes, stream=None):
         raise smartpool.StreamError("expected another stream")
