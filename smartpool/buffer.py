@@ -1,9 +1,16 @@
 """What the user holds: a piece of device memory with a shape and a type, freed when it dies.
 
-A `Buffer` owns its block alone until it is exported. The first export moves the block into an
-`_Owner` that the buffer and every consumer share, so that the block is freed when the last of them
+A `Buffer` owns its block alone until it is exported. The first export hands the block to an
+`Owner` that the buffer and every consumer share, so that the block is freed when the last of them
 is gone, whichever that is and on whichever thread; a buffer that is never exported pays nothing
 for that.
+
+Who frees. As long as the block is the buffer's alone, `_pointer` is set, and `del self._pointer` is the
+step that decides: it succeeds once, whatever other threads, signal handlers and destructors do. Before it
+the buffer is live; behind it the buffer is released, or the block is the owner's. What belongs to the step
+stands on its line: CPython looks for signals and other threads when a function begins, behind calls and
+where loops go back, so nothing comes in between. An interrupt may lose a block, and never lets one be
+freed twice.
 
 Destructors never raise. When a free fails there (the device is lost, say), the block stays taken
 and the failure is reported through `sys.unraisablehook`.
@@ -11,17 +18,11 @@ and the failure is reported through `sys.unraisablehook`.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from smartpool.dlpack import (
-    CopiedMemory,
     DeviceType,
     DType,
     consumer_stream,
@@ -32,31 +33,18 @@ from smartpool.dlpack import (
 from smartpool.errors import (
     BufferReleasedError,
     DLPackError,
+    DriverError,
     InvalidRequestError,
-    InvalidSizeError,
-    MemoryCorruptionError,
     UnsupportedError,
 )
-from smartpool.request import checked_size
+from smartpool.owner import Owner, copied
 
 if TYPE_CHECKING:
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
-__all__ = ["Buffer", "byte_count", "checked_shape"]
+__all__ = ["Buffer"]
 
 _BYTES = DType.parse("uint8")
-_HOST = (int(DeviceType.CPU), 0)
-_hand_over = threading.RLock()
-
-
-def _after_fork_in_child() -> None:
-    """Replace the lock: the thread that held it does not exist here."""
-    global _hand_over  # noqa: PLW0603
-    _hand_over = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Buffer:
@@ -64,8 +52,6 @@ class Buffer:
 
     Attributes
     ----------
-    pointer
-        Address of the first byte.
     nbytes
         Bytes, as requested.
 
@@ -81,18 +67,18 @@ class Buffer:
     42.0
     """
 
-    __slots__ = ("__weakref__", "_dtype", "_manager", "_owner", "_read_only", "_shape", "nbytes", "pointer")
+    __slots__ = ("__weakref__", "_dtype", "_manager", "_owner", "_pointer", "_read_only", "_shape", "nbytes")
 
-    pointer: int
     nbytes: int
-    _manager: AdvancedMemoryPoolManager | None  # whom to give the block back to; None: not ours (any more)
-    _owner: _Owner | None  # the following are unset until they are needed
+    _pointer: int  # set while the block is the buffer's alone
+    _manager: AdvancedMemoryPoolManager | None  # whom to give it back to then
+    _owner: Owner  # the following are unset until they are needed
     _shape: tuple[int, ...]
     _dtype: DType
     _read_only: bool
 
     def __init__(self, manager: AdvancedMemoryPoolManager, pointer: int, nbytes: int) -> None:
-        self.pointer = pointer
+        self._pointer = pointer
         self.nbytes = nbytes
         self._manager = manager
 
@@ -102,7 +88,8 @@ class Buffer:
         except AttributeError:  # it was never made in full
             return
         if manager is not None:
-            manager.drop(self.pointer)
+            self._manager = None  # other destructors of its cycle may still use the buffer
+            manager.drop(self._pointer)
 
     def __reduce_ex__(self, protocol: object) -> Any:
         # Also what `copy.copy` asks: a second buffer would free the block a second time.
@@ -125,10 +112,36 @@ class Buffer:
     # ------------------------------------------------------------------ what it is
 
     @property
+    def pointer(self) -> int:
+        """Address of the first byte; `BufferReleasedError` once the buffer is released."""
+        try:
+            return self._pointer
+        except AttributeError:
+            return self._held_owner().pointer
+
+    ptr = pointer
+    """The same, as CuPy and RMM call it."""
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Number of elements in each dimension; the layout is row-major without gaps."""
         shape = getattr(self, "_shape", None)
         return (self.nbytes,) if shape is None else shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element; `InvalidRequestError` for types below one byte."""
+        return self.dtype.itemsize
 
     @property
     def dtype(self) -> DType:
@@ -136,9 +149,19 @@ class Buffer:
         return getattr(self, "_dtype", _BYTES)
 
     @property
+    def __numpy_dtype__(self) -> object:
+        """NumPy's protocol, since 2.4: what ``numpy.result_type(buffer)`` asks for."""
+        return self.dtype.dtype
+
+    @property
     def device(self) -> str:
         """The name of the device, such as ``"cuda:0"``."""
         return self._pool().driver.name
+
+    @property
+    def stream(self) -> int:
+        """The driver's handle of the stream that it was requested for."""
+        return self._pool().stream_of(self.pointer)
 
     @property
     def read_only(self) -> bool:
@@ -148,7 +171,7 @@ class Buffer:
     @property
     def released(self) -> bool:
         """Whether `free` was called."""
-        return self._manager is None and getattr(self, "_owner", None) is None
+        return self._manager is None and self._common_owner() is None
 
     # ------------------------------------------------------------------ life
 
@@ -165,20 +188,34 @@ class Buffer:
         BufferReleasedError
             When it was freed already.
         """
-        manager, owner = self._manager, getattr(self, "_owner", None)
-        if manager is not None:
-            try:
-                manager.free(self.pointer, stream)
-            except MemoryCorruptionError:  # found by debug mode on the way; the block is free
-                self._manager = None
-                raise
-            self._manager = None
-        elif owner is not None:
-            if stream is not None:
-                owner.manager.record_stream(self.pointer, stream)
-            self._owner = None
-        else:
-            raise BufferReleasedError("expected a buffer that is held, this one was freed; free it once")
+        manager = self._manager
+        if manager is None:
+            self._leave(stream)
+            return
+        handle = None if stream is None else manager.driver.stream(stream)  # says what is wrong with it
+        try:
+            pointer = self._pointer
+            # Who comes past this line frees the block, and nobody else does.
+            del self._pointer; self._manager = None  # fmt: skip # noqa: E702
+        except AttributeError:  # freed or exported meanwhile
+            self.free(handle)
+            return
+        try:
+            manager.free(pointer, handle)
+        except DriverError:  # refused: nothing was done
+            self._pointer = pointer
+            self._manager = manager
+            raise
+
+    def _leave(self, stream: object) -> None:
+        """Let go of a block that consumers hold, too."""
+        owner = self._held_owner()
+        if stream is not None:
+            owner.manager.record_stream(owner.pointer, stream)
+        try:
+            del self._owner
+        except AttributeError:  # freed meanwhile
+            raise _released() from None
 
     def record_stream(self, stream: object) -> None:
         """Say that `stream` uses the memory too: once freed, it is reused only behind that work."""
@@ -207,14 +244,15 @@ class Buffer:
         The consumer's stream is ordered behind the work queued so far on the buffer's own, and the
         memory is later reused only behind the consumer's.
         """
-        manager = self._pool()
+        owner = self._shared()
+        manager, pointer = owner.manager, owner.pointer
         device = manager.driver.dl_device
         consumer = consumer_stream(device[0], stream)
         if consumer is not None:
-            manager.order_after(self.pointer, consumer)
+            manager.order_after(pointer, consumer)
         return export(
-            self._shared(),
-            pointer=self.pointer,
+            owner,
+            pointer=pointer,
             shape=self.shape,
             dtype=self.dtype,
             device=device,
@@ -222,7 +260,7 @@ class Buffer:
             max_version=max_version,
             dl_device=dl_device,
             copy=copy,
-            make_copy=partial(self._copy_for, consumer),
+            make_copy=partial(copied, owner, self.nbytes, consumer),
         )
 
     @property
@@ -247,7 +285,9 @@ class Buffer:
         array = self._host_array()
         if dtype is not None and array.dtype != dtype:
             if copy is False:
-                raise DLPackError(f"expected dtype {self.dtype} with copy=False, got {dtype}; allow a copy")
+                raise InvalidRequestError(  # a ValueError, which is what NumPy's protocol asks for
+                    f"copy: expected True or None for a dtype other than {self.dtype}, got False for {dtype}"
+                )
             return array.astype(dtype)
         return array.copy() if copy else array
 
@@ -260,100 +300,49 @@ class Buffer:
         return memoryview(self._host_array())
 
     def _host_array(self) -> Any:
-        manager = self._pool()
-        if manager.driver.dl_device[0] != DeviceType.CPU:
+        owner = self._shared()
+        driver = owner.manager.driver
+        if driver.dl_device[0] != DeviceType.CPU:
             raise DLPackError(
-                f"expected memory on the host, got memory of {manager.driver.name}; "
+                f"expected memory on the host, got memory of {driver.name}; "
                 "read it through a framework of that device: from_dlpack(buffer)"
             )
         return host_array(
-            self._shared(),
-            pointer=self.pointer,
-            shape=self.shape,
-            dtype=self.dtype,
-            read_only=self.read_only,
-        )
-
-    def _copy_for(self, consumer: int | None, target: tuple[int, int]) -> CopiedMemory:
-        """Copy the contents to `target` for a consumer that works on the stream `consumer`."""
-        manager = self._pool()
-        driver = manager.driver
-        if target == driver.dl_device:
-            stream = manager.stream_of(self.pointer)
-            copied = Buffer(manager, manager.malloc(self.nbytes, stream), self.nbytes)
-            if self.nbytes:
-                driver.copy(copied.pointer, self.pointer, self.nbytes, stream)
-            if consumer is not None:
-                manager.order_after(copied.pointer, consumer)
-            return CopiedMemory(owner=copied._shared(), pointer=copied.pointer)
-        if target == _HOST:
-            data = np.frombuffer(bytearray(driver.read(self.pointer, self.nbytes)), dtype=np.uint8)
-            return CopiedMemory(owner=data, pointer=data.ctypes.data)
-        raise DLPackError(
-            f"expected dl_device={driver.dl_device}, where the memory is, or the host {_HOST}, got {target}; "
-            "export here and let the consumer copy"
+            owner, pointer=owner.pointer, shape=self.shape, dtype=self.dtype, read_only=self.read_only
         )
 
     # ------------------------------------------------------------------ whose block it is
 
-    def _shared(self) -> _Owner:
+    def _shared(self) -> Owner:
         """Return the owner that consumers keep; the first call hands the block over to it."""
+        owner = self._common_owner()
+        if owner is not None:
+            return owner
+        made = Owner(self._pool(), self.pointer)
+        try:
+            del self._pointer; self._manager = None; self._owner = made; made.holds = True  # fmt: skip # noqa: E702
+        except AttributeError:  # freed or exported meanwhile
+            return self._held_owner()
+        return made
+
+    def _common_owner(self) -> Owner | None:
+        """Return the owner of a block that was exported; None before, and once the buffer is released."""
         owner = getattr(self, "_owner", None)
+        return owner if owner is not None and owner.holds else None
+
+    def _held_owner(self) -> Owner:
+        owner = self._common_owner()
         if owner is None:
-            made = _Owner(self._pool(), self.pointer)
-            # Two threads, or a destructor on this one, may export at once: the block has one owner. No
-            # object is made under the lock, so that no destructor runs under it.
-            with _hand_over:
-                owner = getattr(self, "_owner", None)
-                if owner is None and self._manager is not None:
-                    self._owner = owner = made
-                    self._manager = None
-                    made.holds = True
-        return self._shared() if owner is None else owner  # None: freed meanwhile, which raises
+            raise _released()
+        return owner
 
     def _pool(self) -> AdvancedMemoryPoolManager:
         """Return the manager of the memory; `BufferReleasedError` when it was given back."""
         manager = self._manager
-        if manager is None:
-            owner = getattr(self, "_owner", None)
-            if owner is None:
-                raise BufferReleasedError("expected a buffer that is held, this one was freed")
-            manager = owner.manager
-        return manager
+        return self._held_owner().manager if manager is None else manager
 
 
-class _Owner:
-    """A block that was exported: freed when the last of its holders is gone."""
-
-    __slots__ = ("holds", "manager", "pointer")
-
-    def __init__(self, manager: AdvancedMemoryPoolManager, pointer: int) -> None:
-        self.manager = manager
-        self.pointer = pointer
-        self.holds = False  # until the buffer hands the block over
-
-    def __del__(self) -> None:
-        # Consumers may outlive the interpreter: then the process gives all back.
-        if self.holds and not sys.is_finalizing():
-            self.manager.drop(self.pointer)
-
-
-def checked_shape(shape: object) -> tuple[int, ...]:
-    """Return `shape`, an integer or a sequence of integers of at least 0, as a tuple.
-
-    >>> checked_shape(3), checked_shape([2, 0])
-    ((3,), (2, 0))
-    """
-    try:
-        if isinstance(shape, tuple | list):
-            return tuple(checked_size(length) for length in shape)
-        if hasattr(shape, "__index__"):
-            return (checked_size(shape),)
-    except InvalidSizeError:  # it speaks of bytes
-        raise InvalidSizeError(f"shape: expected lengths of at least 0 as integers, got {shape!r}") from None
-    raise InvalidRequestError(f"shape: expected an integer or a sequence of integers, got {shape!r}")
-
-
-def byte_count(shape: tuple[int, ...], dtype: DType) -> int:
-    """Return the bytes that `shape` elements of `dtype` take, packed row-major."""
-    return dtype.nbytes(prod(shape))
+def _released() -> BufferReleasedError:
+    return BufferReleasedError(
+        "expected a buffer that is held, this one was freed; use it before, and free it once"
+    )

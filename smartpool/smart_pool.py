@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType, MethodType
 from typing import Any, Final, Protocol, Unpack, cast, runtime_checkable
 
-from smartpool.buffer import Buffer, byte_count, checked_shape
+from smartpool.buffer import Buffer
 from smartpool.config import Settings, SmartPoolConfig
-from smartpool.dlpack import DType, DTypeLike
+from smartpool.dlpack import DType, DTypeLike, byte_count, checked_shape
 from smartpool.driver import Driver, open_driver
 from smartpool.driver.protocol import Stream, check_driver, looks_like_driver
 from smartpool.errors import ConfigurationError, DeviceNotFoundError, DoubleFreeError
@@ -22,7 +22,7 @@ from smartpool.faces.requests import AllocationResult, RequestFace
 from smartpool.faces.sharing import SharingFace
 from smartpool.faces.watching import WatchingFace
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.request import Shape
+from smartpool.request import Shape, checked_size
 from smartpool.values import as_integer
 
 __all__ = ["AllocationResult", "SmartPool"]
@@ -141,10 +141,11 @@ class SmartPool(RequestFace, WatchingFace, SharingFace, GraphFace):
                     bin_.touched.add(bin_)
                     raise
                 buffer = _new(Buffer)
-                buffer.pointer = pointer
+                buffer._pointer = pointer  # noqa: SLF001
                 buffer.nbytes = nbytes
                 buffer._manager = self._manager  # noqa: SLF001
                 return buffer
+        nbytes = checked_size(nbytes)  # what is kept is no object of the caller's
         return Buffer(self._manager, self._malloc(nbytes, stream), nbytes)
 
     def empty(

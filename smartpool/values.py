@@ -56,9 +56,12 @@ def shown(value: object) -> str:
     ("'7'", '7', 'an integer of 16610 bits')
     """
     number = as_integer(value)
-    if number is None or number.bit_length() <= _LONG_BITS:
+    if number is not None and number.bit_length() > _LONG_BITS:
+        return f"an integer of {number.bit_length()} bits"
+    try:
         return repr(value)
-    return f"an integer of {number.bit_length()} bits"
+    except ValueError:  # there is such an integer in it
+        return f"a {type(value).__name__} with an integer of thousands of digits"
 
 
 def encodable(text: str) -> str:

@@ -43,13 +43,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from smartpool.dlpack.device import DeviceType, not_exportable
+from smartpool.dlpack.device import DeviceType, asked_copy, asked_device, asked_major, not_exportable
 from smartpool.dlpack.dtype import DType, TypeCode
 from smartpool.dlpack.structs import (
     LEGACY_NAME,
@@ -150,15 +150,20 @@ def export(
         When the memory cannot be handed over as asked: no copy can be made or a copy is needed
         and forbidden, read-only memory in the legacy form, a device whose memory nobody can read.
     InvalidRequestError
-        When pointer, shape or strides do not describe memory.
+        When pointer, shape or strides do not describe memory, and when what the consumer passed is none of
+        what the protocol has: the message names the argument.
     """
-    if copy or (dl_device is not None and tuple(dl_device) != device):
+    major = 0 if max_version is None else asked_major(max_version)  # 0: it speaks the legacy form
+    target = device if dl_device is None else asked_device(dl_device)
+    if copy is not None:
+        copy = asked_copy(copy)
+    if copy or target != device:
         return _export_copy(
             shape=shape,
             dtype=dtype,
             device=device,
             max_version=max_version,
-            dl_device=dl_device,
+            target=target,
             copy=copy,
             make_copy=make_copy,
         )
@@ -166,7 +171,7 @@ def export(
     if read_only:
         array.setflags(write=False)
     as_numpy_says = dtype.native and device[0] == _CPU and 0 not in shape and not _STRIDES_MISSING
-    if max_version is not None and _major(max_version) >= 1:
+    if major >= 1:
         capsule = array.__dlpack__(max_version=VERSION)
         if not as_numpy_says:
             versioned = ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME))
@@ -280,12 +285,11 @@ def _export_copy(
     dtype: DType,
     device: tuple[int, int],
     max_version: tuple[int, int] | None,
-    dl_device: tuple[int, int] | None,
+    target: tuple[int, int],
     copy: bool | None,
     make_copy: Callable[[tuple[int, int]], CopiedMemory] | None,
 ) -> Any:
     """Export a copy on the device that the consumer asked for, or say why there is none."""
-    target = device if dl_device is None else (int(dl_device[0]), int(dl_device[1]))
     if copy is False:
         raise DLPackError(
             f"expected dl_device={device}, where the memory is, got {target} with copy=False; "
@@ -302,18 +306,9 @@ def _export_copy(
     capsule = export(
         copied.owner, pointer=copied.pointer, shape=shape, dtype=dtype, device=target, max_version=max_version
     )
-    if max_version is not None and _major(max_version) >= 1:
+    if max_version is not None and max_version[0] >= 1:
         ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME)).flags |= Flags.IS_COPIED
     return capsule
-
-
-def _major(max_version: Sequence[int]) -> int:
-    """Return the major version that the consumer accepts."""
-    if isinstance(max_version, tuple) and len(max_version) == 2 and isinstance(max_version[0], int):
-        return max_version[0]
-    raise InvalidRequestError(
-        f"expected max_version=None or a tuple (major, minor), got {max_version!r}; pass (1, 0), for example"
-    )
 
 
 # ------------------------------------------------------------------ what NumPy gives us

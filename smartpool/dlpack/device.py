@@ -1,13 +1,16 @@
-"""Devices and streams as the array API standard passes them to ``__dlpack__``."""
+"""What the array API standard passes to ``__dlpack__``, checked: a stream, a device, a version, a copy."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
-from smartpool.errors import DLPackError, StreamError
+import numpy as np
 
-__all__ = ["DeviceType", "consumer_stream"]
+from smartpool.errors import DLPackError, InvalidRequestError, StreamError
+from smartpool.values import as_integer, shown
+
+__all__ = ["DeviceType", "asked_copy", "asked_device", "asked_major", "consumer_stream", "not_exportable"]
 
 
 class DeviceType(IntEnum):
@@ -62,28 +65,66 @@ def consumer_stream(device_type: int, stream: object) -> int | None:
     (2, None)
     """
     if device_type in _ON_HOST:
-        if stream is None or (type(stream) is int and stream == -1):
+        if stream is None or as_integer(stream) == -1:
             return None
-        raise StreamError(f"expected stream=None for memory on the host, got {stream!r}; leave it out")
+        raise StreamError(f"expected stream=None for memory on the host, got {shown(stream)}; leave it out")
     if device_type not in _ON_CUDA:
         raise not_exportable(device_type)
     if stream is None:
         return LEGACY_DEFAULT_STREAM
-    if not isinstance(stream, int) or isinstance(stream, bool):
+    handle = as_integer(stream)
+    if handle is None:
         raise StreamError(
             f"expected a stream as an integer or None, got {stream!r}; pass the handle (stream.cuda_stream "
             "in PyTorch, stream.ptr in CuPy)"
         )
-    if stream == 0:
+    if handle == 0:
         raise StreamError(
             "expected a stream other than 0, which does not tell the two default streams apart; "
             "pass 1 for the legacy default stream or 2 for the per-thread default stream"
         )
-    if stream < -1:
-        raise StreamError(f"expected a stream handle, 1, 2 or -1, got {stream}")
-    if stream == -1:
+    if not -1 <= handle < 1 << 64:
+        raise StreamError(f"expected a stream handle, 1, 2 or -1, got {shown(handle)}")
+    if handle == -1:
         return None
-    return LEGACY_DEFAULT_STREAM if stream == 1 else int(stream)
+    return LEGACY_DEFAULT_STREAM if handle == 1 else handle
+
+
+def asked_device(dl_device: Any) -> tuple[int, int]:
+    """Return the device that the consumer asks for."""
+    pair = _pair(dl_device)
+    if pair is None:
+        raise InvalidRequestError(
+            "dl_device: expected None or a tuple (device type, number), such as (1, 0) for the host, "
+            f"got {shown(dl_device)}"
+        )
+    return pair
+
+
+def asked_copy(copy: object) -> bool:
+    """Return whether the consumer asks for a copy, or forbids one."""
+    if not isinstance(copy, bool | np.bool):
+        raise InvalidRequestError(f"copy: expected True, False or None, got {shown(copy)}")
+    return bool(copy)
+
+
+def asked_major(max_version: Any) -> int:
+    """Return the major version that the consumer accepts."""
+    pair = _pair(max_version)
+    if pair is None:
+        raise InvalidRequestError(
+            f"max_version: expected None or a tuple (major, minor), such as (1, 0), got {shown(max_version)}"
+        )
+    return pair[0]
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return None
+    first, second = value
+    if first.__class__ is not int or second.__class__ is not int:  # the usual case is quick
+        first, second = as_integer(first), as_integer(second)
+    return None if first is None or second is None else (first, second)
 
 
 def not_exportable(device_type: int) -> DLPackError:

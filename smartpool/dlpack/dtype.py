@@ -9,12 +9,14 @@ counted from the least significant bit of the first byte.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import IntEnum
 from typing import Any, Final, Protocol
 
 import numpy as np
 
 from smartpool.errors import InvalidRequestError
+from smartpool.values import shown
 
 __all__ = ["DType", "DTypeLike", "TypeCode"]
 
@@ -80,7 +82,7 @@ class DType:
         Parameters
         ----------
         dtype
-            A `DType`; a usual name or a NumPy type string (``"bfloat16"``, ``"<f4"``); a dtype or
+            A `DType`; a usual name or a NumPy type string (``"bfloat16"``, ``"bf16"``, ``"<f4"``); a dtype or
             scalar type of NumPy or `ml_dtypes`; a PyTorch dtype; ``float``, ``int``, ``bool`` or
             ``complex``, which mean what they mean in NumPy.
 
@@ -97,8 +99,17 @@ class DType:
         if known is not None:
             return known
         parsed = _parse(dtype)
+        if len(_PARSED) >= _REMEMBERED:
+            _PARSED.clear()
         _PARSED[dtype] = parsed
         return parsed
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's own type, so that ``numpy.dtype`` takes this one; `AttributeError` where it has none."""
+        if not self.native:
+            raise AttributeError(f"NumPy has no {self.name}; its bits are {self.carrier.name}")
+        return self.carrier
 
     @property
     def itemsize(self) -> int:
@@ -145,8 +156,17 @@ def _parse(dtype: object) -> DType:
     else:
         known = _from_numpy(dtype)
     if known is None:
-        raise InvalidRequestError(f"expected a dtype that DLPack knows, got {dtype!r}; {_ADVICE}")
+        raise InvalidRequestError(f"expected a dtype that DLPack knows, got {shown(dtype)}; {_advice(dtype)}")
     return known
+
+
+def _advice(dtype: object) -> str:
+    """Return what to do about something that is no type, or none that DLPack knows."""
+    if isinstance(dtype, str):
+        meant = get_close_matches(dtype.lower().replace("fp", "float"), _BY_NAME)
+        if meant:
+            return f"did you mean {' or '.join(map(repr, meant))}?"
+    return "use a name, such as 'float32', 'bfloat16' or 'float8_e4m3fn', or a dtype of NumPy or PyTorch"
 
 
 def _from_numpy(dtype: object) -> DType | None:
@@ -157,7 +177,10 @@ def _from_numpy(dtype: object) -> DType | None:
         if isinstance(held, np.dtype):
             dtype = held
         elif issubclass(dtype, (np.generic, int, float, complex)):
-            dtype = np.dtype(dtype)
+            try:
+                dtype = np.dtype(dtype)
+            except TypeError:  # an abstract one, such as np.floating
+                return None
     if not isinstance(dtype, np.dtype) or dtype.shape:
         return None
     known = _BY_NAME.get(dtype.name)
@@ -198,6 +221,8 @@ def _spellings() -> dict[str, DType]:
     spellings = dict(_BY_NAME)
     for alias in (*"?bBhHiIlLqQefdFD", "half", "single", "double", "float", "int", "complex"):
         spellings[alias] = _BY_NAME[np.dtype(alias).name]
+    for alias, name in {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}.items():
+        spellings[alias] = _BY_NAME[name]
     for dtype in _BY_NAME.values():
         if dtype.native:
             order, code = dtype.carrier.str[0], dtype.carrier.str[1:]
@@ -207,8 +232,7 @@ def _spellings() -> dict[str, DType]:
 
 _BY_NAME: Final = _table()
 _BY_SPELLING: Final = _spellings()
-_ADVICE: Final = f"use one of {', '.join(_BY_NAME)}"
-
 # What was parsed, by what it was parsed from. Python's own types hash like themselves, so that
 # ``float`` and ``np.float64`` are two keys; True and 1 are no types and never get here.
 _PARSED: Final[dict[object, DType]] = {}
+_REMEMBERED: Final = 256  # classes among them that nobody else holds do not stay for ever

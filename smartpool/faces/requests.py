@@ -9,7 +9,13 @@ from typing import NamedTuple
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.protocol import Stream
-from smartpool.errors import ConfigurationError, DoubleFreeError, InvalidRequestError, UnknownPointerError
+from smartpool.errors import (
+    BufferReleasedError,
+    ConfigurationError,
+    DoubleFreeError,
+    InvalidRequestError,
+    UnknownPointerError,
+)
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.upkeep.pressure import PressureCallback
@@ -68,18 +74,17 @@ class RequestFace(DevicePool):
         UnknownPointerError
             When the id is not one of this pool's.
         """
-        number = as_integer(allocation_id) or 0  # no allocation has this one
-        buffer = self._allocations.pop(number, None)
+        number = as_integer(allocation_id) or 0
+        buffer = self._allocations.get(number)
         if buffer is None:
             raise self._bad_id(allocation_id)
-        if buffer.released:
-            raise DoubleFreeError(f"allocation {allocation_id} was freed already, by Buffer.free")
         try:
             buffer.free(stream)
-        except BaseException:
-            if not buffer.released:
-                self._allocations[number] = buffer
-            raise
+        except BufferReleasedError:  # by another thread, or by `Buffer.free`
+            raise self._bad_id(number) from None
+        finally:
+            if buffer.released:
+                self._allocations.pop(number, None)
 
     def add_out_of_memory_callback(self, callback: Callable[[int], bool]) -> None:
         """Ask `callback(nbytes)` before a request of `nbytes` fails for lack of memory.

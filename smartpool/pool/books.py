@@ -17,7 +17,7 @@ import operator
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 from smartpool.config import SmartPoolConfig
@@ -138,6 +138,13 @@ class PoolBooks:
                 raise
             finally:
                 self._busy = False
+
+    def working(self) -> AbstractContextManager[None]:
+        """Hold the lock for a call of the driver, so that nothing on this thread makes another meanwhile.
+
+        A request that a destructor or a signal handler makes there is refused.
+        """
+        return self._writing()
 
     def _mend(self) -> None:
         """Make the books anew after a call that was broken off: see `Heap.mend`."""

@@ -10,6 +10,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from smartpool.buffer import Buffer
@@ -106,6 +107,8 @@ class ImportedMemory:
         What holds the lease.
     """
 
+    beside_capture = False
+
     def __init__(self, driver: Driver, lease: Descriptor) -> None:
         self.driver = driver
         self.opened = _Opened(self, driver, lease)
@@ -132,6 +135,10 @@ class ImportedMemory:
 
     def order_after(self, pointer: int, stream: int) -> None:
         """Nothing: what the exporter had queued is done."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """Nothing: nobody else calls this driver."""
+        return nullcontext()
 
     def malloc(self, nbytes: int, stream: object = None) -> NoReturn:  # noqa: ARG002
         """Refuse a copy: there is no pool here to make it in."""

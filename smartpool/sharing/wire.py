@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from smartpool.buffer import byte_count, checked_shape
 from smartpool.descriptors import Descriptor
-from smartpool.dlpack import DType
+from smartpool.dlpack import DType, byte_count, checked_shape
 from smartpool.errors import SharingError
 
 __all__ = ["Description", "read_exactly", "receive_message", "send_message"]

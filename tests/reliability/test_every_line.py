@@ -27,8 +27,10 @@ ORDER = [
     (scenario, kind)
     for kind in ("balanced", "segments", "direct", "cpu", "tight")
     for scenario in scenarios.SCENARIOS
-    if kind in ("balanced", "segments", "direct") or scenario in (scenarios.stitching, scenarios.closing)
+    if kind in ("balanced", "segments", "direct")
+    or scenario in (scenarios.stitching, scenarios.buffers, scenarios.copies, scenarios.closing)
     if kind != "direct" or scenario not in scenarios.NEED_A_HEAP
+    if kind == "cpu" or scenario not in scenarios.READ
 ]
 
 

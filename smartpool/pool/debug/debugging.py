@@ -30,16 +30,14 @@ import time
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Container
+from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakMethod
 
 from smartpool.copying import not_copied
 from smartpool.debug_options import DebugOptions
-from smartpool.errors import (
-    SmartPoolError,
-    UnsupportedError,
-)
+from smartpool.errors import DriverError, SmartPoolError, UnsupportedError
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT, Range
 from smartpool.pool.books import reentered
@@ -205,7 +203,8 @@ class DebuggingManager:
             As `AdvancedMemoryPoolManager.free`, with the stacks that are known.
         """
         self.drop(pointer, stream)
-        self._look()
+        with suppress(DriverError):  # the block is free; who looks next will meet the error
+            self._look()
 
     def drop(self, pointer: int, stream: object = None) -> None:
         """End the block at `pointer`; its guards are looked at later. For destructors."""

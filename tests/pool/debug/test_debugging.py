@@ -54,11 +54,12 @@ def test_one_byte_outside_of_a_block_is_found_when_it_is_freed(nbytes, distance,
         block = pool.empty(nbytes, "uint8", alignment=4096 if aligned else None)
         offset = distance if distance < 0 else nbytes + distance
         count = min(count, -offset) if offset < 0 else min(count, 512 - distance)
-        write(pool, block.pointer + offset, b"\x01" * count)
+        pointer = block.pointer
+        write(pool, pointer + offset, b"\x01" * count)
         with pytest.raises(OverrunError) as caught:
             block.free()
         error = caught.value
-        assert (error.pointer, error.nbytes, error.offset) == (block.pointer, nbytes, offset)
+        assert (error.pointer, error.nbytes, error.offset) == (pointer, nbytes, offset)
         assert f"{count} bytes were written" in str(error)
         assert "0x01 instead of 0xa5" in str(error)
         pool.check()

@@ -12,15 +12,19 @@ import smartpool
 from smartpool.driver.faults import CALLS
 
 PACKAGE = Path(smartpool.__file__).parent
-PARTS = ("pool", "memory")  # the folders whose every driver call is made to fail
+PARTS = ("pool/**/*.py", "memory/**/*.py", "owner.py")  # whose every driver call is made to fail
 HANDED_ON = "pool/heap/returning.py"  # makes calls that it is handed
+
+
+def _made_to_fail(path):
+    return any(path in PACKAGE.glob(part) for part in PARTS)
 
 
 def in_source():
     """Return the places that make a call of the driver, or hand it on, as (file, line, column, call)."""
     places = set()
     for part in PARTS:
-        for path in sorted((PACKAGE / part).rglob("*.py")):
+        for path in sorted(PACKAGE.glob(part)):
             nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
             name = path.relative_to(PACKAGE).as_posix()
             known = set()
@@ -59,7 +63,7 @@ def running(call):
                 frame = frame.f_back
                 continue
             line, _, column, _ = _position(frame)
-            return (name, line, column, call) if name.split("/")[0] in PARTS else None
+            return (name, line, column, call) if _made_to_fail(path) else None
         frame = frame.f_back
     return None
 

@@ -112,6 +112,27 @@ def slabs_come_and_go(caller):
         caller.free(caller.malloc(31 * MiB))
 
 
+def buffers(caller):
+    """Buffers are freed, on another stream too, dropped, and exported."""
+    caller.buffer(3 * MiB).free()
+    caller.buffer(2 * MiB).free(caller.stream)
+    caller.buffer(60 * KiB, caller.stream)
+    del caller.buffers[-1]
+    caller.buffer(1000)
+    if not caller.readable:  # then nobody could read an export
+        return
+    for _ in range(2):
+        caller.consumers.append(caller.buffers[-1].__dlpack__())
+    caller.buffers[-1].free(caller.stream)
+    caller.consumers.clear()
+
+
+def copies(caller):
+    """Consumers get copies, on the device and on the host."""
+    for asked in ({"copy": True}, {"dl_device": (1, 0)}):
+        caller.consumers.append(caller.buffer(1000).__dlpack__(max_version=(1, 0), **asked))
+
+
 def capturing(caller):
     """A graph bakes its memory in, and gives it back."""
     caller.free(caller.malloc(3 * MiB))
@@ -187,6 +208,8 @@ SCENARIOS = [
     small_and_large,
     slabs_come_and_go,
     broken_off,
+    buffers,
+    copies,
     capturing,
     questions,
     closing,
@@ -194,3 +217,5 @@ SCENARIOS = [
 ]
 NEED_A_HEAP = (many_pending_events, planned_steps, slabs_come_and_go, capturing)
 """Scenarios that mean nothing where every request goes to the driver."""
+READ = (copies,)
+"""Scenarios that read memory, which a model has none of."""
