@@ -1,4 +1,9 @@
-"""Forks: what a child process makes anew, because no thread but one exists in it.
+"""Forks: what a child process makes anew, because no thread but one exists in it, and what it leaves alone.
+
+A pool belongs to the process that opened it. A child inherits its books, but not what they describe: a CUDA
+context is of no use in it, and the chunks of the `cpu` device are shared pages, so that a child that went on
+allocating would write into the parent's blocks, and one that trimmed would empty them. So every pool is
+disowned in the child. What was live stays readable there where the memory is shared.
 
 Problem: a lock that another thread held as the process forked stays taken in the child for good, and so does
 an event or a condition whose inner lock was. Any of them may be met there: by a destructor, a free, a close.
@@ -11,11 +16,13 @@ itself be inside of a ``with``, and would then release in the child what nobody 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["call_in_children", "renewed"]
+__all__ = ["ModuleLock", "call_in_children", "held_if_free", "renewed"]
 
 Owner = TypeVar("Owner")
 Made = TypeVar("Made")
@@ -43,6 +50,30 @@ def renewed(owner: object, name: str, make: Callable[[], Made]) -> Made:
     made = make()
     setattr(owner, name, made)
     return made
+
+
+class ModuleLock:
+    """A lock of a module: ``with it.lock:``."""
+
+    def __init__(self, make: Callable[[], Any] = threading.RLock) -> None:
+        self.lock = renewed(self, "lock", make)
+
+
+@contextmanager
+def held_if_free(lock: Any, patience_s: float = 0.0) -> Iterator[bool]:
+    """Hold a lock in the block when it can be had in that time, -1 for any, and say whether.
+
+    An interrupt between `acquire` and `try` would leave the lock taken for good; here it finds it released.
+    """
+    taken: list[bool] = []
+    try:
+        waits = patience_s != 0
+        # In one step of C: the lock is in the list, or not taken.
+        taken.extend(filter(None, map(lock.acquire, (waits,), (patience_s if waits else -1,))))
+        yield bool(taken)
+    finally:
+        if taken:
+            lock.release()
 
 
 def _after_fork_in_child() -> None:

@@ -5,26 +5,30 @@ Nothing is counted for it: a scrape asks each registered pool for its statistics
 last, ``_total`` for what only grows. Figures by tag and the counts of requests are there while the pool
 tracks (`SmartPool.start_tracking`).
 
-All pools of a registry are one collector, because a metric may appear once in an answer.
+All pools of a registry are one collector, because a metric may appear once in an answer. A pool that cannot
+be asked (its device is lost, or this is a forked child and the pool the parent's) is left out of it.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from smartpool.errors import InvalidRequestError, MissingPackageError
+from smartpool.errors import InvalidRequestError, MissingPackageError, SmartPoolError
+from smartpool.forks import ModuleLock
+from smartpool.log import LOGGER
 from smartpool.pool.telemetry.statistics import MemorySnapshot, PoolStatistics
+from smartpool.values import encodable, shown
 
 if TYPE_CHECKING:
     from smartpool.faces.watching import WatchingFace
 
 __all__ = ["PoolsCollector", "register", "unregister"]
 
-_GAUGES: Final = {
+_GAUGES: Final = {  # of a device, under the names of `MemorySnapshot`
     "live_bytes": "Bytes in live blocks, as requested.",
     "live_blocks": "Live blocks.",
     "cached_bytes": "Freed blocks in bins, ready for a request of their size.",
@@ -36,7 +40,6 @@ _GAUGES: Final = {
     "cap_bytes": "What the pool may hold at most.",
     "device_free_bytes": "Free on the device, by its driver.",
     "device_total_bytes": "Memory of the device.",
-    "pressure_ratio": "Share in use of the limit or of the device, whichever is nearer to its end.",
 }
 _COUNTERS: Final = {
     "searches": "Requests that missed their bin.",
@@ -45,10 +48,41 @@ _COUNTERS: Final = {
     "waits": "Waits between streams that were queued on the device.",
     "out_of_memory_errors": "Requests that failed for lack of memory.",
 }
-_UNITS: Final = ("bytes", "seconds", "ratio")
 _RENAMED: Final = {"device_total_bytes": "device_capacity_bytes"}  # `total` is for counters
+_DEVICE: Final = ("device", "pool")
+_GROUPED: Final = {
+    "fragmentation_ratio": ("part", "The live metric of fragmentation: its parts, and their weighted sum."),
+    "tier_live_bytes": ("tier", "Bytes in live blocks, as requested, by tier."),
+    "tier_cached_bytes": ("tier", "Freed blocks in bins, by tier."),
+    "stream_live_bytes": ("stream", "Bytes in live blocks, as requested, by stream."),
+    "stream_cached_bytes": ("stream", "Freed blocks in bins, by stream."),
+    "tag_live_bytes": ("tag", "Bytes in live blocks by the tag of their request."),
+    "tag_peak_bytes": ("tag", "The most live bytes of a tag."),
+}
+_COUNTED: Final = {
+    "driver_calls": ("call", "Driver calls."),
+    "planned_requests": ("result", "Requests in planned steps that came as planned, or not."),
+    "allocations": ("tier", "Requests, while tracked."),
+    "frees": ("tier", "Frees, while tracked."),
+    "allocated_bytes": ("tier", "Bytes requested, while tracked."),
+}
+_FAMILIES: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
+    **{_RENAMED.get(name, name): ("Gauge", text, _DEVICE) for name, text in _GAUGES.items()},
+    **{name: ("Counter", text, _DEVICE) for name, text in _COUNTERS.items()},
+    **{name: ("Gauge", text, (*_DEVICE, label)) for name, (label, text) in _GROUPED.items()},
+    **{name: ("Counter", text, (*_DEVICE, label)) for name, (label, text) in _COUNTED.items()},
+    "pressure_ratio": (
+        "Gauge", "Share in use of the limit or of the device, whichever is nearer to its end.", _DEVICE,
+    ),
+    "driver_seconds": ("Counter", "Time in the driver, where it is measured or modelled.", _DEVICE),
+    "background_passes": ("Counter", "Passes of the background optimiser.", ("pool",)),
+    "hook_failures": ("Counter", "Hooks that raised.", ("pool",)),
+}  # fmt: skip
+"""Of each family its kind, its text, and its labels in the order of their values."""
 
-_lock: Final = threading.Lock()
+_UNITS: Final = ("bytes", "seconds", "ratio")
+
+_registering: Final = ModuleLock()
 _collectors: Final[WeakKeyDictionary[Any, PoolsCollector]] = WeakKeyDictionary()
 
 
@@ -71,7 +105,7 @@ def register(pool: WatchingFace, *, registry: Any = None, name: str = "default")
     MissingPackageError
         When `prometheus_client` is not installed.
     InvalidRequestError
-        When another pool has this name there.
+        When another pool has this name there, it is no name, or the registry has metrics of these names.
 
     Examples
     --------
@@ -85,19 +119,26 @@ def register(pool: WatchingFace, *, registry: Any = None, name: str = "default")
     """
     client = _client()
     registry = client.REGISTRY if registry is None else registry
-    with _lock:
+    if not isinstance(name, str) or not name:
+        raise InvalidRequestError(f"name: expected text that tells pools apart, got {shown(name)}")
+    with _registering.lock:
         collector = _collectors.get(registry)
         if collector is None:
             collector = PoolsCollector(import_module("prometheus_client.core"))
-            registry.register(collector)
+            try:
+                registry.register(collector)
+            except ValueError as error:
+                raise InvalidRequestError(
+                    f"registry: expected one without metrics of SmartPool's names, got {error}"
+                ) from error
             _collectors[registry] = collector
-        collector.add(name, pool)
+        collector.add(encodable(name), pool)
 
 
 def unregister(pool: WatchingFace, *, registry: Any = None) -> None:
     """Show the figures of `pool` no more. Does nothing when they are not shown."""
     registry = _client().REGISTRY if registry is None else registry
-    with _lock:
+    with _registering.lock:
         collector = _collectors.get(registry)
         if collector is not None:
             collector.remove(pool)
@@ -124,90 +165,84 @@ class PoolsCollector:
 
     def remove(self, pool: WatchingFace) -> None:
         """Show a pool no more."""
-        for name, shown in list(self._pools.items()):
-            if shown is pool:
+        for name, known in list(self._pools.items()):
+            if known is pool:
                 del self._pools[name]
 
     def describe(self) -> list[Any]:
-        """Return nothing: a registry then does not ask for figures when this is registered."""
-        return []
+        """Return the families without figures: a registry then knows the names, and asks no pool for them."""
+        return list(self._families().values())
 
     def collect(self) -> Iterator[Any]:
         """Yield the families of metrics, each with the samples of all pools and devices."""
-        families = _Families(self._core)
-        for name, pool in sorted(self._pools.items()):
-            statistics = pool.statistics
-            for index, device in enumerate(statistics.devices):
-                again = any(other.device == device.device for other in statistics.devices[:index])
-                label = f"{device.device}#{index}" if again else device.device  # as `get_statistics`
-                families.add_device({"device": label, "pool": name}, device)
-            families.add_pool(name, pool, statistics)
-        yield from families.made.values()
+        families = self._families()
+        with _registering.lock:  # which is not held while pools are asked
+            pools = sorted(self._pools.items(), key=itemgetter(0))
+        for name, pool in pools:
+            try:
+                statistics = pool.statistics
+            except SmartPoolError as error:
+                LOGGER.debug("pool %r has no metrics: %s", name, error)
+                continue
+            for family, values, figure in _figures(name, statistics):
+                families[family].add_metric(values, figure)
+            families["hook_failures"].add_metric((name,), pool.hooks.failures)
+        yield from (family for family in families.values() if family.samples)
 
-
-class _Families:
-    """Families of metrics by name, made when their first sample comes."""
-
-    def __init__(self, core: Any) -> None:
-        self.made: dict[str, Any] = {}
-        self._gauge = core.GaugeMetricFamily
-        self._counter = core.CounterMetricFamily
-
-    def _add(self, made: Any, name: str, text: str, labels: dict[str, str], value: float) -> None:
-        family = self.made.get(name)
-        if family is None:
+    def _families(self) -> dict[str, Any]:
+        made = {}
+        for name, (kind, text, labels) in _FAMILIES.items():
             unit = next((unit for unit in _UNITS if name.endswith(f"_{unit}")), "")
-            family = self.made[name] = made(f"smartpool_{name}", text, labels=list(labels), unit=unit)
-        family.add_metric(list(labels.values()), value)
+            family = getattr(self._core, f"{kind}MetricFamily")
+            made[name] = family(f"smartpool_{name}", text, labels=labels, unit=unit)
+        return made
 
-    def add_pool(self, name: str, pool: WatchingFace, statistics: PoolStatistics) -> None:
-        """Add what belongs to no device."""
-        labels = {"pool": name}
-        text = "Passes of the background optimiser."
-        self._add(self._counter, "background_passes", text, labels, statistics.background_passes)
-        self._add(self._counter, "hook_failures", "Hooks that raised.", labels, pool.hooks.failures)
 
-    def add_device(self, labels: dict[str, str], now: MemorySnapshot) -> None:
-        """Add the samples of one device."""
-        for name, text in _GAUGES.items():
-            value = now.pressure if name == "pressure_ratio" else getattr(now, name)
-            self._add(self._gauge, _RENAMED.get(name, name), text, labels, value)
-        for name, text in _COUNTERS.items():
-            self._add(self._counter, name, text, labels, getattr(now, name))
-        for part, value in now.fragmentation.as_dict().items():
-            text = "The live metric of fragmentation: its parts, and their weighted sum."
-            self._add(self._gauge, "fragmentation_ratio", text, {**labels, "part": part}, value)
-        for call, count in now.driver_calls.items():
-            self._add(self._counter, "driver_calls", "Driver calls.", {**labels, "call": call}, count)
-        text = "Time in the driver, where it is measured or modelled."
-        self._add(self._counter, "driver_seconds", text, labels, now.driver_seconds)
-        for result, count in (("hit", now.steps.hits), ("miss", now.steps.misses)):
-            text = "Requests in planned steps that came as planned, or not."
-            self._add(self._counter, "planned_requests", text, {**labels, "result": result}, count)
-        for kind, groups in (("tier", now.tiers), ("stream", now.streams)):
-            for key, group in groups.items():
-                own = {**labels, kind: str(key)}
-                text = f"Bytes in live blocks, as requested, by {kind}."
-                self._add(self._gauge, f"{kind}_live_bytes", text, own, group.live_bytes)
-                text = f"Freed blocks in bins, by {kind}."
-                self._add(self._gauge, f"{kind}_cached_bytes", text, own, group.cached_bytes)
-        self._add_tracked(labels, now)
+_Sample = tuple[str, tuple[str, ...], float]  # the family, the values of its labels, and the figure
 
-    def _add_tracked(self, labels: dict[str, str], now: MemorySnapshot) -> None:
-        if now.tracked is None:
-            return
-        for tier, counts in now.tracked.tiers.items():
-            own = {**labels, "tier": tier}
-            self._add(self._counter, "allocations", "Requests, while tracked.", own, counts.allocations)
-            self._add(self._counter, "frees", "Frees, while tracked.", own, counts.frees)
-            text = "Bytes requested, while tracked."
-            self._add(self._counter, "allocated_bytes", text, own, counts.total_bytes)
-        for tag, counts in now.tracked.tags.items():
-            own = {**labels, "tag": tag}
-            text = "Bytes in live blocks by the tag of their request."
-            self._add(self._gauge, "tag_live_bytes", text, own, counts.current_bytes)
-            text = "The most live bytes of a tag."
-            self._add(self._gauge, "tag_peak_bytes", text, own, counts.peak_bytes)
+
+def _figures(name: str, statistics: PoolStatistics) -> Iterator[_Sample]:
+    """Yield the samples of one pool."""
+    yield "background_passes", (name,), statistics.background_passes
+    names = [device.device for device in statistics.devices]
+    for index, device in enumerate(statistics.devices):
+        again = names[index] in names[:index]
+        label = f"{names[index]}#{index}" if again else names[index]  # as `get_statistics`
+        of_device = encodable(label), name
+        for family, figure in _simple(device):
+            yield family, of_device, figure
+        for family, group, figure in _grouped(device):
+            yield family, (*of_device, encodable(str(group))), figure
+
+
+def _simple(now: MemorySnapshot) -> Iterator[tuple[str, float]]:
+    for name in (*_GAUGES, *_COUNTERS):
+        yield _RENAMED.get(name, name), getattr(now, name)
+    yield "pressure_ratio", now.pressure
+    yield "driver_seconds", now.driver_seconds
+
+
+def _grouped(now: MemorySnapshot) -> Iterator[tuple[str, object, float]]:
+    """Yield family, group and figure."""
+    for part, value in now.fragmentation.as_dict().items():
+        yield "fragmentation_ratio", part, value
+    for call, count in now.driver_calls.items():
+        yield "driver_calls", call, count
+    yield "planned_requests", "hit", now.steps.hits
+    yield "planned_requests", "miss", now.steps.misses
+    for kind, groups in (("tier", now.tiers), ("stream", now.streams)):
+        for key, group in groups.items():
+            yield f"{kind}_live_bytes", key, group.live_bytes
+            yield f"{kind}_cached_bytes", key, group.cached_bytes
+    if now.tracked is None:
+        return
+    for tier, counts in now.tracked.tiers.items():
+        yield "allocations", tier, counts.allocations
+        yield "frees", tier, counts.frees
+        yield "allocated_bytes", tier, counts.total_bytes
+    for tag, counts in now.tracked.tags.items():
+        yield "tag_live_bytes", tag, counts.current_bytes
+        yield "tag_peak_bytes", tag, counts.peak_bytes
 
 
 def _client() -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields
@@ -13,6 +11,7 @@ from smartpool.config import SmartPoolConfig, unknown_setting
 from smartpool.copying import not_copied
 from smartpool.driver.protocol import Driver, check_driver, looks_like_driver
 from smartpool.errors import ConfigurationError, PoolClosedError
+from smartpool.forks import ModuleLock
 from smartpool.smart_pool import SmartPool
 from smartpool.streams import DEFAULT_STREAMS, StreamSet
 from smartpool.values import as_integer
@@ -20,18 +19,8 @@ from smartpool.values import as_integer
 __all__ = ["GPUMemoryOptimizer", "integrate_smartpool_with_gpu_optimizer"]
 
 _POOL_FIELDS: Final = frozenset(field.name for field in fields(SmartPoolConfig))
+_making: Final = ModuleLock()
 _OWN_FIELDS: Final = frozenset({"enable_smart_pool", "device_ids", "devices", "streams_per_device"})
-_making = threading.RLock()
-
-
-def _after_fork_in_child() -> None:
-    """Replace the lock: the thread that held it does not exist here."""
-    global _making  # noqa: PLW0603
-    _making = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class GPUMemoryOptimizer:
@@ -123,7 +112,7 @@ class GPUMemoryOptimizer:
 
     def close(self) -> None:
         """Destroy the streams, and close the pool. Idempotent; live memory stays valid."""
-        with _making:
+        with _making.lock:
             self._closed = True
         with ExitStack() as all_of_it:
             if self.smart_pool is not None:
@@ -145,7 +134,7 @@ class GPUMemoryOptimizer:
             When the optimizer was closed.
         """
         number = self.pool._number_of(device_id)  # noqa: SLF001 - it says what is wrong with a number
-        with _making:
+        with _making.lock:
             self._require_open()
             streams = StreamSet(self.pool.managers[number].driver, self.streams_per_device)
             return self._streams.setdefault(number, streams)
@@ -169,7 +158,7 @@ def integrate_smartpool_with_gpu_optimizer(optimizer: GPUMemoryOptimizer) -> Sma
     """
     if not isinstance(optimizer, GPUMemoryOptimizer):
         raise ConfigurationError("optimizer", f"expected a GPUMemoryOptimizer, got {optimizer!r}")
-    with _making:
+    with _making.lock:
         if optimizer.smart_pool is None:
             optimizer._require_open()  # noqa: SLF001 - of this module
             optimizer.smart_pool = SmartPool(optimizer)

@@ -14,6 +14,7 @@ from itertools import chain
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from smartpool.forks import renewed
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.hooks import Hooks, MapEvent
 from smartpool.pool.telemetry.journal import FIELDS, FREED
@@ -149,7 +150,7 @@ class PoolRecording:
     def __init__(self, managers: tuple[AdvancedMemoryPoolManager, ...]) -> None:
         self._managers = managers
         self._recordings: tuple[DeviceRecording, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = renewed(self, "_lock", threading.RLock)
         self._measured: tuple[int, ...] = ()  # the events of each device that `reduction` is for
         self.reduction: Reduction | None = None
 

@@ -18,6 +18,7 @@ from typing import Final
 from smartpool.copying import not_copied
 from smartpool.driver.protocol import Driver
 from smartpool.errors import ConfigurationError, StreamError
+from smartpool.forks import renewed
 from smartpool.values import as_integer
 
 __all__ = ["DEFAULT_STREAMS", "MOST_STREAMS", "ManagedStream", "StreamSet"]
@@ -87,7 +88,7 @@ class StreamSet:
         self.size = self.checked_size(size)
         self._driver = driver
         self._borrowers: dict[ManagedStream, int] = {}  # the one that was handed out longest ago is first
-        self._lock = threading.Lock()
+        self._lock = renewed(self, "_lock", threading.RLock)
         self._closed = False
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ from smartpool import (
     SmartPoolConfig,
 )
 from smartpool.metrics import register, unregister
+from smartpool.values import encodable
 
 prometheus_client = pytest.importorskip("prometheus_client")
 generate_latest = pytest.importorskip("prometheus_client.openmetrics.exposition").generate_latest
@@ -143,6 +145,85 @@ def test_the_registry_that_the_client_serves_is_the_default():
         assert b"smartpool_live_bytes" in prometheus_client.generate_latest()
         unregister(pool)
         assert b"smartpool_live_bytes" not in prometheus_client.generate_latest()
+
+
+def test_every_family_can_be_asked_for_by_name(registry):
+    """As by ``/metrics?name[]=``: the names are told before there is a figure."""
+    with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB", track=True)) as pool:
+        register(pool, registry=registry)
+        worked(pool)
+        for family in scraped(registry)[0]:
+            names = {sample.name for sample in family.samples}
+            for name in names:
+                found = scraped(registry.restricted_registry([name]))[0]
+                assert [one.name for one in found] == [family.name]
+                assert len(found[0].samples) == len(family.samples)
+
+
+def test_names_that_are_taken_are_refused_on_either_side(registry):
+    with SmartPool("model:1GiB") as pool:
+        taken = prometheus_client.CollectorRegistry()
+        prometheus_client.Gauge("smartpool_live_bytes", "mine", registry=taken)
+        with pytest.raises(InvalidRequestError, match="smartpool_live_bytes"):
+            register(pool, registry=taken)
+        assert generate_latest(taken).count(b"smartpool_live_bytes") == 3  # only the program's own
+        register(pool, registry=registry)
+        with pytest.raises(ValueError, match="smartpool_live_bytes"):
+            prometheus_client.Gauge("smartpool_live_bytes", "mine", registry=registry)
+
+
+@pytest.mark.parametrize("name", [3, None, "", b"main", ["main"], 10**50])
+def test_what_is_no_name(registry, name):
+    with SmartPool("model:1GiB") as pool, pytest.raises(InvalidRequestError, match="name: expected"):
+        register(pool, registry=registry, name=name)
+
+
+def test_one_odd_text_does_not_take_the_page_from_the_others(registry):
+    """Names that UTF-8 cannot encode come from the file system: as tags, of pools, and of devices."""
+    odd = "caf\udce9"
+    prometheus_client.Gauge("app_up", "the program's own", registry=registry).set(1)
+    with SmartPool("model:1GiB", SmartPoolConfig(track=True)) as pool:
+        pool.managers[0].driver.name = odd
+        register(pool, registry=registry, name=odd)
+        with pool.tag(odd):
+            pool.malloc(100)
+        samples = scraped(registry)[1]
+        assert samples["app_up", frozenset()] == 1
+        shown = encodable(odd)
+        labels = frozenset({"device": shown, "pool": shown, "tag": shown}.items())
+        assert samples["smartpool_tag_live_bytes", labels] == 100
+
+
+def test_a_pool_that_cannot_be_asked_is_left_out(registry):
+    with SmartPool("model:1GiB") as ill, SmartPool("model:2GiB") as well:
+        register(ill, registry=registry, name="an ill one")
+        register(well, registry=registry, name="well")
+        faults = ill.managers[0].driver.faults
+        faults.fail("memory_info", times=1 << 20)
+        assert {dict(labels).get("pool") for _, labels in scraped(registry)[1]} == {"well"}
+        faults.clear()
+        assert {dict(labels).get("pool") for _, labels in scraped(registry)[1]} == {"an ill one", "well"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+@pytest.mark.filterwarnings("ignore:This process .*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_the_page_without_the_parents_pools(registry):
+    prometheus_client.Gauge("app_up", "the program's own", registry=registry).set(1)
+    with SmartPool("model:1GiB") as pool:
+        register(pool, registry=registry)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                samples = scraped(registry)[1]
+                with SmartPool("model:2GiB") as own:
+                    register(own, registry=registry, name="own")
+                    named = {dict(labels).get("pool") for _, labels in scraped(registry)[1]}
+                code = 0 if set(samples) == {("app_up", frozenset())} and named == {None, "own"} else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert scraped(registry)[0]
 
 
 def test_without_the_client_the_error_says_what_to_install(monkeypatch):

@@ -16,6 +16,7 @@ from smartpool.driver.played_captures import PlayedCaptures, PlayedGraph
 from smartpool.driver.protocol import handle_of
 from smartpool.driver.queues import Queues
 from smartpool.errors import DriverError, StreamError
+from smartpool.forks import call_in_children
 from smartpool.values import shown
 
 __all__ = ["HostStreams"]
@@ -40,8 +41,9 @@ class HostStreams(ABC):
         self.calls: Counter[str] = Counter()
         self.seconds = 0.0
         self.faults = Faults()
-        self._lock = threading.Lock()
-        self._queues = Queues(self._lock)
+        self._queues = Queues()
+        self._renew_lock()
+        call_in_children(self, HostStreams._renew_lock)
         self._captures = PlayedCaptures(self._queues)
         self.beside_capture: Callable[[], AbstractContextManager[None]] = self._captures.beside
         self._closed = False
@@ -171,6 +173,10 @@ class HostStreams(ABC):
                 self.faults.check("synchronize_event", event=event)
 
     # --- inside ---
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+        self._queues.use_lock(self._lock)
 
     def _begin(self, call: str, **arguments: object) -> None:
         """Count the call, let it fail if a fault says so, and account for its time."""

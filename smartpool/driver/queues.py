@@ -56,18 +56,23 @@ _DONE = Marker(done=True)
 
 
 class Queues:
-    """The streams and events of one host driver. Stream 0 always exists."""
+    """The streams and events of one host driver, which says by `use_lock` what guards them; 0 exists."""
 
     __slots__ = ("_changed", "_destroyed", "_events", "_next_handle", "_streams", "_torn", "captured")
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._changed = threading.Condition(lock)
+    _changed: threading.Condition
+
+    def __init__(self) -> None:
         self._streams = {0: _Stream(0)}
         self._destroyed: dict[int, _Stream] = {}
         self._events: dict[int, Marker] = {}
         self._next_handle = FIRST_HANDLE
         self.captured: int | None = None  # a stream whose pending work is a graph's, and waited for by nobody
         self._torn = False  # an interrupt ended `_run`: streams that could go on may not have
+
+    def use_lock(self, lock: threading.Lock) -> None:
+        """Let waits give up this lock, which the driver holds around every call."""
+        self._changed = threading.Condition(lock)
 
     # --- streams ---
 

@@ -19,6 +19,7 @@ from smartpool.errors import (
     MemoryCorruptionError,
     SmartPoolError,
 )
+from smartpool.forks import renewed
 from smartpool.log import LOGGER
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.statistics import MemorySnapshot, OptimizationOutcome
@@ -48,7 +49,7 @@ class DevicePool:
         self._manager = managers[0]
         self._allocations: dict[int, Buffer] = {}  # what the pool itself holds, by number
         self._optimizations = self._memory_freed_bytes = 0
-        self._counting = threading.RLock()
+        self._counting = renewed(self, "_counting", threading.RLock)
         self._closed = False
         self._background = Background(self._background_pass, config.optimization_interval)
         self._pressure_callbacks = PressureCallbacks(config.memory_pressure_threshold)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -204,7 +204,7 @@ class WatchingFace(DevicePool):
         *,
         host: str = "127.0.0.1",
         password: str | None = None,
-        names: tuple[str, ...] = (),
+        names: str | Iterable[str] = (),
     ) -> LiveServer:
         """Serve a web page that shows this pool's memory as it changes; close what this returns to end it.
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from smartpool.forks import renewed
 from smartpool.interop._frameworks import cuda_managers
 from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
 
@@ -38,7 +39,8 @@ class Graphs:
         self._memories: dict[MemoryId, GraphMemory] = {}
         self._users: dict[MemoryId, int] = {}  # graphs, and captures under way
         self._capturing: set[int] = set()  # devices
-        self._lock = threading.RLock()
+        # Never held while a pool is called: PyTorch drops a graph in the middle of any request.
+        self._lock = renewed(self, "_lock", threading.RLock)
         self._finalizing = sys.is_finalizing  # bound: modules are empty when PyTorch drops its last graphs
 
     def begin(self, device: int, first: int, second: int, _filter: object = None) -> None:
@@ -47,15 +49,16 @@ class Graphs:
         with self._lock:
             memory = self._memories.setdefault(key, GraphMemory(manager))
             self._users[key] = self._users.get(key, 0) + 1
-            begin_capture(manager, memory)
-            self._capturing.add(device)
+        begin_capture(manager, memory)
+        self._capturing.add(device)
 
     def end(self, device: int, first: int, second: int) -> None:  # noqa: ARG002 - PyTorch's signature
         """Learn that the capture ended, well or badly."""
-        with self._lock:
-            if device in self._capturing:
-                self._capturing.remove(device)
-                end_capture(self._managers[device])
+        try:
+            self._capturing.remove(device)
+        except KeyError:  # none is under way
+            return
+        end_capture(self._managers[device])
 
     def release(self, device: int, first: int, second: int) -> None:
         """Learn that one user of a memory is gone; with the last its free blocks become ordinary."""
@@ -66,9 +69,11 @@ class Graphs:
             if key not in self._users:
                 return
             self._users[key] -= 1
-            if not self._users[key]:
-                del self._users[key]
-                self._memories.pop(key).close()
+            if self._users[key]:
+                return
+            del self._users[key]
+            memory = self._memories.pop(key)
+        memory.close()
 
     @property
     def capturing(self) -> bool:
@@ -77,10 +82,9 @@ class Graphs:
 
     def held_bytes(self, device: int) -> int:
         """Return the bytes that graphs hold on `device`, live or free."""
-        with self._lock:
-            return sum(memory.held_bytes for key, memory in self._memories.items() if key[0] == device)
+        memories = self._memories.copy()
+        return sum(memory.held_bytes for key, memory in memories.items() if key[0] == device)
 
     def holds(self, pointer: int) -> bool:
         """Return whether an address is in the memory of a graph."""
-        with self._lock:
-            return any(memory.holds(pointer) for memory in self._memories.values())
+        return any(memory.holds(pointer) for memory in self._memories.copy().values())

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Final
 
 from smartpool.errors import UnsupportedError
+from smartpool.forks import renewed
 
 __all__ = ["FreeRing", "ask"]
 
@@ -79,13 +80,15 @@ class FreeRing:
         self.cursor = [0]
         self.address = _load(_store_function(self._header))
         self._give = give
-        self._lock = threading.Lock()
+        self._lock = renewed(self, "_lock", threading.Lock)
 
     def drain(self) -> None:
         """Give back what is waiting. Returns at once when another thread, or a caller, is at it."""
-        if not self._lock.acquire(blocking=False):
-            return
+        lock, taken = self._lock, list[bool]()
         try:
+            taken.extend(map(lock.acquire, (False,)))  # in one step of C: an interrupt cannot come in between
+            if not taken[0]:
+                return
             slots, cursor, give, mask = self.slots, self.cursor, self._give, SLOTS - 1
             at = cursor[0]
             while pointer := slots[at]:
@@ -93,7 +96,8 @@ class FreeRing:
                 cursor[0] = at = (at + 1) & mask
                 give(pointer)
         finally:
-            self._lock.release()
+            if any(taken):
+                lock.release()
 
 
 def _store_function(header: int) -> bytes:

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from smartpool.forks import ModuleLock, held_if_free
 from smartpool.interop._torch_callbacks import AllocateFunction, FreeFunction, address_of
 from smartpool.interop._torch_rescue import raise_later
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Segments", "mem_pool_over"]
 
 _EMPTIERS: Final = ("_cuda_emptyCache", "_accelerator_emptyCache")
-_emptying = threading.Lock()
+_emptying: Final = ModuleLock(threading.Lock)
 _alive: weakref.WeakSet[Segments] = weakref.WeakSet()
 
 
@@ -146,21 +147,24 @@ class Segments:
 
     def _make_room(self, _nbytes: int) -> bool:
         """Let PyTorch give back what idles; whether it did. A callback of the pool's."""
-        if getattr(self._asking, "device", None) is None or not _emptying.acquire(blocking=False):
-            return False  # not a request of this pool; or another thread is at it, and may wait for this one
-        try:
-            before = self._managers[self._asking.device].live_bytes
-            self._empty()  # first what pools hold that were retired
-            if self._managers[self._asking.device].live_bytes < before:
-                return True
-            if not self._replace():
+        if getattr(self._asking, "device", None) is None:
+            return False  # not a request of this pool
+        with held_if_free(_emptying.lock) as mine:
+            try:
+                return mine and self._emptied()  # else another thread is at it, and may wait for this one
+            except RuntimeError:  # PyTorch's: it would not
                 return False
-            self._empty()
-            return self._managers[self._asking.device].live_bytes < before
-        except RuntimeError:  # PyTorch's: it would not
+
+    def _emptied(self) -> bool:
+        manager = self._managers[self._asking.device]
+        before = manager.live_bytes
+        self._empty()  # first what pools hold that were retired
+        if manager.live_bytes < before:
+            return True
+        if not self._replace():
             return False
-        finally:
-            _emptying.release()
+        self._empty()
+        return manager.live_bytes < before
 
     # ------------------------------------------------------------------ what PyTorch calls
 

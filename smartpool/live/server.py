@@ -11,6 +11,9 @@ It is the standard library's threading server with a door in front. What the doo
   URL, a history or a log;
 - the password, where one was set. Without one, every local user can look: that is what loopback means.
 
+A bounded number of connections is served at once. When one more comes, the one that has been at its request
+for the longest is dismissed: whoever sends or reads a byte now and then keeps nobody out.
+
 Nothing is computed unless a page asks: a server that nobody looks at is one thread asleep in `accept`.
 """
 
@@ -23,7 +26,8 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -31,6 +35,7 @@ from typing import Any, Final, Self
 
 from smartpool.errors import InvalidRequestError, SmartPoolError
 from smartpool.files import explain
+from smartpool.values import encodable
 
 __all__ = ["Answer", "LiveServer"]
 
@@ -55,6 +60,7 @@ _HEADERS: Final = {
 _LONGEST_BODY: Final = 4096
 _MOST_CONNECTIONS: Final = 32
 _SILENCE_S: Final = 30.0  # a connection that says nothing for so long is closed
+_USUAL_PORT: Final = 80  # which browsers leave out of ``Host``
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 _log = logging.getLogger("smartpool.live")
@@ -74,14 +80,14 @@ class LiveServer:
     password
         Asked for by the browser when it is not None; the user's name does not matter.
     names
-        Further names under which a browser may reach this server, such as the machine's.
+        Further names under which a browser may reach this server, such as the machine's; one, or several.
     on_close
         Called when the server is closed.
 
     Raises
     ------
     InvalidRequestError
-        When the address cannot be bound.
+        When the address cannot be bound, or an argument is none.
     """
 
     def __init__(
@@ -91,21 +97,23 @@ class LiveServer:
         host: str = "127.0.0.1",
         port: int = 0,
         password: str | None = None,
-        names: tuple[str, ...] = (),
+        names: str | Iterable[str] = (),
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         _check_arguments(host, port, password)
+        named = _checked_names(names)
         try:
             self._server = _Server((host, port), answers, password)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, ValueError, TypeError) as error:
             raise InvalidRequestError(
                 f"expected an address to listen on, got {host!r} port {port}: {explain(error)}; "
                 f"{_way_out(error)}"
             ) from None
         self.host, self.port = host, int(self._server.server_address[1])
         shown = f"[{host}]" if ":" in host else host
-        known = {*names, shown, *(_LOOPBACK if host in ("127.0.0.1", "::1", "localhost") else ())}
-        self._server.hosts = frozenset(f"{name.lower()}:{self.port}" for name in known)
+        known = {*named, shown, *(_LOOPBACK if host in ("127.0.0.1", "::1", "localhost") else ())}
+        ends = (f":{self.port}", "") if self.port == _USUAL_PORT else (f":{self.port}",)
+        self._server.hosts = frozenset(name.lower() + end for name in known for end in ends)
         self._on_close = on_close
         self.url = f"http://{shown}:{self.port}/"
         self._thread = threading.Thread(
@@ -150,20 +158,24 @@ class _Server(ThreadingHTTPServer):
         self.password = password
         self.hosts: frozenset[str] = frozenset()
         self.failures: set[str] = set()
-        self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self.connections: dict[
+            Any, None
+        ] = {}  # by when they began to wait for a request, the first one first
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        for longest in list(self.connections)[: 1 - _MOST_CONNECTIONS]:
+            self.connections.pop(longest, None)
+            with suppress(OSError):  # it has gone by itself
+                longest.shutdown(socket.SHUT_RDWR)  # its thread closes it
+        self.connections[request] = None
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self.connections.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - its base's
         _log.debug("a connection from %s ended", client_address, exc_info=True)
@@ -177,6 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "smartpool"
     sys_version = ""
     timeout = _SILENCE_S
+
+    def handle_one_request(self) -> None:
+        connections = self.server.connections
+        if self.connection not in connections:  # dismissed
+            self.close_connection = True
+            return
+        connections[self.connection] = connections.pop(self.connection, None)  # to the end of the line
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         if not self._may_enter():
@@ -246,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self.close_connection = True  # whatever else it sent is not read
-        self._send(status, f"{reason}\n".encode(), "text/plain; charset=utf-8")
+        self._send(status, f"{encodable(reason)}\n".encode(), "text/plain; charset=utf-8")
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -278,3 +298,12 @@ def _check_arguments(host: object, port: object, password: object) -> None:
         raise InvalidRequestError(f"port: expected a number from 0 to 65535, got {port!r}")
     if password is not None and (not isinstance(password, str) or not password):
         raise InvalidRequestError("password: expected a string that is not empty, or None")
+    if password and encodable(password) != password:
+        raise InvalidRequestError("password: expected text that UTF-8 can encode")
+
+
+def _checked_names(names: object) -> tuple[str, ...]:
+    given = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) and name for name in given):
+        raise InvalidRequestError(f"names: expected a name such as 'gpu-node', or several, got {names!r}")
+    return given

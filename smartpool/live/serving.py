@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from smartpool.live.server import LiveServer
 from smartpool.live.view import LiveView, ViewedPool
 
@@ -14,7 +16,7 @@ def serve(
     port: int = 0,
     host: str = "127.0.0.1",
     password: str | None = None,
-    names: tuple[str, ...] = (),
+    names: str | Iterable[str] = (),
 ) -> LiveServer:
     """Serve the live page of `pool` until the returned server is closed; see `SmartPool.serve`."""
     view = LiveView(pool)

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from smartpool.errors import OutOfMemoryError
+from smartpool.forks import renewed
 from smartpool.trace.trace import ALLOCATE
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Traffic:
         self._pool = pool
         self._trace = trace
         self._rate = events_per_second
-        self._stop = threading.Event()
+        self._stop = renewed(self, "_stop", threading.Event)
         self.error: BaseException | None = None
         self.failed_requests = 0
         self._thread = threading.Thread(target=self._run, name="smartpool-traffic", daemon=True)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from smartpool.errors import InvalidRequestError
+from smartpool.forks import renewed
 from smartpool.live.raster import beginnings, coverage, shares
 from smartpool.pool.tiers import LARGEST, Tier, tier_of
 from smartpool.units import format_size
@@ -74,7 +75,7 @@ class LiveView:
     def __init__(self, pool: ViewedPool) -> None:
         self._pool = pool
         self._begun = time.monotonic()
-        self._lock = threading.Lock()
+        self._lock = renewed(self, "_lock", threading.RLock)
         self._looks: dict[int, _Look] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
         self._numbers = itertools.count(1)

@@ -32,11 +32,11 @@ from smartpool.errors import (
     SmartPoolError,
     UnknownPointerError,
 )
+from smartpool.forks import call_in_children, renewed
 from smartpool.interpreters import require_main_interpreter
 from smartpool.memory.arena import Range, Uses
 from smartpool.pool.bins import Bin, DisownedTable, LiveTable
 from smartpool.pool.direct import DirectBin
-from smartpool.pool.forks import disown_in_children
 from smartpool.pool.graphs.held import HeldBin
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.elastic import ElasticHeap
@@ -72,7 +72,7 @@ class PoolBooks:
         self._memory = DeviceMemory(driver, self._checked_cap(info.total), limited=limited)
         self._clock = StreamClock(driver)
         self._home = driver.default_stream
-        self._lock = threading.RLock()
+        self._lock = renewed(self, "_lock", threading.RLock)
         self._busy = False  # whether the books are being written: never true twice on one thread
         self._torn = False  # whether writing them was broken off in the middle
         self._mending = False
@@ -101,7 +101,7 @@ class PoolBooks:
         self._heap = self._make_heap()
         self._gauge = self._heap.gauge
         self.high_water_bytes = 0
-        disown_in_children(self)
+        call_in_children(self, operator.methodcaller("disown"))
         predicts = self.config.enable_predictive_allocation and self._pooling
         self._steps = Steps(enabled=predicts)
 
@@ -166,7 +166,6 @@ class PoolBooks:
 
         Requests are refused, frees are accepted and do nothing, and no driver is called any more.
         """
-        self._lock = threading.RLock()  # a thread that held it does not exist here
         self._disowned = self._closed = self._released = self._torn = True
         for bins in self._bins_of.values():
             bins.clear()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from unittest.mock import patch
 
 import pytest
 from fake_cuda import OK, FakeCuda
+from waiting import PATIENCE_S, wait_until
 
 import smartpool
 from smartpool.driver.cuda import Bindings, CudaDriver
@@ -168,3 +171,44 @@ def test_requests_of_a_capture_that_torch_did_not_announce(fake, pool, streams):
         pool.free(pointer)
     pool.trim(captures=True)
     assert not hasattr(pool.managers[0], "found") or not pool.managers[0].found
+
+
+def test_a_graph_that_goes_in_the_middle_of_a_request_waits_for_nobody(pool, graphs):
+    """Its thread holds the pool, which another thread that begins a capture waits for."""
+    graphs.begin(0, 1, 1)
+    graphs.end(0, 1, 1)
+    beginning = threading.Thread(target=graphs.begin, args=(0, 2, 2), daemon=True)
+
+    def waits():
+        frame = sys._current_frames().get(beginning.ident)
+        while frame is not None and frame.f_code.co_name != "begin_capture":
+            frame = frame.f_back
+        return frame is not None
+
+    def make_room(_nbytes):  # under the pool's lock; as a destructor there
+        if beginning.ident is None:
+            beginning.start()
+            wait_until(waits)
+            graphs.release(0, 1, 1)
+            assert not graphs.holds(0)
+            assert graphs.held_bytes(0) == 0
+        return False
+
+    pool.add_out_of_memory_callback(make_room)
+
+    def request():
+        with pytest.raises(smartpool.OutOfMemoryError):
+            pool.malloc(200 * MiB)
+        with pytest.raises(smartpool.OutOfMemoryError):
+            pool.malloc(100 * MiB), pool.malloc(100 * MiB)
+
+    asking = threading.Thread(target=request, daemon=True)
+    asking.start()
+    asking.join(PATIENCE_S)
+    beginning.join(PATIENCE_S)
+    assert not asking.is_alive()
+    assert not beginning.is_alive()
+    graphs.end(0, 2, 2)
+    graphs.release(0, 2, 2)
+    for pointer in list(pool.managers[0].live_blocks()):
+        pool.free(pointer)

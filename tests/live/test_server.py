@@ -153,6 +153,75 @@ def test_other_names_and_ipv6():
         assert ask(server, Host=f"[::1]:{server.port}", **JSON)[0] == 200
 
 
+@pytest.mark.parametrize("names", ["Gpu-Node", ["gpu-node"], {"gpu-node": 1}, iter(["gpu-node", "other"])])
+def test_a_name_or_several(names):
+    with LiveServer({"/echo": echo}, names=names) as server:
+        assert ask(server, Host=f"gpu-node:{server.port}", **JSON)[0] == 200
+        assert ask(server, Host=f"g:{server.port}", **JSON)[0] == 421  # text is one name, not its letters
+
+
+def test_browsers_leave_the_usual_port_out(monkeypatch):
+    with LiveServer({"/echo": echo}) as server:
+        assert ask(server, Host="127.0.0.1", **JSON)[0] == 421
+    monkeypatch.setattr("smartpool.live.server._USUAL_PORT", server.port)
+    with LiveServer({"/echo": echo}) as other:
+        assert ask(other, Host="127.0.0.1", **JSON)[0] == 421
+    with LiveServer({"/echo": echo}, port=server.port) as usual:
+        for host in ("127.0.0.1", "localhost", f"127.0.0.1:{usual.port}"):
+            assert ask(usual, Host=host, Origin=f"http://{host}", **JSON)[0] == 200
+            assert ask(usual, Host=host, Origin="http://evil.example", **JSON)[0] == 403
+
+
+class Slow:
+    """Connections that hold their places as long as they are let: by sending, or by reading, little."""
+
+    def __init__(self, server, count, beginning):
+        self.connections = []
+        for _ in range(count):
+            connection = socket.create_connection((server.host, server.port), timeout=PATIENCE_S)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(beginning)
+            self.connections.append(connection)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST /echo HTTP/1.1\r\nHost:127.0.0.1:%d\r\nContent-Length:9\r\nContent-Type:%s\r\n\r\n",
+        b"GET /live.js HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" * 200,
+    ],
+    ids=["silent", "in the headers", "in the body", "that do not read"],
+)
+def test_slow_connections_keep_nobody_out(beginning):
+    with LiveServer({"/echo": echo}) as server:
+        with Slow(
+            server, 40, beginning.replace(b"%d", b"%d" % server.port).replace(b"%s", b"application/json")
+        ):
+            for _ in range(3):
+                assert ask(server, **JSON)[0] == 200
+            assert len(server._server.connections) <= 32
+        assert ask(server, **JSON)[0] == 200
+
+
+def test_one_connection_asks_again_and_again():
+    with LiveServer({"/echo": echo}) as server:
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=PATIENCE_S)
+        for number in range(50):
+            connection.request("POST", "/echo", json.dumps({"n": number}), JSON)
+            assert json.loads(connection.getresponse().read()) == {"asked": {"n": number}}
+            assert len(server._server.connections) == 1
+        connection.close()
+
+
 def test_a_closed_server_frees_its_port_and_its_thread():
     server = LiveServer({"/echo": echo})
     port = server.port
@@ -176,6 +245,13 @@ def test_a_closed_server_frees_its_port_and_its_thread():
         ({"host": 5}, "host"),
         ({"password": ""}, "password"),
         ({"host": "203.0.113.1"}, "choose a host of this machine"),
+        ({"host": "a\0b"}, "expected an address"),
+        ({"host": "\udce9"}, "expected an address"),
+        ({"password": "\udce9"}, "password"),
+        ({"names": 5}, "names"),
+        ({"names": None}, "names"),
+        ({"names": [""]}, "names"),
+        ({"names": ["node", 5]}, "names"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, said):

@@ -19,6 +19,7 @@ from smartpool.driver.bookkeeping import AddressBook, refusal
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.protocol import MappedRange
 from smartpool.errors import DriverError, UnsupportedError
+from smartpool.forks import renewed
 
 __all__ = ["VirtualMemory"]
 
@@ -41,7 +42,7 @@ class VirtualMemory:
         self._chunk_properties = self._describe_chunks()
         self._access = [self._access_by(self.ordinal)]
         self.granularity = self._find_granularity()
-        self._lock = threading.Lock()
+        self._lock = renewed(self, "_lock", threading.Lock)
         self._book = AddressBook(self.granularity)
 
     # --- addresses ---

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import Any, Final
 
-from smartpool.forks import renewed
+from smartpool.forks import held_if_free, renewed
 from smartpool.log import LOGGER
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.telemetry.hooks import RequestHooks
@@ -98,19 +98,10 @@ class Journal:
             How long to wait for another thread that reads. When that was not enough nothing is read, and the
             block is given False.
         """
-        taken: list[bool] = []
-        try:
-            waits = patience_s != 0
-            # In one step of C: an interrupt finds the lock in the list, or not taken.
-            taken.extend(
-                filter(None, map(self._lock.acquire, (waits,), (patience_s if waits else FOR_EVER,)))
-            )
-            if taken and not self._reading:
+        with held_if_free(self._lock, patience_s) as mine:
+            if mine and not self._reading:
                 self._read()
-            yield bool(taken)
-        finally:
-            if taken:
-                self._lock.release()
+            yield mine
 
     def _read(self) -> None:
         self._reading = True

@@ -6,7 +6,10 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
+
+from smartpool.forks import renewed
 
 __all__ = ["NEVER", "Background"]
 
@@ -37,7 +40,7 @@ class Background:
         self._name = name
         self._work = weakref.WeakMethod(work, self._object_died)
         self._interval = min(interval, NEVER)
-        self._wake = threading.Event()
+        self._wake = renewed(self, "_wake", _taken)
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.passes = 0
@@ -56,13 +59,17 @@ class Background:
             self._thread.start()
 
     def wake(self) -> None:
-        """Ask for a pass now. Cheap, never blocks, may be called under any lock."""
-        self._wake.set()
+        """Ask for a pass now. Cheap, never blocks, may be called under any lock, and by destructors.
+
+        An event of `threading` has a lock inside, for which a destructor in the middle of `set` would wait.
+        """
+        with suppress(RuntimeError):  # it is asked for already
+            self._wake.release()
 
     def stop(self, timeout: float | None = 5.0) -> None:
         """End the thread, and wait for a pass that is under way. Idempotent."""
         self._stopping = True
-        self._wake.set()
+        self.wake()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
@@ -74,12 +81,11 @@ class Background:
 
     def _object_died(self, _: object) -> None:
         self._stopping = True
-        self._wake.set()
+        self.wake()
 
     def _run(self) -> None:
         while True:
-            self._wake.wait(self._interval)
-            self._wake.clear()
+            self._wake.acquire(timeout=self._interval)
             work = self._work()
             if self._stopping or work is None:
                 return
@@ -90,3 +96,10 @@ class Background:
                 _LOGGER.exception("the background optimiser failed; it goes on at the next interval")
             self.passes += 1
             del work
+
+
+def _taken() -> threading.Lock:
+    """Return a lock that is held: it is waited for, and released to wake who waits."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock

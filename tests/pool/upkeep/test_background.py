@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 
+import pytest
 from waiting import PATIENCE_S, wait_until
 
 from smartpool.pool.upkeep.background import Background
@@ -114,3 +117,34 @@ def test_the_pass_itself_may_stop_it():
     background.start()
     wait_until(lambda: not background.running)
     assert target.passes == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals by a timer are POSIX")
+def test_wakes_in_the_middle_of_wakes():
+    """As by a destructor or a signal handler that requests memory while this thread wakes the optimiser."""
+    script = """
+import faulthandler, signal
+from smartpool.pool.upkeep.background import NEVER, Background
+faulthandler.dump_traceback_later(60, exit=True)
+class Work:
+    def do(self):
+        pass
+work, rung = Work(), 0
+background = Background(work.do, NEVER)
+def ring(*_):
+    global rung
+    rung += 1
+    background.wake()
+background.start()
+signal.signal(signal.SIGALRM, ring)
+signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+while rung < 2000:
+    background.wake()
+signal.setitimer(signal.ITIMER_REAL, 0)
+background.stop(None)
+print(background.running)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
