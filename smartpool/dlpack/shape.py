@@ -19,7 +19,7 @@ _BEYOND: Final = 1 << 63  # DLPack counts in signed 64-bit integers
 def checked_shape(shape: object) -> tuple[int, ...]:
     """Return `shape`, an integer or a sequence of integers of at least 0, as a tuple of plain integers.
 
-    Raises `InvalidSizeError` for what is none, and for lengths and dimensions beyond what others can read.
+    Raises `InvalidSizeError` for what is none, and for more dimensions than others can read.
 
     >>> checked_shape(3), checked_shape([2, 0]), checked_shape(range(2, 4))
     ((3,), (2, 0), (2, 3))
@@ -34,10 +34,6 @@ def checked_shape(shape: object) -> tuple[int, ...]:
             f"shape: expected at most {_MOST_DIMENSIONS} dimensions, which is what others read, "
             f"got {len(lengths)}"
         )
-    if max(lengths, default=0) >= _BEYOND:
-        raise InvalidSizeError(
-            f"shape: expected lengths below 2**63, which is what DLPack can say, got {shown(shape)}"
-        )
     return lengths
 
 
@@ -49,7 +45,7 @@ def byte_count(shape: tuple[int, ...], dtype: DType) -> int:
     if 0 in shape and prod(filter(None, shape)) * dtype.carrier.itemsize >= _BEYOND:
         raise InvalidSizeError(
             "shape: expected one whose lengths, the zeros left out, multiply to less than 2**63 bytes, which "
-            f"is what others read, got {shape} of {dtype}"
+            f"is what others read, got {shown(shape)} of {dtype}"
         )
     return dtype.nbytes(prod(shape))
 

@@ -42,7 +42,7 @@ DUMP_VARIABLE: Final = "SMARTPOOL_OUT_OF_MEMORY_DUMP"
 TOO_LARGE: Final = "REQUEST_TOO_LARGE"  # the code of a request that could never succeed
 
 _MOST_HOLDERS: Final = 8  # of each kind
-_READABLE: Final = 1 << 64  # from here on the digits of a size tell nobody anything
+_READABLE: Final = 1 << 90  # from here on the digits of a size tell nobody anything
 _dumps: Final = itertools.count(1)
 
 

@@ -62,6 +62,11 @@ def test_every_message_has_the_words_that_programs_look_for(device, pooling, deb
         pool.free(held)
 
 
+def test_a_shape_whose_product_is_beyond_64_bits_is_told_to_the_byte():
+    with SmartPool("model:16GiB") as pool, pytest.raises(OutOfMemoryError, match=f"{2**64 + 4} bytes"):
+        pool.empty((2, 2, 5, 5581, 8681, 49477, 384773), "uint8")
+
+
 @given(
     st.sampled_from(["allocate", "create_chunk"]),
     st.one_of(st.integers(33, 1 << 20), st.integers(10**300, 10**400)),
