@@ -11,16 +11,18 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from os import PathLike
 from typing import Final
 
 from smartpool.errors import SmartPoolError, TraceFormatError
 from smartpool.files import open_regular
 
-__all__ = ["cell_of", "first_row", "read_rows", "text_of", "whole_number"]
+__all__ = ["cell_of", "first_row", "mistaken", "read_rows", "text_of", "whole_number"]
 
 _MAX_LINE: Final = 1 << 16
+_NEAR: Final = 0.8
 _NUMBER: Final = re.compile(r"-?[0-9]{1,19}")
 _FORMULA: Final = ("=", "+", "-", "@", '"')
 
@@ -65,6 +67,23 @@ def first_row(head: bytes) -> list[str]:
         return [cell.strip() for cell in next(csv.reader([line]), [])]
     except csv.Error:
         return []
+
+
+def mistaken(header: Iterable[str], known: Iterable[str]) -> str | None:
+    """Return in words a column that is nearly called like one that is known and missing; None where none is.
+
+    Columns that are not known are passed over, but not one that would have changed the meaning.
+
+    >>> mistaken(["id", "aligment", "note"], ["id", "alignment"])
+    "a column 'aligment', which is not known; did you mean 'alignment'?"
+    """
+    names = list(header)
+    missing = [name for name in known if name not in names]
+    for name in names:
+        near = [] if name in known else get_close_matches(name, missing, 1, _NEAR)
+        if near:
+            return f"a column {name!r:.40}, which is not known; did you mean {near[0]!r}?"
+    return None
 
 
 def whole_number(text: str) -> int | None:

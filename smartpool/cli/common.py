@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from difflib import get_close_matches
 from typing import Final
 
@@ -20,7 +21,7 @@ from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.importers import read_any
 from smartpool.trace.optimum import OPTIMUM, optimum_run
 from smartpool.trace.replay import STREAM_MODES, Run, replay
-from smartpool.trace.targets import open_target
+from smartpool.trace.targets import open_device, open_target
 from smartpool.trace.trace import Trace
 from smartpool.units import parse_size
 
@@ -62,7 +63,9 @@ def play(
             for name in allocators:
                 if name == OPTIMUM:
                     begin(trace.name, name)
-                    runs.append(optimum_run(trace, device, passes=passes, capacity_bytes=capacity_bytes))
+                    with closing(open_device(device, capacity_bytes)) as driver:
+                        shown, most = driver.name, driver.memory_info().total
+                    runs.append(optimum_run(trace, shown, passes=passes, capacity_bytes=most))
                     continue
                 with open_target(name, device, capacity_bytes=capacity_bytes, policy=policy) as target:
                     progress = begin(trace.name, target.name)

@@ -29,7 +29,7 @@ from typing import Final
 
 import numpy as np
 
-from smartpool.csv_rows import cell_of, read_rows, text_of, whole_number
+from smartpool.csv_rows import cell_of, mistaken, read_rows, text_of, whole_number
 from smartpool.errors import PlanningError
 from smartpool.planner.intervals import FREE, IntervalSet, Pieces
 from smartpool.planner.sweeps import Int64s
@@ -151,6 +151,11 @@ def _columns(header: list[str], name: str) -> tuple[dict[str, int], bool]:
             raise PlanningError(
                 f"{name}: line 1: expected a column {' or '.join(map(repr, known))} in the header, got {got}"
             )
+    wrong = mistaken(
+        cells, [known for column, names in _NAMES.items() for known in names if column not in found]
+    )
+    if wrong:
+        raise PlanningError(f"{name}: line 1: expected a header with {', '.join(_NAMES)}, got {wrong}")
     return found, cells[found["upper"]] == "end"
 
 

@@ -22,6 +22,7 @@ __all__ = ["DUMP_FORMAT", "Dump", "is_dump", "read_dump"]
 
 DUMP_FORMAT: Final = "smartpool-out-of-memory"
 _VERSION: Final = 1
+_MAP_VERSION: Final = 1
 _MAX_BYTES: Final = 512 * MiB
 _HEAD: Final = 4096
 _LIMIT: Final = 1 << 62
@@ -87,6 +88,11 @@ def read_dump(path: str | PathLike[str]) -> Dump:
         )
     where = str(path)
     layout = _mapping(where, "memory_map", document.get("memory_map", {}))
+    if layout.get("version", _MAP_VERSION) != _MAP_VERSION:
+        raise TraceFormatError(
+            f"{path}: expected a memory map of version {_MAP_VERSION}, got {_kind(layout['version'])}; "
+            "use the SmartPool that wrote it, or a later one"
+        )
     return Dump(
         name=Path(path).stem,
         facts=_facts(where, document),

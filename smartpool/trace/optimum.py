@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.planner import plan
-from smartpool.trace.runs import Pass, Run, TimelinePoint
+from smartpool.trace.runs import Pass, Run, TimelinePoint, share_idle
 from smartpool.trace.trace import Trace
 
 __all__ = ["OPTIMUM", "optimum_run"]
@@ -42,7 +43,7 @@ def optimum_run(
     passes
         How often the trace is played: the plan is made in the first pass and serves them all.
     capacity_bytes
-        Memory of the device; blocks that end above it count as failed requests.
+        Memory of the device: requests whose blocks end above it are refused, as on any other allocator.
     time_limit
         Seconds for the planner; None for its own choice.
 
@@ -58,9 +59,12 @@ def optimum_run(
     begin = time.perf_counter()
     result = plan(lifetimes.start, lifetimes.end, sizes, alignment=ALIGNMENT, time_limit=time_limit)
     seconds = time.perf_counter() - begin
-    above = 0 if capacity_bytes is None else int(np.count_nonzero(result.offsets + sizes > capacity_bytes))
-    height = int(result.height)
-    fragmentation = max(0.0, 1 - trace.peak_live_bytes / height) if height else 0.0
+    ends = result.offsets + sizes
+    served = ends <= (result.height if capacity_bytes is None else capacity_bytes)
+    refused, height = int(np.count_nonzero(~served)), int(ends[served].max(initial=0))
+    live = trace.live_bytes(without=np.flatnonzero(~served))
+    peak_live = int(live.max(initial=0))
+    fragmentation = share_idle(peak_live, height, failed=refused > 0)
     first = Pass(
         peak_reserved_bytes=height,
         fragmentation=fragmentation,
@@ -74,23 +78,22 @@ def optimum_run(
         device=device,
         events=trace.events * passes,
         streams=1,
-        peak_live_bytes=trace.peak_live_bytes,
+        peak_live_bytes=peak_live,
         peak_reserved_bytes=height,
         fragmentation=fragmentation,
         seconds=seconds,
         driver_seconds=0.0,
         driver_calls={},
         microseconds_per_operation=seconds / max(1, trace.events * passes) * 1e6,
-        failed_requests=above * passes,
+        failed_requests=refused * passes,
         passes=passes,
         by_pass=(first, *[replace(first, seconds=0.0)] * (passes - 1)),
-        timeline=_timeline(trace, height, passes),
+        timeline=_timeline(np.tile(live, passes), height),
     )
 
 
-def _timeline(trace: Trace, height: int, passes: int) -> tuple[TimelinePoint, ...]:
+def _timeline(live: NDArray[np.int64], height: int) -> tuple[TimelinePoint, ...]:
     """Return the peaks of live bytes in stretches of the trace, under a constant height."""
-    live = np.tile(trace.live_bytes(), passes)
     if not len(live):
         return ()
     step = -(-len(live) // _POINTS)

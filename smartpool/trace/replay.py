@@ -201,7 +201,7 @@ class _Watch:
         trace = loop.rows.trace
         stretch = max(1, -(-trace.events // TIMELINE_POINTS))
         held = self._held(loop, stretch, frees_rest=frees_rest)
-        live = _served_live_bytes(trace, loop.failed)
+        live = trace.live_bytes(without=loop.failed)
         peak_live, peak_reserved = int(live.max(initial=0)), self._reserved
         if live.size:
             starts = np.arange(0, live.size, stretch)
@@ -334,11 +334,3 @@ class _Nothing:
 
     def reserved_bytes(self) -> int:
         return 0
-
-
-def _served_live_bytes(trace: Trace, failed: list[int]) -> NDArray[np.int64]:
-    """Return the live bytes after each event, without the requests that failed."""
-    if not failed:
-        return trace.live_bytes()
-    signed = np.where(trace.op == ALLOCATE, trace.size, -trace.size)
-    return np.cumsum(np.where(np.isin(trace.allocation_numbers(), failed), 0, signed))

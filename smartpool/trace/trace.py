@@ -226,9 +226,19 @@ class Trace:
         """The largest sum of live bytes, as requested, after any event. O(n)."""
         return int(self.live_bytes().max(initial=0))
 
-    def live_bytes(self) -> NDArray[np.int64]:
-        """Return the live bytes, as requested, after each event. O(n)."""
-        return np.cumsum(_signed_sizes(self))
+    def live_bytes(self, *, without: ArrayLike = ()) -> NDArray[np.int64]:
+        """Return the live bytes, as requested, after each event, but for allocations of some numbers. O(n).
+
+        Examples
+        --------
+        >>> trace = Trace.from_columns("tiny", op=[0, 0, 1], id=[0, 1, 0], size=[8, 9, 8])
+        >>> trace.live_bytes().tolist(), trace.live_bytes(without=[1]).tolist()
+        ([8, 17, 9], [8, 8, 0])
+        """
+        signed = _signed_sizes(self)
+        if np.size(without):
+            signed = np.where(np.isin(self.allocation_numbers(), without), 0, signed)
+        return np.cumsum(signed)
 
     def lifetimes(self) -> Lifetimes:
         """Return the lifetime of every allocation in event-index time. O(n).
@@ -399,13 +409,15 @@ def _paired(trace: Trace, where: str) -> NDArray[np.int64]:
     ends = np.flatnonzero(frees)
     partner[order[ends]] = order[ends - 1]
     partner[order[ends - 1]] = order[ends]
-    differs = frees & (trace.size[order] != np.roll(trace.size[order], 1))
-    if differs.any():
-        row = int(order[differs].min())
-        raise TraceInconsistentError(
-            f"{where}, row {row}: expected the free of allocation {trace.id[row]} to carry its size "
-            f"{trace.size[partner[row]]}, got {trace.size[row]}"
-        )
+    for name in ("size", *_OPTIONAL):
+        column = getattr(trace, name)
+        differs = frees & (column[order] != np.roll(column[order], 1)) if column is not None else frees[:0]
+        if differs.any():
+            row = int(order[differs].min())
+            raise TraceInconsistentError(
+                f"{where}, row {row}: expected the free of allocation {trace.id[row]} to carry its {name} "
+                f"{column[partner[row]]}, got {column[row]}"
+            )
     partner.flags.writeable = False
     return partner
 

@@ -51,6 +51,8 @@ from smartpool.values import encodable
             "line 2: expected a rest that keeps none but",
         ),
         ("id,lower,end,upper,size\n0,0,9,9,8\n", "the column 'upper' once, got it twice: end, upper"),
+        ("id,lower,upper,size,aligment\n", "which is not known; did you mean 'alignment'"),
+        ("id,lower,upper,size,gap\n", "did you mean 'gaps'"),
         ("id,buffer_id,lower,upper,size\n", "the column 'id' once, got it twice"),
         ("id,lower,upper,size\n0,0,1,1_000\n", "line 2: expected size to be an integer .* got '1_000'"),
         ("id,lower,upper,size\n0,0,1,٣\n", "line 2: expected size to be an integer"),

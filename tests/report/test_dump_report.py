@@ -54,6 +54,7 @@ def test_the_page_tells_the_story(tmp_path):
         ([], "with 'format'"),
         ({"format": "other"}, "with 'format'"),
         (changed(version=2), "version 1, got 2"),
+        (changed(memory_map__version=2), "memory map of version 1, got 2"),
         (changed(story=None), "'story' to be an object"),
         (changed(story__live_bytes="many"), "story.live_bytes"),
         (changed(story__holders=[7]), "story.holders"),

@@ -279,6 +279,7 @@ class TestCsv:
         [
             ("", TraceFormatError, "expected a header"),
             ("op,id\n0,0\n", TraceFormatError, "expected a header"),
+            ("op,id,size,adress\n0,0,5,7\n", TraceFormatError, "did you mean 'address'"),
             ("op,op,id,size\n0,0,0,1\n", TraceFormatError, "each once"),
             ("op,id,size\n0,0\n", TraceFormatError, "line 2: expected 3 fields"),
             ("op,id,size\n0,0,-5\n", TraceFormatError, "line 2: expected 'size' to be a number"),

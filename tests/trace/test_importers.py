@@ -708,6 +708,7 @@ class TestCupyMemoryHook:
         cuda.stream = 0x55
         self.malloc(hook, 0x2000, 200)
         self.malloc(hook, 0, 10**15)  # failed
+        self.free(hook, 0, 0)  # of an array of no bytes
         self.free(hook, 0x1000, 100)
         trace = recorder.trace()
         assert (trace.op.tolist(), trace.size.tolist()) == ([0, 0, 1], [100, 200, 100])

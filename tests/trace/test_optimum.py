@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from smartpool.cli import main
 from smartpool.trace import Trace, bundled
 from smartpool.trace.optimum import optimum_run
@@ -19,7 +21,22 @@ def test_it_is_below_every_allocator_and_above_the_peak():
 
 def test_what_ends_above_the_capacity_failed():
     trace = Trace.load(bundled("multistream-mix"))
-    assert optimum_run(trace, "model", capacity_bytes=trace.peak_live_bytes // 2).failed_requests > 0
+    half = optimum_run(trace, "model", capacity_bytes=trace.peak_live_bytes // 2)
+    assert half.failed_requests > 0
+    assert 0 < half.peak_live_bytes <= half.peak_reserved_bytes <= trace.peak_live_bytes // 2
+    assert half.peak_live_bytes == max(point.live_bytes for point in half.timeline)
+    nothing = optimum_run(trace, "model", capacity_bytes=100, passes=2)
+    assert (nothing.failed_requests, nothing.fragmentation) == (2 * trace.allocations, None)
+    assert (nothing.peak_live_bytes, nothing.peak_reserved_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("options", [["--capacity", "1KiB"], ["--device", "model:1KiB"]])
+def test_a_device_that_holds_nothing_has_no_fragmentation(options, capsys):
+    arguments = ["replay", "multistream-mix", "--against", "pytorch,cupy,optimum", "--json"]
+    assert main([*arguments, *options]) == 3
+    for run in json.loads(capsys.readouterr().out)["runs"]:
+        assert (run["device"], run["fragmentation"]) == ("model:1KiB", None)
+        assert (run["peak_live_bytes"], run["peak_reserved_bytes"]) == (0, 0)
 
 
 def test_the_command_knows_it(capsys):

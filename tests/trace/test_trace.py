@@ -256,7 +256,7 @@ class TestAddressesAndSites:
         assert trace.sites == ("a.py:1 f",)
         assert trace.prefix(2).address.tolist() == [64, 128]
         assert trace != self.made()
-        assert trace != self.made(address=[64, 128, 65], site=[0, -1, 0], meta={"sites": ["a.py:1 f"]})
+        assert trace != self.made(address=[64, 130, 64], site=[0, -1, 0], meta={"sites": ["a.py:1 f"]})
         assert list(self.made().columns()) == ["op", "id", "size", "stream", "t_us"]
         assert self.made(meta={"sites": ["unused"]}).sites == ()
         trace.check()
@@ -266,6 +266,13 @@ class TestAddressesAndSites:
         [
             ({"address": [1, 2]}, TraceFormatError, "columns of one length"),
             ({"address": [1, -2, 1]}, TraceInconsistentError, "row 1: expected an address"),
+            ({"address": [1, 2, 3]}, TraceInconsistentError, "row 2: .* to carry its address 1, got 3"),
+            ({"address": [1, (1 << 62) - 8, 1]}, TraceInconsistentError, "row 1: expected an address whose"),
+            (
+                {"site": [0, 0, -1], "meta": {"sites": ["f"]}},
+                TraceInconsistentError,
+                "row 2: .* to carry its site 0, got -1",
+            ),
             ({"site": [0, 0, 0]}, TraceFormatError, "meta\\['sites'\\] to be a list"),
             ({"site": [0, 0, 0], "meta": {"sites": [7]}}, TraceFormatError, "list of strings"),
             ({"site": [0, 1, 0], "meta": {"sites": ["f"]}}, TraceInconsistentError, "row 1: expected a site"),

@@ -44,12 +44,12 @@ def CupyMemoryHook(recorder: Recorder, *, device: int | None = None) -> Any:  # 
         name = "SmartPoolRecorder"
 
         def malloc_postprocess(self, **event: Any) -> None:
-            # The pointer is 0 when the request failed.
+            # The pointer is 0 when the request failed, and that of arrays of no bytes.
             if event["mem_ptr"] and device in (None, event["device_id"]):
                 recorder.allocated(event["mem_ptr"], event["size"], cuda.get_current_stream().ptr)
 
         def free_preprocess(self, **event: Any) -> None:
-            if device in (None, event["device_id"]):
+            if event["mem_ptr"] and device in (None, event["device_id"]):
                 recorder.freed(event["mem_ptr"])
 
     return RecordingHook()

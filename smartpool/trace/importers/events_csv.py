@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Final
 
-from smartpool.csv_rows import cell_of, read_rows, text_of
+from smartpool.csv_rows import cell_of, mistaken, read_rows, text_of
 from smartpool.errors import TraceError, TraceFormatError
 from smartpool.npz import MAX_EVENTS
 from smartpool.trace.trace import ALLOCATE, FREE, Trace
@@ -56,6 +56,9 @@ def from_csv(path: str | PathLike[str]) -> Trace:
             f"{path}: expected a header with the columns {', '.join(_NEEDED)}, each once, "
             f"got {','.join(names)[:100]!r}"
         )
+    wrong = mistaken(names, _KNOWN)
+    if wrong:
+        raise TraceFormatError(f"{path}: expected a header with {', '.join(_KNOWN)}, got {wrong}")
     columns: dict[str, list[int]] = {name: [] for name in names if name in _KNOWN}
     sites: dict[str, int] = {}
     for line, row in rows:

@@ -99,7 +99,7 @@ def from_torch_snapshot(
             site = sites.of(event.frames)
             builder.allocate(event.address, event.size, stream=event.stream, time=event.time_us, site=site)
         else:
-            builder.free(event.address, stream=event.stream, time=event.time_us)
+            builder.free(event.address, stream=event.stream, time=event.time_us, size=event.size)
     return builder.build(
         Path(path).stem,
         {
