@@ -35,6 +35,8 @@ _WORTH: Final = 0.02  # of what is reserved
 _WORTH_BYTES: Final = 16 * MiB
 _FEW_EVENTS: Final = 100
 _STEPS_MISS: Final = 0.1
+_STEPS_LEFT: Final = 0.5
+_FEW_STEPS: Final = 3
 _BINS_MISS: Final = 0.4
 _ENOUGH_REQUESTS: Final = 50
 _WORD: Final = 16  # sizes in a row
@@ -172,13 +174,15 @@ def _from_statistics(config: SmartPoolConfig, now: MemorySnapshot) -> Iterator[R
         )
     steps = now.steps
     asked = steps.hits + steps.misses
-    if asked >= _FEW_EVENTS and steps.misses > _STEPS_MISS * asked:
+    missed = asked >= _FEW_EVENTS and steps.misses > _STEPS_MISS * asked
+    if missed or steps.left >= max(_FEW_STEPS, _STEPS_LEFT * steps.planned):
         yield Recommendation(
             kind="steps",
             device=now.device,
-            text=f"{steps.misses / asked:.0%} of {asked} requests in planned steps came otherwise than "
-            "planned: mark phases that differ as steps of different names, so that each has its own plan",
-            figures={"hits": steps.hits, "misses": steps.misses},
+            text=f"{steps.misses} of {asked} requests in planned steps came otherwise than planned, and "
+            f"{steps.left} of {steps.planned} repetitions were left to the heap in the middle: mark phases "
+            "that differ as steps of different names, so that each has its own plan",
+            figures={"hits": steps.hits, "misses": steps.misses, "left": steps.left},
         )
 
 

@@ -130,9 +130,19 @@ def test_steps_that_keep_missing_are_told():
                 for size in sizes:
                     pool.free(pool.malloc(size))
         steps = pool.statistics.devices[0].steps
-        found = advice(pool, "steps")
-        assert bool(found) == (steps.misses > 0.1 * (steps.hits + steps.misses) >= 10)
-        assert found
+        (found,) = advice(pool, "steps")
+        assert f"{steps.left} of {steps.planned} repetitions were left" in found.text
+        assert found.figures == {"hits": steps.hits, "misses": steps.misses, "left": steps.left}
+
+
+def test_steps_that_come_as_planned_are_not_told():
+    with SmartPool("model:8GiB", SmartPoolConfig(**QUIET)) as pool:
+        for _ in range(8):
+            with pool.step():
+                for number in range(1, 60):
+                    pool.free(pool.malloc(MiB * number))
+        assert pool.statistics.devices[0].steps.hits
+        assert not advice(pool, "steps")
 
 
 def test_several_devices_are_told_apart_and_the_largest_comes_first():

@@ -26,7 +26,7 @@ from smartpool.errors import InvariantError
 from smartpool.memory.gaps import ALIGNMENT, START_BITS, START_MASK, Gaps, Range, Uses, join_uses
 from smartpool.memory.ordered import ROOM
 
-__all__ = ["ALIGNMENT", "Arena", "Range", "Uses", "join_uses"]
+__all__ = ["ALIGNMENT", "Arena", "Range", "Uses", "join_uses", "side_by_side"]
 
 
 class Arena(Gaps):
@@ -141,6 +141,21 @@ class Arena(Gaps):
         self.live_bytes -= size
         self._join(start, size, uses)
         return size
+
+    def split(self, parts: Iterable[Range]) -> None:
+        """Make a block of each of `parts`, which together are blocks of now; in one step, for `mend`."""
+        self._blocks.update({part.start: part.size for part in parts})
+
+    def rejoin(self, part: Range) -> None:
+        """Make `part` one block, if blocks of now fill it. O(blocks in it)."""
+        inside, start = [], part.start
+        while start < part.end and (size := self._blocks.get(start)):
+            inside.append(start)
+            start += size
+        if start == part.end and len(inside) > 1:
+            self._blocks[part.start] = part.size  # first: `mend` passes over blocks that lie in another
+            for start in inside[1:]:
+                del self._blocks[start]
 
     def free_all(
         self, groups: Sequence[list[int]], uses: Uses, elsewhere: Callable[[int, Uses], object]
@@ -296,3 +311,16 @@ class Arena(Gaps):
         ]
         if problems:
             raise InvariantError("; ".join(problems) + f"; blocks {blocks}, gaps {gaps}")
+
+
+def side_by_side(start: int, sizes: Iterable[int]) -> list[Range]:
+    """Return ranges of `sizes`, one behind the other from `start` on.
+
+    >>> side_by_side(0, (512, 1024))
+    [Range(start=0, size=512), Range(start=512, size=1024)]
+    """
+    ranges = []
+    for size in sizes:
+        ranges.append(Range(start, size))
+        start += size
+    return ranges

@@ -32,7 +32,7 @@ from smartpool.memory.arena import Range
 from smartpool.memory.chunks import ChunkMap, MappedChunk
 from smartpool.units import MiB, align_up
 
-__all__ = ["Stitching", "choose_pieces"]
+__all__ = ["Stitching", "choose_pieces", "largest_window"]
 
 GAPS: Final = 1024
 _by_start = attrgetter("start")
@@ -129,6 +129,13 @@ def choose_pieces(
     pieces = sorted([Range(chunk.start, chunk.size) for chunk in middle])
     before = (left, *pieces) if left else tuple(pieces)
     return _trimmed(Stitching(size, before, create, (right,) if right else ()))
+
+
+def largest_window(gaps: Iterable[Range], chunks: ChunkMap) -> int:
+    """Return the bytes of the largest window that `gaps` make up, of which two edges are part."""
+    parts = _parts(islice(gaps, GAPS), chunks)
+    edges = [edge.size for edge in (parts.left, parts.right) if edge]
+    return sum(edges) + sum([chunk.size for chunk in parts.whole])
 
 
 def _parts(gaps: Iterable[Range], chunks: ChunkMap) -> _Parts:

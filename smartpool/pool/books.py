@@ -152,6 +152,7 @@ class PoolBooks:
         if self._disowned:  # and never is: what they say is the parent's
             raise self._closed_error()
         self._heap.mend(self._clock.mark(list(self._bins_of)) if self._several_streams else None)
+        self._steps.mend(self._heap.block_size)
         self._touch_every_bin()
         self._torn = self._mending = False
 

@@ -270,7 +270,12 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     def end_step(self) -> None:
         """End the repetition that is under way on this thread."""
         with self._lock:
-            self._steps.end(self)
+            planning = self._steps.end(self)
+            if not (self._busy or self._torn):  # else the next request does it: an end does not fail
+                with self._writing():
+                    self._steps.sweep(self)
+        if planning is not None:
+            planning.run()
 
     # ------------------------------------------------------------------ giving memory back
 
@@ -299,7 +304,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             if self._released:
                 return 0
             self._free_doomed(wait=wait)
-            self._steps.release_idle(self)
+            self._steps.leave(self)
             self._touch_every_bin()
             self._flush()
             self._release_idle(max(0, self._memory.reserved_bytes - keep_bytes), wait=wait)
@@ -378,7 +383,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             return True
         with self._writing():
             self._free_doomed(wait=True)
-            self._steps.release_idle(self)
+            self._steps.leave(self)
             self._flush()
             if self._heap.live_bytes or (not self._pooling and self._memory.reserved_bytes):
                 return False

@@ -24,6 +24,8 @@ from smartpool.request import checked_size
 from smartpool.units import align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smartpool.pool.bins import RequestObserver
 
 __all__ = ["SearchingPool"]
@@ -159,9 +161,11 @@ class SearchingPool(PoolBooks):
     def _grow(self, bin_: Bin, alignment: int) -> int:
         if max(bin_.size, alignment) > self._memory.cap_bytes:
             raise self._out_of_memory(bin_, TOO_LARGE, alignment)
-        self._grows += 1
         self._flush_for(bin_)
-        pointer: int | None
+        pointer = self._take_from_plans(bin_, alignment)
+        if pointer is not None:
+            return pointer
+        self._grows += 1
         try:
             pointer = self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
         except DriverOutOfMemoryError:
@@ -176,11 +180,27 @@ class SearchingPool(PoolBooks):
             self.on_growth()
         return pointer
 
+    def _take_from_plans(self, bin_: Bin, alignment: int) -> int | None:
+        """Find a place without growing while a plan holds memory: beside its region, or else in that."""
+        if not self._steps.held:
+            return None
+        pointer = self._place_idle(bin_.size, alignment, bin_.stream)
+        if pointer is None:
+            self._steps.leave(self)
+            pointer = self._place_idle(bin_.size, alignment, bin_.stream)
+        return pointer
+
+    def _place_idle(self, size: int, alignment: int, stream: int) -> int | None:
+        try:
+            return self._heap.place_idle(size, alignment, stream, self._home_uses())
+        except DriverOutOfMemoryError:
+            return None  # even a second mapping takes some
+
     def _extend_under_pressure(self, bin_: Bin, alignment: int) -> int:
         """Give back what idles and try again, as long as a callback says and shows that it freed some."""
         held: int | None = None
         while True:
-            self._steps.release_idle(self)
+            self._steps.leave(self)
             self._touch_every_bin()
             self._flush()
             self._release_idle(_EVERYTHING, wait=True)
@@ -218,6 +238,8 @@ class SearchingPool(PoolBooks):
     def _flush(self) -> None:
         if self.late_frees is not None:
             self.late_frees()
+        if self._steps.held:
+            self._steps.sweep(self)
         self._empty_bins(self._touched)
         self._empty_bins(self._touched_small)
 
@@ -323,11 +345,21 @@ class SearchingPool(PoolBooks):
         """Return the bin of a request size on a stream, whatever stands for it in the table."""
         return self._bin(nbytes, stream)
 
-    def acquire_region(self, size: int, stream: int) -> int:
-        """Return the address of a block that is the region of a planned step."""
+    def acquire_region(self, size: int, stream: int) -> int | None:
+        """Return the address of a block for a plan's region, of what is free; None if that is too little."""
         if stream != self._home and not self._several_streams:
             self._begin_several_streams()
-        return self._find_place(self._new_bin(size, stream), ALIGNMENT)
+        self._flush()
+        return self._place_idle(size, ALIGNMENT, stream)
+
+    def room_bytes(self) -> tuple[int, int]:
+        """Return the bytes of the largest region that can be made of what is free, and of the rest."""
+        region = self._heap.room_bytes()
+        return region, self._heap.extent_bytes - self._heap.live_bytes - region
+
+    def split_region(self, address: int, sizes: Sequence[int]) -> None:
+        """Turn the block of a region into several, which end one by one."""
+        self._heap.split(address, sizes)
 
     def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
         """Take back what `acquire_region` gave, out of the list `region`; `streams` may still touch it."""

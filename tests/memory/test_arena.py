@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from smartpool.errors import InvariantError
-from smartpool.memory.arena import ALIGNMENT, Arena, Range, join_uses
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, join_uses, side_by_side
 
 UNITS = 96
 
@@ -75,6 +77,25 @@ class ArenaMachine(RuleBasedStateMachine):
         if uses:
             for unit in range(cell, cell + length):
                 self.uses[unit] = join_uses(self.uses.get(unit), uses)
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data(), again=st.booleans())
+    def split(self, data, again):
+        """A block becomes several; `again`, they become one."""
+        cell = data.draw(st.sampled_from(sorted(self.blocks)))
+        length = self.blocks.pop(cell)
+        cuts = sorted(data.draw(st.sets(st.integers(1, max(1, length - 1)), max_size=4)) - {length})
+        sizes = [after - before for before, after in pairwise((0, *cuts, length))]
+        parts = side_by_side(cell * ALIGNMENT, [size * ALIGNMENT for size in sizes])
+        self.arena.split(parts)
+        if again:
+            self.arena.rejoin(Range(cell * ALIGNMENT, length * ALIGNMENT))
+            self.arena.rejoin(Range(cell * ALIGNMENT, (length + 1) * ALIGNMENT))  # ends elsewhere
+            sizes = [length]
+        for size in sizes:
+            self.blocks[cell] = size
+            self.cells[cell : cell + size] = [cell + 1] * size
+            cell += size
 
     @rule(cell=st.integers(0, UNITS - 1))
     def free_what_is_no_block(self, cell):

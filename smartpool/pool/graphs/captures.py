@@ -300,7 +300,7 @@ def _make_idle(pool: GraphPool) -> None:
     """Empty the bins and see all work done, so that no gap asks for a wait."""
     if not pool._several_streams:
         pool._begin_several_streams()
-    pool._steps.release_idle(pool)
+    pool._steps.leave(pool)
     pool._flush()
     clock = pool._clock
     uses = clock.stamps(list(pool._bins_of))

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from smartpool.errors import InvariantError
-from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, side_by_side
+from smartpool.memory.stitch import largest_window
 from smartpool.memory.tidy import place_tidily
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.growing import Growing
@@ -24,7 +25,7 @@ from smartpool.pool.heap.home import Home
 from smartpool.pool.heap.placement import place_for_stream
 from smartpool.pool.heap.policy import Policy
 from smartpool.pool.heap.slabs import Slabs
-from smartpool.pool.heap.windows import Windows
+from smartpool.pool.heap.windows import Windows, cut
 from smartpool.pool.streams import StreamClock
 from smartpool.pool.telemetry.memory_map import Layout
 from smartpool.prices import Prices
@@ -117,6 +118,29 @@ class ElasticHeap:
         address = place_for_stream(self._home, self._clock, size, alignment, stream)
         return self._growing.extend(size, alignment, stream, uses) if address is None else address
 
+    def place_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+        """Place a block in what is free, without growing; see `Heap.place_idle`."""
+        if size < self._slab_limit:
+            address = self.allocate(size, alignment, stream)
+            if address is None and self._slabs.add(grow=False):
+                address = self.allocate(size, alignment, stream)
+            if address is not None:
+                return address
+        self._slabs.give_back()
+        address = place_for_stream(self._home, self._clock, size, alignment, stream)
+        return self._growing.stitch_idle(size, alignment, stream, uses) if address is None else address
+
+    def split(self, address: int, sizes: Sequence[int]) -> None:
+        """Turn a block into several; see `Heap.split`."""
+        parts = side_by_side(address, sizes)
+        window = self.windows.at(address)
+        if window is None:
+            (self._small if address in self._small else self._home).split(parts)
+            return
+        pieces = cut(window.pieces, sizes)
+        self._home.split([piece for part in pieces for piece in part])  # first: see `mend`
+        self.windows.split(window, dict(zip(parts, pieces, strict=True)))
+
     def free_all(self, groups: Sequence[list[int]], size: int, uses: Uses) -> None:
         """End the blocks in `groups`; see `Heap.free_all`."""
         if size < self._slab_limit:
@@ -191,8 +215,10 @@ class ElasticHeap:
         self._place.mend(uses)
         self.windows.mend()
         self._slabs.mend(uses)
-        # A window whose pieces are not all taken was about to be made, or to go.
+        # A window whose pieces are not all taken was about to be made, to go, or to be split.
         for window in self.windows.opened():
+            for piece in window.pieces:
+                self._home.rejoin(piece)
             taken = [piece for piece in window.pieces if self._home.size_at(piece.start) == piece.size]
             if len(taken) < len(window.pieces):
                 for piece in taken:
@@ -224,6 +250,11 @@ class ElasticHeap:
     def extent_bytes(self) -> int:
         """Bytes in blocks and gaps."""
         return self._home.extent_bytes
+
+    def room_bytes(self) -> int:
+        """Return the bytes of the largest block that `place_idle` can place."""
+        self._slabs.give_back()
+        return largest_window(self._home.gaps_by_size(), self._chunks)
 
     @property
     def largest_gap_bytes(self) -> int:

@@ -163,6 +163,14 @@ class Growing:
             undo.keep()
         return window.block.start
 
+    def stitch_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+        """Place a block in pieces that are free, creating nothing; None where they are too little."""
+        address = self._take_kept(size, alignment, stream, uses)
+        if address is not None:
+            return address
+        stitching = self._choose(size, alignment, 0)
+        return None if stitching.create_bytes else self._stitch(stitching, alignment, stream, uses, 0)
+
     def _choose(self, size: int, alignment: int, budget: int) -> Stitching:
         return choose_pieces(
             size,

@@ -50,6 +50,15 @@ class Heap(Protocol):
         neither the device nor idle memory can give enough.
         """
 
+    def place_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+        """Place a block in what is free, stitched if need be; None if that is too little. Creates nothing."""
+
+    def split(self, address: int, sizes: Sequence[int]) -> None:
+        """Turn the block at `address` into blocks of `sizes`, which fill it, one behind the other.
+
+        In one step, as far as `mend` can see.
+        """
+
     def free_all(self, groups: Sequence[list[int]], size: int, uses: Uses) -> None:
         """Empty the lists in `groups`, and end the blocks that were in them.
 
@@ -97,6 +106,9 @@ class Heap(Protocol):
     @property
     def gauge(self) -> Gauge:
         """Where the bytes of memory that is in use, and of all of it, can be read in the least time."""
+
+    def room_bytes(self) -> int:
+        """Return the bytes of the largest block that `place_idle` can place."""
 
     @property
     def largest_gap_bytes(self) -> int:

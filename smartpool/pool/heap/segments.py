@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
-from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, side_by_side
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.placement import place_for_stream
 from smartpool.pool.streams import StreamClock
@@ -82,6 +82,15 @@ class SegmentHeap:
             raise InvariantError(f"no gap of {size} bytes in a new segment of {segment}")
         return address
 
+    def place_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:  # noqa: ARG002 - a Heap
+        """Place a block in a gap; see `Heap.place_idle`."""
+        return self.allocate(size, alignment, stream)
+
+    def split(self, address: int, sizes: Sequence[int]) -> None:
+        """Turn a block into several; see `Heap.split`."""
+        arena = self._small if address in self._small else self._rest
+        arena.split(side_by_side(address, sizes))
+
     def free_all(self, groups: Sequence[list[int]], size: int, uses: Uses) -> None:
         """End the blocks in `groups`; see `Heap.free_all`."""
         arena, other = self._small, self._rest
@@ -144,6 +153,10 @@ class SegmentHeap:
     def extent_bytes(self) -> int:
         """Bytes in blocks and gaps."""
         return self._small.extent_bytes + self._rest.extent_bytes
+
+    def room_bytes(self) -> int:
+        """Return the bytes of the largest gap."""
+        return self.largest_gap_bytes
 
     @property
     def largest_gap_bytes(self) -> int:

@@ -53,11 +53,11 @@ class Slabs:
         """Return how many there are."""
         return len(self.starts)
 
-    def add(self) -> bool:
+    def add(self, *, grow: bool = True) -> bool:
         """Make a block of home into a slab; False when there is no room for one."""
         size = self._slab_bytes
         gap = self._home.find(size)
-        if gap is None:
+        if gap is None and grow:
             try:
                 self._growing.make_gap(size)
             except DriverOutOfMemoryError:

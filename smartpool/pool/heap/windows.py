@@ -27,7 +27,7 @@ from smartpool.pool.heap.returning import Returning
 from smartpool.pool.streams import StreamClock
 from smartpool.units import align_up
 
-__all__ = ["KEPT_MAPPINGS", "Window", "Windows"]
+__all__ = ["KEPT_MAPPINGS", "Window", "Windows", "cut"]
 
 _RESERVE_FACTOR: Final = 8
 _CANDIDATES: Final = 64  # retired windows looked at for one request, the smallest first
@@ -93,6 +93,7 @@ class Windows:
         self._retired: OrderedDict[int, tuple[Window, Uses]] = OrderedDict()  # by start of the mapping
         self._by_room: list[tuple[int, int]] = []  # (room, start) of the retired ones that a block may take
         self._retired_mappings = 0
+        self._split: dict[int, tuple[Window, Uses]] = {}  # by start, if open: what it was, uses of what ended
         self._return = Returning()
 
     def __len__(self) -> int:
@@ -118,7 +119,9 @@ class Windows:
                 address += chunk.size
             self._driver.enable_access(*mapped)
             start = mapped.start + pieces[0].start - chunks[0].start
-            last = Range(pieces[-1].start, chunks[-1].end - pieces[-1].start)
+            around = len(chunks) > 1 and chunks[0] == chunks[-1]  # both edges of one chunk: live in between
+            end = pieces[0].start if around else chunks[-1].end
+            last = Range(pieces[-1].start, end - pieces[-1].start)
             block = Range(start, sum(piece.size for piece in pieces))
             window = Window(mapped, block, pieces, tuple(handles), (*pieces[:-1], last))
             self._open[start] = window
@@ -138,7 +141,7 @@ class Windows:
             window = self._retired[start][0]
             if window.block.start % alignment:
                 continue
-            pieces = window.shown if room == size else _prefix(window.shown, size)
+            pieces = window.shown if room == size else cut(window.shown, [size])[0]
             if all(map(is_free, pieces)):
                 return replace(window, block=Range(window.block.start, size), pieces=pieces)
         return None
@@ -147,6 +150,13 @@ class Windows:
         """Give a window that `find` returned to the block; its pieces are taken."""
         self._open[window.block.start] = window
         self._forget(window.mapped.start)
+
+    def split(self, window: Window, parts: Mapping[Range, tuple[Range, ...]]) -> None:
+        """Turn the block of an open window into several with these pieces; the last to end retires it."""
+        self._split[window.mapped.start] = (window, None)
+        self._open.update(
+            {block.start: replace(window, block=block, pieces=pieces) for block, pieces in parts.items()}
+        )
 
     def at(self, address: int) -> Window | None:
         """Return the window whose block is at `address`, or None."""
@@ -159,10 +169,20 @@ class Windows:
     def retire(self, address: int, uses: Uses) -> Window:
         """End the block at `address` (`KeyError` when there is none); its mappings stay for a while."""
         window = self._open[address]
+        if window.mapped.start in self._split:
+            whole, earlier = self._split[window.mapped.start]
+            uses = join_uses(earlier, uses)
+            if any(part.mapped == window.mapped and part is not window for part in self._open.values()):
+                self._split[window.mapped.start] = (whole, uses)
+                del self._open[address]
+                return window
+            window = whole
         self._retired[window.mapped.start] = (window, uses)
         del self._open[address]  # a window in both places is retired: see `mend`
+        self._split.pop(window.mapped.start, None)
         self._retired_mappings += len(window.handles)
-        insort(self._by_room, (window.room, window.mapped.start))
+        if window.shown:
+            insort(self._by_room, (window.room, window.mapped.start))
         return window
 
     @property
@@ -179,10 +199,15 @@ class Windows:
                 self._unmap(window)
 
     def uncover(self, handle: int, uses: Uses, *, wait: bool) -> bool:
-        """Unmap the retired windows that show a chunk; False when one is open, or not done with yet."""
+        """Unmap the retired windows that show a chunk; False when the device is not done with one.
+
+        Of a window that is open the chunk alone is unmapped; False when a block in it shows the chunk.
+        """
         for start in list(self.mappings.get(handle, ())):
             if start not in self._retired:
-                return False
+                if not self._uncover_part(start, handle):
+                    return False
+                continue
             window, own = self._retired[start]
             if wait:
                 self._clock.synchronize(own or uses)
@@ -191,10 +216,30 @@ class Windows:
             self._unmap(window)
         return True
 
+    def _uncover_part(self, start: int, handle: int) -> bool:
+        """Unmap a chunk of an open window, unless a block in it shows the chunk; whether that was done.
+
+        Who used the chunk through this window ended a block of it, and is in the uses of the gap at home.
+        """
+        parts = [window for window in self._open.values() if window.mapped.start == start]
+        seen = [part for part in self._driver.mapped(*parts[0].mapped) if part.chunk == handle]
+        for part in parts:
+            if any(part.block.start < at + size and at < part.block.end for at, size, _ in seen):
+                return False
+        whole, own = self._split.get(start, (parts[0], None))
+        self._split[start] = (replace(whole, shown=()), own)  # first: no other block is to have it
+        for at, size, _ in seen:
+            self._driver.unmap(at, size)
+        handles = tuple(other for other in whole.handles if other != handle)
+        self._split[start] = (replace(whole, handles=handles, shown=()), own)
+        self._unbook(whole, {handle})
+        return True
+
     def mark(self, uses: Mapping[int, int]) -> None:
-        """Add `uses` to every retired window: what None stood for until now."""
-        for start, (window, own) in self._retired.items():
-            self._retired[start] = (window, join_uses(own, uses))
+        """Add `uses` to every window that ended, or part of one: what None stood for until now."""
+        for ended in (self._retired, self._split):
+            for start, (window, own) in ended.items():
+                ended[start] = (window, join_uses(own, uses))
 
     def reap(self, uses: Uses, *, wait: bool = False, kept: bool = True) -> None:
         """Unmap retired windows with which the device is done; with `wait`, the host waits for it.
@@ -227,8 +272,10 @@ class Windows:
         self._open = {
             at: window for at, window in self._open.items() if window.mapped.start not in self._retired
         }
+        opened = {window.mapped.start for window in self._open.values()}
+        self._split = {start: parts for start, parts in self._split.items() if start in opened}
         retired = [window for window, _ in self._retired.values()]
-        windows = [*self._open.values(), *retired]
+        windows = self._every()
         self._retired_mappings = sum(len(window.handles) for window in retired)
         self._by_room = sorted((window.room, window.mapped.start) for window in retired if window.shown)
         self.mappings = _mappings(windows)
@@ -237,7 +284,7 @@ class Windows:
     def check(self) -> None:
         """Prove that addresses, windows and counts agree."""
         self._addresses.check()
-        windows = [*self._open.values(), *(window for window, _ in self._retired.values())]
+        windows = self._every()
         if sorted(window.mapped for window in windows) != self._addresses.blocks():
             raise InvariantError(f"windows {windows} are not the taken addresses of {self._addresses!r}")
         found = _mappings(windows)
@@ -272,15 +319,28 @@ class Windows:
 
     def _unmap(self, window: Window) -> None:
         """Unmap a retired window and forget it."""
-        if window.handles:
+        if window.shown:
             self._driver.unmap(*window.mapped)
+        else:  # in parts: some may be missing
+            for address, size, _ in self._driver.mapped(*window.mapped):
+                self._driver.unmap(address, size)
         self._forget(window.mapped.start)
-        for handle in set(window.handles):  # both edges may be of one chunk
+        self._unbook(window, set(window.handles))  # both edges may be of one chunk
+        self._addresses.free(window.mapped.start)
+
+    def _unbook(self, window: Window, handles: set[int]) -> None:
+        for handle in handles:
             shown = self.mappings[handle]
             shown.discard(window.mapped.start)
             if not shown:
                 del self.mappings[handle]
-        self._addresses.free(window.mapped.start)
+
+    def _every(self) -> list[Window]:
+        """Return each window once, with its blocks or without."""
+        return [
+            *(window for window in self._open.values() if window.mapped.start not in self._split),
+            *(window for ended in (self._split, self._retired) for window, _ in ended.values()),
+        ]
 
     def _forget(self, start: int) -> None:
         """Take a window out of the retired ones."""
@@ -294,16 +354,24 @@ class Windows:
             self.mappings.setdefault(handle, set()).add(window.mapped.start)
 
 
-def _prefix(pieces: Iterable[Range], size: int) -> tuple[Range, ...]:
-    """Return the first `size` bytes of `pieces`."""
-    prefix: list[Range] = []
-    for piece in pieces:
-        part = min(piece.size, size)
-        prefix.append(Range(piece.start, part))
-        size -= part
-        if not size:
-            break
-    return tuple(prefix)
+def cut(pieces: Iterable[Range], sizes: Iterable[int]) -> list[tuple[Range, ...]]:
+    """Return the first bytes of `pieces`, as many as each of `sizes` says, one behind the other.
+
+    >>> cut([Range(0, 512), Range(4096, 1024)], [256, 512])
+    [(Range(start=0, size=256),), (Range(start=256, size=256), Range(start=4096, size=256))]
+    """
+    rest, parts = iter(pieces), []
+    start = left = 0
+    for size in sizes:
+        part: list[Range] = []
+        while size:
+            if not left:
+                start, left = next(rest)
+            taken = min(left, size)
+            part.append(Range(start, taken))
+            start, left, size = start + taken, left - taken, size - taken  # noqa: PLW2901
+        parts.append(tuple(part))
+    return parts
 
 
 def _mappings(windows: Iterable[Window]) -> dict[int, set[int]]:

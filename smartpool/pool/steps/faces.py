@@ -17,8 +17,9 @@ from smartpool.pool.bins import Bin
 if TYPE_CHECKING:
     from smartpool.pool.steps.planned import PlannedStep
 
-__all__ = ["NOBODY", "ExtraBin", "FaceBin", "Seat", "StepBin"]
+__all__ = ["NOBODY", "TAKING", "ExtraBin", "FaceBin", "Seat", "StepBin"]
 
+TAKING: Final = 1
 _claim = dict.__setitem__  # not a request: observers are told once, by the one who asked
 _throw_away = deque[int](maxlen=0).append  # takes one argument and does nothing, in C
 
@@ -67,7 +68,7 @@ class StepBin(FaceBin):
         seat = step.seat
         if seat.owner != get_ident() or seat.busy:
             raise IndexError
-        seat.busy = True
+        seat.busy = TAKING
         try:
             position = step.position
             face, address, due = step.entries[position]  # an IndexError at the end of the repetition
@@ -77,12 +78,13 @@ class StepBin(FaceBin):
                     if other in live:
                         break
                 else:
+                    seat.busy = address  # what a look from now on has to reckon with
                     if step.seat is seat:  # last: see the module
                         step.position = position + 1
                         _claim(live, address, self)  # before we return: a destructor may ask meanwhile
                         return address
         finally:
-            seat.busy = False
+            seat.busy = 0
         raise IndexError
 
 
@@ -115,13 +117,21 @@ class ExtraBin(FaceBin):
 
 
 class Seat:
-    """Who takes slots without the lock: a thread, and whether it is about to."""
+    """Who takes slots without the lock: a thread, and whether it is about to.
+
+    Attributes
+    ----------
+    owner
+        The thread.
+    busy
+        0; `TAKING` while a request is under way; then the address of the slot that it may take.
+    """
 
     __slots__ = ("busy", "owner")
 
     def __init__(self, owner: int) -> None:
         self.owner = owner
-        self.busy = False
+        self.busy = 0
 
 
 NOBODY: Final = Seat(-1)

@@ -50,12 +50,14 @@ import numpy as np
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import enter
-from smartpool.pool.steps.faces import NOBODY, Seat, StepBin
+from smartpool.pool.steps.faces import NOBODY, TAKING, Seat, StepBin
 from smartpool.pool.steps.plans import StepPlan
+from smartpool.pool.steps.region import Region
 from smartpool.units import align_up
 
 if TYPE_CHECKING:
     from smartpool.pool.bins import Bin, LiveTable
+    from smartpool.pool.steps.pool import StepPool
 
 __all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "PlannedStep"]
 
@@ -74,10 +76,12 @@ class PlannedStep:
 
     Parameters
     ----------
+    name
+        The name of the step.
     plan
         The plan.
     base
-        Address of the region.
+        Address of a block for its region.
     stream
         The stream of the requests.
     live
@@ -87,6 +91,10 @@ class PlannedStep:
 
     Attributes
     ----------
+    region
+        Where its slots are.
+    left
+        Whether it is served no more, and its memory goes back.
     faces
         What stands in the table of bins while the step is served, by request size.
     position
@@ -101,19 +109,27 @@ class PlannedStep:
         Slots, live or freed lately, and the other streams that used them.
     """
 
-    def __init__(
-        self, plan: StepPlan, base: int, stream: int, live: LiveTable, bin_of: Callable[[int, int], Bin]
+    def __init__(  # noqa: PLR0917 - made in one place
+        self,
+        name: str,
+        plan: StepPlan,
+        base: int,
+        stream: int,
+        live: LiveTable,
+        bin_of: Callable[[int, int], Bin],
     ) -> None:
+        self.name = name
         self.plan = plan
-        self.base = base
-        self.region = [base]  # empty once it was given back
+        self.region = Region(base, plan.height)
+        self.left = False
         self.stream = stream
         self.live = live
-        self.faces = {nbytes: StepBin(bin_of(nbytes, stream), self) for nbytes in set(plan.nbytes)}
+        self.faces = {nbytes: StepBin(bin_of(nbytes, stream), self) for nbytes in set(plan.sequence.nbytes)}
         self._slots = [
             range(base + offset, base + offset + align_up(max(nbytes, 1), ALIGNMENT)) if offset >= 0 else None
-            for nbytes, offset in zip(plan.nbytes, plan.offsets, strict=True)
+            for nbytes, offset in zip(plan.sequence.nbytes, plan.offsets, strict=True)
         ]
+        self._addresses = {slot.start for slot in self._slots if slot is not None}
         # One look-up a request: the face that it comes through, its slot, and the slots due before it.
         self.entries: list[tuple[StepBin | None, int, tuple[int, ...]]] = [
             (
@@ -121,14 +137,14 @@ class PlannedStep:
                 slot.start if slot is not None else -1,
                 tuple(other.start for index in due if (other := self._slots[index]) is not None),
             )
-            for nbytes, slot, due in zip(plan.nbytes, self._slots, plan.due, strict=False)
+            for nbytes, slot, due in zip(plan.sequence.nbytes, self._slots, plan.due, strict=False)
         ]
         self._plain = self.entries.copy()  # as long as nobody is late
         self._starts = np.array([slot.start if slot else 0 for slot in self._slots], dtype=np.int64)
         self._stops = np.array([slot.stop if slot else 0 for slot in self._slots], dtype=np.int64)
         self._places: dict[tuple[int, ...], list[int]] = {}  # `CONTEXT` sizes in a row -> where they end
-        for last in range(CONTEXT - 1, len(plan.nbytes)):
-            context = plan.nbytes[last - CONTEXT + 1 : last + 1]
+        for last in range(CONTEXT - 1, len(plan.sequence.nbytes)):
+            context = plan.sequence.nbytes[last - CONTEXT + 1 : last + 1]
             self._places.setdefault(context, []).append(last)
         self.position = 0
         self.seat = NOBODY  # whose turn it is to take slots without the lock, or nobody's
@@ -153,12 +169,6 @@ class PlannedStep:
         return self.position - self._passed
 
     @property
-    def idle(self) -> bool:
-        """Whether no slot is live and none is about to be: the region may be given back."""
-        live = self.live
-        return not self._owner.busy and not any(slot.start in live for slot in self._slots if slot)
-
-    @property
     def lost(self) -> bool:
         """Whether the program does something else by now."""
         return self._astray > LOST or self.misses > self.hits + LOST
@@ -178,34 +188,58 @@ class PlannedStep:
     def end(self) -> None:
         """Serve no more until the next `begin`; the repetition is over. Under the pool's lock."""
         self.close()
+        if self.left:
+            return
         if self.position or self.misses:
-            self._finish()
+            self._pass_to(len(self.entries))
+            surprises = max(self.misses, len(self.entries) - self.hits)
+            self._count(surprises, max(self.hits + self.misses, len(self.entries)))
+            self._look_who_is_late()
 
     def close(self) -> None:
         """Serve no more in this repetition. Under the pool's lock."""
         self._closed = True
         self.seat = NOBODY
 
-    @property
-    def used_by(self) -> set[int]:
-        """Other streams whose use of slots ours was not ordered behind yet."""
-        return {stream for streams in list(self.elsewhere.values()) for stream in streams}
+    def leave(self) -> None:
+        """Serve no more at all: `give_back` may follow. Under the pool's lock."""
+        self.left = True  # first: it is not begun again, whatever comes in between
+        self.close()
+        if self.position or self.misses:
+            self._count(self.misses, self.hits + self.misses)
+
+    def give_back(self, pool: StepPool) -> bool:
+        """Give back what no slot needs, of a step that was left; return whether that was the last of it."""
+        self.close()
+        others = {stream for streams in list(self.elsewhere.values()) for stream in streams}
+        return self.region.give_back(self._live_slots(), pool, (self.stream, *others))
+
+    def _live_slots(self) -> dict[int, int]:
+        """Return address and bytes of the slots that are live, or about to be, of a step that is closed."""
+        taking, live = self._owner.busy, self.live  # in this order: see `StepBin.pop`
+        starts = self._addresses if self.region.is_whole else [address for address, _ in self.region.blocks()]
+        found = {start: bin_.size for start in starts if (bin_ := live.get(start)) is not None}
+        if taking > TAKING and taking not in found:  # which size of that place is not known
+            behind = min((start for start in found if start > taking), default=self.region.end)
+            size = max(len(slot) for slot in self._slots if slot is not None and slot.start == taking)
+            found[taking] = min(size, behind - taking)
+        return found
 
     def use_elsewhere(self, address: int, stream: int) -> None:
         """Learn that another stream uses a live slot; call it before that slot is freed. Needs no lock."""
         self.elsewhere[address] = (*self.elsewhere.get(address, ()), stream)
         self.seat = NOBODY
 
-    def _finish(self) -> None:
-        """End a repetition: count it, and look who is late for the next."""
-        count = len(self.entries)
-        self._pass_to(count)
-        surprises = max(self.misses, count - self.hits)
-        self.changed = surprises > REPLAN_SHARE * max(self.hits + self.misses, count)
+    def _count(self, surprises: int, requests: int) -> None:
+        """Count a repetition, in which so many of the requests were off."""
+        self.changed = surprises > REPLAN_SHARE * requests
         self.repetitions += 1
         self.past_hits += self.hits
         self.past_misses += self.misses
         self.position = self._passed = self.misses = 0
+
+    def _look_who_is_late(self) -> None:
+        """Find the slots that are late for the next repetition."""
         late = {slot for slot in self._late if slot.start in self.live}
         if late != self._late:
             self._late.clear()
@@ -251,14 +285,14 @@ class PlannedStep:
 
     def _passes_on(self, nbytes: int) -> bool:
         """Let another thread go on where the sequence says that it may."""
-        if not self.plan.shared or self._expected() != nbytes:
+        if not self.plan.sequence.shared or self._expected() != nbytes:
             return False
         self._owner = Seat(get_ident())
         return True
 
     def _expected(self) -> int:
         """Return the size that the next request should have; -1 at the end."""
-        nbytes = self.plan.nbytes
+        nbytes = self.plan.sequence.nbytes
         return nbytes[self.position] if self.position < len(nbytes) else -1
 
     def _order(self, wait: Callable[[tuple[int, ...], int], None]) -> None:
@@ -337,13 +371,17 @@ class PlannedStep:
                     self._bar(slot)
 
     def check(self) -> None:
-        """Prove that live slots are disjoint, within the region, and late where the plan has them freed."""
-        held = [(address, bin_.size) for address, bin_ in self.live.copy().items() if self._is_mine(bin_)]
-        end = self.base
-        for address, size in sorted(held):
-            if address < end or address + size > self.base + self.plan.height:
-                raise InvariantError(f"{address:#x} of {size} bytes overlaps in {self!r}: {sorted(held)}")
+        """Prove that live slots are disjoint, in blocks of the region, and late where they should be free."""
+        live = self.live.copy()
+        held = sorted((address, bin_.size) for address, bin_ in live.items() if self._is_mine(bin_))
+        blocks, end = dict(self.region.blocks()), 0
+        for address, size in held:
+            block = max((start for start in blocks if start <= address), default=0)
+            if address < end or not block or address + size > block + blocks[block]:
+                raise InvariantError(f"{address:#x} of {size} bytes overlaps in {self!r}: {held} in {blocks}")
             end = address + size
+        if self.left:
+            return
         due_at = {index: position for position, due in enumerate(self.plan.due) for index in due}
         expected = {slot.start for slot in self._late}
         for index, slot in enumerate(self._slots):

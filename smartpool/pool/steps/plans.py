@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Final
+from typing import Final, NamedTuple
 
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.units import align_up
@@ -19,7 +19,6 @@ from smartpool.units import align_up
 __all__ = ["OUTLIVED", "LogEntry", "Sequence", "StepPlan", "Watch", "make_plan", "sequences"]
 
 OUTLIVED: Final = -1
-_PLANNING_SECONDS: Final = 5.0
 
 LogEntry = int | tuple[int, int, int, int]
 """A free: the address. A request: address, bytes, stream, thread. Tuples, for the price of each."""
@@ -92,23 +91,20 @@ class StepPlan:
 
     Attributes
     ----------
-    nbytes
-        Bytes of each request, in order.
+    sequence
+        The requests.
     offsets
         Offset of each in the region; -1 for requests that are left to the heap.
     due
         For each request, and for the end, the requests that are freed before it, by the plan.
     height
         Bytes of the region.
-    shared
-        Whether several threads take part, one after the other.
     """
 
-    nbytes: tuple[int, ...]
+    sequence: Sequence
     offsets: tuple[int, ...]
     due: tuple[tuple[int, ...], ...]
     height: int
-    shared: bool = False
 
 
 def sequences(log: Iterable[LogEntry], *, thread: int | None = None) -> dict[int, Sequence]:
@@ -145,24 +141,69 @@ def sequences(log: Iterable[LogEntry], *, thread: int | None = None) -> dict[int
     }
 
 
-def make_plan(sequence: Sequence) -> StepPlan:
+def make_plan(
+    sequence: Sequence, *, seconds: float = 5.0, room_bytes: int | None = None, piece_bytes: int = 0
+) -> StepPlan:
     """Colour the intervals of a repetition. Seconds for large ones: call it off the pool's lock.
 
     What outlives the repetition is left to the heap.
+
+    Parameters
+    ----------
+    sequence
+        The repetition.
+    seconds
+        How long the planner may look for a lower region.
+    room_bytes, piece_bytes
+        What the region may have, where it cannot have all that is requested at a time; and how large the
+        requests may be that are left to the heap for that.
     """
     from smartpool.planner import plan  # noqa: PLC0415 - and with it NumPy, only where steps are planned
 
     count = len(sequence)
-    planned = [number for number, freed in enumerate(sequence.freed_before) if freed != OUTLIVED]
+    lives = {
+        number: _Life(number, max(freed, number + 1), align_up(max(nbytes, 1), ALIGNMENT))
+        for number, (nbytes, freed) in enumerate(zip(sequence.nbytes, sequence.freed_before, strict=True))
+        if freed != OUTLIVED
+    }
+    if room_bytes is not None:
+        _leave_out(lives, count, room_bytes, piece_bytes)
     offsets = [-1] * count
     due: list[list[int]] = [[] for _ in range(count + 1)]
     height = 0
-    if planned:
-        ends = [max(sequence.freed_before[number], number + 1) for number in planned]
-        sizes = [align_up(max(sequence.nbytes[number], 1), ALIGNMENT) for number in planned]
-        coloured = plan(planned, ends, sizes, alignment=ALIGNMENT, time_limit=_PLANNING_SECONDS)
+    if lives:
+        starts, ends, sizes = zip(*lives.values(), strict=True)
+        coloured = plan(starts, ends, sizes, alignment=ALIGNMENT, time_limit=seconds)
         height = int(coloured.height)
-        for number, end, offset in zip(planned, ends, coloured.offsets.tolist(), strict=True):
+        for (number, life), offset in zip(lives.items(), coloured.offsets.tolist(), strict=True):
             offsets[number] = offset
-            due[end].append(number)
-    return StepPlan(sequence.nbytes, tuple(offsets), tuple(map(tuple, due)), height, sequence.shared)
+            due[life.end].append(number)
+    return StepPlan(sequence, tuple(offsets), tuple(map(tuple, due)), height)
+
+
+class _Life(NamedTuple):
+    """From which request on a block is live, before which it is freed, and its bytes."""
+
+    start: int
+    end: int
+    size: int
+
+
+def _leave_out(lives: dict[int, _Life], count: int, room_bytes: int, piece_bytes: int) -> None:
+    """Take requests out until the load fits: few, so the longest of those live where it is highest."""
+    import numpy as np  # noqa: PLC0415
+
+    change = np.zeros(count + 1, dtype=np.int64)
+    for life in lives.values():
+        change[life.start] += life.size
+        change[life.end] -= life.size
+    load = np.cumsum(change)
+    while load.max() > room_bytes:
+        peak = int(load.argmax())
+        excess = int(load[peak]) - room_bytes
+        there = [n for n, one in lives.items() if one.start <= peak < one.end and one.size <= piece_bytes]
+        if not there:
+            return  # the region stays too high, and is refused
+        number = max(there, key=lambda n: (lives[n].end - lives[n].start) * min(lives[n].size, excess))
+        life = lives.pop(number)
+        load[life.start : life.end] -= life.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
@@ -25,8 +25,14 @@ class StepPool(Protocol):
     def bin_of(self, nbytes: int, stream: int) -> Bin:
         """Return the bin of a request size on a stream, whatever stands for it in the table."""
 
-    def acquire_region(self, size: int, stream: int) -> int:
-        """Return the address of a block of `size` bytes; raises `OutOfMemoryError`."""
+    def acquire_region(self, size: int, stream: int) -> int | None:
+        """Return the address of a block of `size` bytes, of what is free; None if that is too little."""
+
+    def room_bytes(self) -> tuple[int, int]:
+        """Return the bytes of the largest region that can be made of what is free, and of the rest."""
+
+    def split_region(self, address: int, sizes: Sequence[int]) -> None:
+        """Turn the block at `address` into blocks of `sizes`, which together are as large, in one step."""
 
     def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
         """Take the block back whose address is in `region`, and empty that; `streams` may still touch it."""

@@ -1,27 +1,29 @@
 """Steps of one pool: which is recorded, which is planned, which has its region.
 
-A repetition that is marked (`SmartPool.step`) is watched the first time, planned on another thread,
-and served from then on. Each stream of a step has a plan and a region of its own.
+A repetition that is marked (`SmartPool.step`) is watched the first time, then planned, and served from its
+plan from then on. Each stream of a step has a plan and a region of its own.
 
-The regions of one kind of step exist at a time. They are acquired when a planned step begins, stay
-for the next repetition, and are given back when memory is short or trimmed, when another kind of
-step begins, and when the plan is dropped, in each case only while no slot is live; a region that
-cannot be given back yet waits among the *left* ones.
+Rule: a plan never makes the pool hold more memory. Regions are made of what is free; where that is too
+little the heap serves the step, and the plan waits for another repetition. A region stays for the next
+repetition of its step, and goes back when another kind of step begins, when its plan is dropped, when the
+program does something else, when memory is trimmed or ages, and before anything grows: then the step is
+*left*, at once and whatever is live in it (`smartpool.pool.steps.region`).
 
-The pool's lock guards all of it; the planner works on a thread of its own.
+The pool's lock guards all of it; the planner works beside it.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from smartpool.errors import OutOfMemoryError, StepError
+from smartpool.errors import StepError
 from smartpool.pool.bins import Bin
-from smartpool.pool.steps.aside import Aside
 from smartpool.pool.steps.faces import ExtraBin, FaceBin
 from smartpool.pool.steps.planned import PlannedStep
+from smartpool.pool.steps.planning import Planning
 from smartpool.pool.steps.plans import Sequence, StepPlan, Watch, make_plan, sequences
 from smartpool.pool.steps.pool import StepPool
 
@@ -31,8 +33,16 @@ MOST: Final = 1 << 20
 """Requests and frees of the longest step that is planned."""
 MOST_BINS: Final = 4096
 """Bins of a stream, beyond which requests that a plan does not know are not counted."""
+AT_ONCE: Final = 256
+"""Requests and frees of the longest step that is planned by whoever ends it."""
+
+_HERE_SECONDS: Final = 0.02  # for planning it there; most such steps take 1 to 5 ms
+_THERE_SECONDS: Final = 5.0  # on a thread
 _AGREEMENT: Final = 0.99  # of two repetitions' requests, for threads to take part in the same order
 _PATIENCE: Final = 64  # steps that are served unplanned, at most, after plans that were of no use
+_LOWER: Final = 1 / 8  # of a region, by which it is made lower where there is too little memory for it
+_LOWERED: Final = 3  # times
+_PIECES: Final = 16  # what is free beside a region lies in at most so many pieces, one hopes
 _FOREIGN: Final = 0.05  # of a step's requests on other threads, from which they may belong to it
 
 
@@ -46,6 +56,9 @@ class StepStatistics:
         Repetitions that were recorded, and repetitions that were served from a plan.
     hits, misses
         Requests of planned repetitions that came as planned, and that did not.
+    left
+        Repetitions that the heap took over in the middle: memory was short, or the program did something
+        else than planned.
     planned_bytes
         Bytes of the regions that are held now.
     """
@@ -54,6 +67,7 @@ class StepStatistics:
     planned: int = 0
     hits: int = 0
     misses: int = 0
+    left: int = 0
     planned_bytes: int = 0
 
 
@@ -72,24 +86,27 @@ class Steps:
     ----------
     attentive
         Whether requests that find no bin are to be shown to `serve`.
+    held
+        The steps whose plans hold memory: of one name, but for those that are left.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
         self._plans: dict[str, dict[int, StepPlan]] = {}
-        self._planning: dict[str, Aside[dict[int, StepPlan]]] = {}
+        self._planning: dict[str, Planning] = {}
         self._before: dict[str, dict[int, Sequence]] = {}  # last time, where several threads took part
-        self._doubts: dict[str, tuple[int, int]] = {}  # plans that were dropped, and steps to wait
+        self._doubts: dict[str, tuple[int, int]] = {}  # plans that were of no use, and steps to wait
         self._name: str | None = None
         self._owner = 0
         self._watch: Watch | None = None
-        self._resident: tuple[str, dict[int, PlannedStep]] | None = None
         self._serving: dict[int, PlannedStep] = {}
         self._faces: list[tuple[dict[int, Bin], FaceBin]] = []
-        self._left: list[PlannedStep] = []
-        self._recorded = 0
+        self._lowered: dict[str, int] = {}  # how often the regions of a plan were made lower
+        self._refused = False  # whether there was no memory for a region of the step under way
+        self._recorded = self._left = 0
         self._past = [0, 0, 0]  # repetitions, hits and misses of regions that are gone
         self.attentive = False
+        self.held: list[PlannedStep] = []
 
     @property
     def active(self) -> bool:
@@ -103,33 +120,41 @@ class Steps:
         if self._name is not None:
             raise StepError(f"expected no step under way, {self._name!r} is; steps do not nest")
         self._adopt(name)
-        self.release_idle(pool, keep=name)
-        plans = self._plans.get(name)
+        ready = self._enabled and not self._waits(name)
+        plans = self._plans.get(name) if ready else None
+        self.leave(pool, keep=None if plans is None else name)
+        self._refused = False
         if plans is not None:
             self._serve_plans(name, plans, pool)
-        elif self._enabled and name not in self._planning and not self._waits(name):
+        elif ready and name not in self._planning:
             self._watch = Watch(MOST, pool.late_frees)
             pool.add_observer(self._watch)
         self._name, self._owner = name, threading.get_ident()
         self.attentive = bool(self._serving)
 
-    def end(self, pool: StepPool) -> None:
-        """End the step that is under way on this thread."""
+    def end(self, pool: StepPool) -> Planning | None:
+        """End the step that is under way on this thread; return what is to be planned here and now."""
         name = self._name
         if name is None or self._owner != threading.get_ident():
             raise StepError("expected to end a step on the thread that began it")
         self._name = None
         self.attentive = False
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            pool.remove_observer(watch)
-            self._recorded += 1
-            if watch.log and not watch.full:
-                before, owner = self._before.get(name), self._owner
-                self._planning[name] = Aside(lambda: self._plan(name, watch, owner, before))
         served = self._stop_serving()
-        if served:
+        if served or self._refused:
             self._judge(name, served)
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return None
+        pool.remove_observer(watch)
+        self._recorded += 1
+        if not watch.log or watch.full:
+            return None
+        before, owner = self._before.get(name), self._owner
+        planning = self._planning[name] = Planning(lambda: self._plan(name, watch, owner, before))
+        if len(watch.log) <= AT_ONCE:
+            return planning
+        planning.start()
+        return None
 
     def wait_for_plan(self, name: str) -> None:
         """Wait for the planner, if it is at work for the step `name`. Needs no lock, and must hold none."""
@@ -156,59 +181,93 @@ class Steps:
                 self._before[name] = everyone
                 return {}
         self._before.pop(name, None)
-        return {stream: make_plan(sequence) for stream, sequence in chosen.items()}
+        seconds = _HERE_SECONDS if len(watch.log) <= AT_ONCE else _THERE_SECONDS
+        return {stream: make_plan(sequence, seconds=seconds) for stream, sequence in chosen.items()}
 
     def _adopt(self, name: str) -> None:
         planning = self._planning.get(name)
         if planning is not None and planning.done:
             del self._planning[name]
             plans = planning.result()
-            if plans:
+            if any(plan.height for plan in plans.values()):
                 self._plans[name] = plans
+            elif plans:  # all of it outlived the repetition, as in a first one that sets up: try a later one
+                self._doubt(name)
 
     def _waits(self, name: str) -> bool:
-        """Whether it is too early to plan a step again that keeps changing."""
+        """Whether it is too early to try again what was of no use."""
         dropped, steps = self._doubts.get(name, (0, 0))
         if steps:
             self._doubts[name] = (dropped, steps - 1)
         return steps > 0
 
-    def _judge(self, name: str, served: list[PlannedStep]) -> None:
-        """Drop a plan that did not fit. The next is recorded at once, and later ones ever later."""
-        if not any(step.changed for step in served):
-            self._doubts.pop(name, None)
-            return
+    def _doubt(self, name: str) -> None:
+        """Let the next attempt at planning or serving a step wait for twice as long as the last."""
         dropped = self._doubts.get(name, (0, 0))[0] + 1
         self._doubts[name] = (dropped, min(2 ** (dropped - 1) - 1, _PATIENCE))
-        self._plans.pop(name, None)
+
+    def _judge(self, name: str, served: list[PlannedStep]) -> None:
+        """Drop a plan that did not fit, and try ever later again what was of no use."""
+        changed = any(step.changed for step in served)
+        if not (changed or self._refused or any(step.left for step in served)):
+            self._doubts.pop(name, None)
+            return
+        self._doubt(name)
+        if changed:
+            self._plans.pop(name, None)
+            self._lowered.pop(name, None)
+            for step in served:
+                step.leave()
+
+    # ------------------------------------------------------------------ serving
 
     def _serve_plans(self, name: str, plans: dict[int, StepPlan], pool: StepPool) -> None:
         """Begin to serve, as far as there is memory for the regions now."""
-        if self._resident is None:
-            steps: dict[int, PlannedStep] = {}
-            try:  # not resident yet: what makes room for one region gives idle resident ones back
-                for stream, plan in plans.items():
-                    if plan.height:
-                        try:
-                            base = pool.acquire_region(plan.height, stream)
-                        except OutOfMemoryError:
-                            continue
-                        steps[stream] = PlannedStep(plan, base, stream, pool.live_table, pool.bin_of)
-            except BaseException:
-                self._left += steps.values()
-                raise
-            if not steps:
-                return
-            self._resident = (name, steps)
-        for step in self._resident[1].values():
-            self._start(step, pool)
+        steps = [step for step in self.held if not step.left]  # of this name: `begin` left the others
+        if not steps:
+            steps = self._take_up(name, plans, pool)
+            self._refused = not steps and name in self._plans  # else a lower one is on its way
+        for step in steps:
             bins = pool.bins_of(step.stream)
+            for nbytes, face in step.faces.items():
+                face.home = pool.bin_of(nbytes, step.stream)
+                self._put(bins, face)
+            step.begin()
+            self._serving[step.stream] = step
             if len(bins) <= MOST_BINS:
                 for bin_ in list(bins.values()):
                     if bin_.home is bin_:
                         self._put(bins, ExtraBin(bin_, step))
 
-    # ------------------------------------------------------------------ serving
+    def _take_up(self, name: str, plans: dict[int, StepPlan], pool: StepPool) -> list[PlannedStep]:
+        """Make the regions of a plan, as far as there is memory; or nearly: then, plan lower ones."""
+        steps, lower = [], dict[int, tuple[int, int]]()
+        for stream, plan in plans.items():
+            base = pool.acquire_region(plan.height, stream) if plan.height else None
+            if base is not None:
+                steps.append(PlannedStep(name, plan, base, stream, pool.live_table, pool.bin_of))
+                self.held.append(steps[-1])
+            elif plan.height:
+                room, rest = pool.room_bytes()
+                piece = rest // _PIECES
+                room -= self._lowered.get(name, 0) * piece  # what is free lies a little differently each time
+                if room >= (1 - _LOWER) * plan.height:
+                    lower[stream] = room, piece
+        if lower and self._lowered.get(name, 0) < _LOWERED:
+            self._lowered[name] = self._lowered.get(name, 0) + 1
+            del self._plans[name]
+            self._planning[name] = Planning(
+                lambda: {
+                    stream: make_plan(
+                        plan.sequence, room_bytes=lower[stream][0], piece_bytes=lower[stream][1]
+                    )
+                    if stream in lower
+                    else plan
+                    for stream, plan in plans.items()
+                }
+            )
+            self._planning[name].start()
+        return steps
 
     def serve(self, bin_: Bin, pool: StepPool) -> int | None:
         """Return a planned slot for a request, entered as live, or None: the heap serves it."""
@@ -216,17 +275,10 @@ class Steps:
         if step is None:
             return None
         pointer = step.serve(bin_.nbytes, pool.order_behind)
-        if step.lost:
-            self._give_up(step)
+        if step.lost and not step.left:
+            self._leave(step)
+            self.sweep(pool)
         return pointer
-
-    def _start(self, step: PlannedStep, pool: StepPool) -> None:
-        bins = pool.bins_of(step.stream)
-        for nbytes, face in step.faces.items():
-            face.home = pool.bin_of(nbytes, step.stream)
-            self._put(bins, face)
-        step.begin()
-        self._serving[step.stream] = step
 
     def _put(self, bins: dict[int, Bin], face: FaceBin) -> None:
         bins[face.nbytes] = face
@@ -243,36 +295,36 @@ class Steps:
             step.end()
         return served
 
-    def _give_up(self, step: PlannedStep) -> None:
-        """Serve a step no more, until its next repetition, that the program has left."""
+    # ------------------------------------------------------------------ memory
+
+    def leave(self, pool: StepPool, *, keep: str | None = None) -> None:
+        """Let the heap serve all steps but `keep`, and have their memory, as far as nothing is live there."""
+        for step in self.held:
+            if not step.left and step.name != keep:
+                self._leave(step)
+        self.sweep(pool)
+
+    def _leave(self, step: PlannedStep) -> None:
+        if self._serving.get(step.stream) is step:
+            self._left += 1
+        step.leave()
         for bins, face in self._faces:
             if face.stream == step.stream and bins.get(face.nbytes) is face:
                 bins[face.nbytes] = face.home
-        step.close()
+        self.attentive = not all(step.left for step in self._serving.values())
 
-    # ------------------------------------------------------------------ regions
+    def sweep(self, pool: StepPool) -> None:
+        """Give back what is live no more of the steps that were left."""
+        for step in [step for step in self.held if step.left]:
+            if step.give_back(pool):
+                self.held.remove(step)
+                for number, count in enumerate((step.repetitions, step.past_hits, step.past_misses)):
+                    self._past[number] += count
 
-    def release_idle(self, pool: StepPool, *, keep: str | None = None) -> None:
-        """Give back the regions in which nothing is live, except that of the step `keep`."""
-        for stream, step in list(self._serving.items()):
-            if step.idle:  # memory is worth more than its plan
-                self._give_up(step)
-                step.end()
-                self._left.append(step)
-                del self._serving[stream]
-                assert self._resident is not None
-                del self._resident[1][stream]
-        if self._resident is not None and not self._serving:
-            name, steps = self._resident
-            if name != keep or name not in self._plans:
-                self._resident = None
-                self._left += steps.values()
-        for step in [step for step in self._left if step.idle]:
-            # Its list of one says whether the region is gone, should an exception come in between.
-            pool.release_region(step.region, step.plan.height, (step.stream, *step.used_by))
-            self._left.remove(step)
-            for number, count in enumerate((step.repetitions, step.past_hits, step.past_misses)):
-                self._past[number] += count
+    def mend(self, block_size: Callable[[int], int | None]) -> None:
+        """Learn which blocks of the heap the regions are, after an exception in the middle."""
+        for step in self.held:
+            step.region.mend(block_size)
 
     def close(self) -> None:
         """Serve nothing any more: the pool is closed."""
@@ -282,28 +334,32 @@ class Steps:
         self._faces.clear()
         self.attentive = False
 
+    # ------------------------------------------------------------------ questions
+
     def regions(self) -> list[tuple[int, int]]:
-        """Return address and bytes of the regions that are held."""
-        return [(step.base, step.plan.height) for step in self._steps() if step.region]
+        """Return address and bytes of the blocks of the heap that are held."""
+        return [block for step in self.held for block in step.region.blocks()]
+
+    @property
+    def planned_bytes(self) -> int:
+        """Bytes of the regions that are held now."""
+        return sum([nbytes for _, nbytes in self.regions()])
 
     def check(self) -> None:
-        """Prove the invariants of every step that has a region."""
-        for step in self._steps():
+        """Prove the invariants of every step that holds memory."""
+        for step in self.held:
             step.check()
-
-    def _steps(self) -> list[PlannedStep]:
-        return [*self._left, *(self._resident[1].values() if self._resident else ())]
 
     @property
     def statistics(self) -> StepStatistics:
         """Counts so far."""
-        held = self._steps()
         return StepStatistics(
             recorded=self._recorded,
-            planned=self._past[0] + sum(step.repetitions for step in held),
-            hits=self._past[1] + sum(step.past_hits + step.hits for step in held),
-            misses=self._past[2] + sum(step.past_misses + step.misses for step in held),
-            planned_bytes=sum(size for _, size in self.regions()),
+            planned=self._past[0] + sum(step.repetitions for step in self.held),
+            hits=self._past[1] + sum(step.past_hits + step.hits for step in self.held),
+            misses=self._past[2] + sum(step.past_misses + step.misses for step in self.held),
+            left=self._left,
+            planned_bytes=self.planned_bytes,
         )
 
 

@@ -244,12 +244,6 @@ def _advice(
             "smaller chunks and leaves fewer",
             now.gap_bytes,
         )
-    if now.steps.planned_bytes:
-        yield Advice(
-            f"a planned step keeps {format_size(now.steps.planned_bytes)} for its next repetition, because "
-            "part of it is live: free what the step made",
-            now.steps.planned_bytes,
-        )
     waiting = max(now.streams.items(), key=lambda item: item[1].cached_bytes, default=None)
     if waiting is not None and waiting[1].cached_bytes >= requested.size:
         yield Advice(

@@ -45,7 +45,6 @@ class WatchedPool(SearchingPool):
         self._journal = self._live.journal = Journal()
         self._hooks: list[Hooks] = []
         self._failures = 0  # requests that failed for lack of memory
-        self._unseen = False  # whether a request is the pool's own, which may fail without a word
         self.tracker: Tracker | None = None
         self._memory.on_change = partial(tell_of_map, driver.name, self._hooks)
         if self.config.track or self.config.stack_depth:
@@ -216,17 +215,6 @@ class WatchedPool(SearchingPool):
 
     # ------------------------------------------------------------------ out of memory
 
-    def acquire_region(self, *request: int) -> int:
-        """Return a region for a planned step, or raise `OutOfMemoryError` without telling anybody."""
-        self._unseen = True
-        try:
-            return super().acquire_region(*request)
-        finally:
-            self._unseen = False
-
-    def _ask_for_room(self, nbytes: int) -> bool:
-        return not self._unseen and super()._ask_for_room(nbytes)
-
     def _out_of_memory(self, bin_: Bin, code: str, alignment: int = ALIGNMENT) -> OutOfMemoryError:
         """Return the error of a request that failed, and tell hooks, log and dump file of it."""
         now = self._completed(self._snapshot(), self._tracked())
@@ -243,8 +231,6 @@ class WatchedPool(SearchingPool):
         )
         failed = (RequestTooLargeError if code == TOO_LARGE else OutOfMemoryError)(story.message())
         failed.story = story
-        if self._unseen:
-            return failed
         self._failures += 1
         LOGGER.warning("%s", failed)
         folder = self.config.out_of_memory_dump or os.environ.get(DUMP_VARIABLE)

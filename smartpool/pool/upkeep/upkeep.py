@@ -69,7 +69,7 @@ class UpkeepPool(WatchedPool):
             self._high_since = max(self._high_since, used)
             idle = max(0, self._gauge.extent_bytes - used)
             if self._steps_rest(now, hurry * self._idle_age.seconds):
-                self._steps.release_idle(self)
+                self._steps.leave(self)
             self._flush()
             self.high_water_bytes = self._gauge.live_bytes
             held = self._memory.reserved_bytes
@@ -98,7 +98,8 @@ class UpkeepPool(WatchedPool):
         with self._writing():
             if self._closed or self.beside_capture:
                 return 0
-            wanted = self.forecast.ahead(self._gauge.live_bytes, self._gauge.extent_bytes)
+            in_use = self._gauge.live_bytes - self._steps.planned_bytes  # a plan's memory may idle
+            wanted = self.forecast.ahead(max(0, in_use), self._gauge.extent_bytes)
             try:
                 mapped = heap.map_ahead(wanted)
             except DriverOutOfMemoryError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from random import Random
 
 import pytest
@@ -91,6 +92,22 @@ def test_one_chunk_may_be_at_both_ends_of_a_window():
     pool.free(middle)
     pool.free(both)
     pool.free(pool.malloc(2 * MiB))
+
+
+def test_a_kept_window_of_both_ends_of_a_chunk_shows_no_byte_twice():
+    """A larger block, after all of the chunk was free, may have as much of it as the window shows once."""
+    pool = open_pool(ModelDriver(4 * MiB), policy="tight")
+    other = pool.malloc(2 * MiB)
+    head, middle, tail = pool.malloc(768 * KiB), pool.malloc(512 * KiB), pool.malloc(768 * KiB)
+    pool.free(head)
+    pool.free(tail)
+    pool.free(pool.malloc(1536 * KiB))
+    pool.free(middle)
+    with pytest.raises(OutOfMemoryError):
+        pool.malloc(2 * MiB + 512 * KiB)
+    pool.check()
+    pool.free(pool.malloc(2 * MiB))
+    pool.free(other)
 
 
 @pytest.mark.parametrize("shift", [12, 20, 21, 22, 23, 24])
@@ -197,6 +214,84 @@ def test_memory_under_kept_windows_is_given_back():
         pool.free(block)
     pool.trim()
     assert driver.held()["mappings"] == 0
+    pool.check()
+
+
+def test_a_block_in_a_larger_window_keeps_the_chunks_under_it_alone():
+    driver = CpuDriver(capacity=CAPACITY)
+    pool = open_pool(driver, policy="tight")
+    held = fragmented(pool, 2 * MiB, 16)
+    window = pool.malloc(16 * MiB)
+    pool.free(window)
+    pool.flush()
+    assert pool.malloc(3 * MiB) == window
+    write(driver, window, 3 * MiB, 1)
+    for block in held:
+        pool.free(block)
+    pool.trim(wait=True)
+    assert pool.reserved_bytes == 4 * MiB
+    pool.check()
+    verify(driver, window, 3 * MiB, 1)
+    other = pool.malloc(24 * MiB)
+    write(driver, other, 24 * MiB, 2)
+    verify(driver, window, 3 * MiB, 1)
+    pool.free(window)
+    pool.free(other)
+    pool.trim(wait=True)
+    assert (pool.reserved_bytes, driver.held()["mappings"]) == (0, 0)
+    pool.check()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("size", [300, 20 * KiB, 2 * MiB, 11 * MiB])
+def test_a_block_is_split_and_ends_in_parts(size, seed):
+    """In a slab, at home and in a window: what is left keeps its bytes, and the rest is anybody's."""
+    random, driver = Random(seed), CpuDriver(capacity=CAPACITY)
+    pool = open_pool(driver, policy="tight")
+    held = fragmented(pool, 2 * MiB, 12)
+    heap, units = pool._heap, -(-size // 512)
+    with pool._writing():
+        pool._flush()
+        address = heap.place_idle(units * 512, 512, 0, None)
+        cuts = sorted(random.sample(range(1, units), min(units - 1, 5))) if units > 1 else []
+        sizes = [512 * (after - before) for before, after in pairwise((0, *cuts, units))]
+        heap.split(address, sizes)
+        heap.check()
+    parts = dict(zip(accumulate((address, *sizes[:-1])), sizes, strict=True))
+    for part, nbytes in parts.items():
+        write(driver, part, nbytes, part)
+    while parts:
+        part = random.choice(sorted(parts))
+        verify(driver, part, parts[part], part)
+        with pool._writing():
+            assert heap.block_size(part) == parts[part]
+            heap.free_all([[part]], parts.pop(part), None)
+            heap.check()
+        other = pool.malloc(random.choice([700, 1 * MiB, 3 * MiB]))
+        write(driver, other, 700, 0)
+        pool.free(other)
+        if random.random() < 0.5:
+            pool.trim(wait=True)
+    for block in held:
+        pool.free(block)
+    pool.trim(wait=True)
+    assert (pool.reserved_bytes, driver.held()["mappings"]) == (0, 0)
+
+
+def test_what_is_free_is_enough_or_nothing_is_made():
+    driver = ModelDriver(CAPACITY)
+    pool = open_pool(driver, policy="tight")
+    fragmented(pool, 2 * MiB, 12)
+    pool.flush()
+    calls = driver.calls.copy()
+    with pool._writing():
+        assert pool._heap.place_idle(12 * MiB + 512, 512, 0, None) is None
+        assert driver.calls == calls
+        room, rest = pool.room_bytes()
+        assert (room, rest) == (12 * MiB, 0)
+        address = pool._heap.place_idle(12 * MiB, 512, 0, None)
+        assert driver.calls["create_chunk"] == calls["create_chunk"]
+        pool._heap.free_all([[address]], 12 * MiB, None)
     pool.check()
 
 

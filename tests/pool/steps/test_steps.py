@@ -69,7 +69,9 @@ class Player:
 
 @pytest.fixture
 def pool():
+    """A pool that holds memory enough for a region, and for what comes otherwise beside it."""
     with AdvancedMemoryPoolManager(ModelDriver(4 * GiB)) as pool:
+        pool.free(pool.malloc(1 * GiB))
         yield pool
         pool.check()
 

@@ -97,6 +97,27 @@ def planned_steps(caller):
     caller.pool.trim()
 
 
+def a_step_that_is_left(caller):
+    """In the middle, for a request that finds no room beside it; part of it is live, in a window."""
+    keep = [caller.malloc(size * MiB) for size in (4, 2, 4, 2, 4, 2, 4)]
+    for block in keep[::2]:
+        caller.free(block)
+    for repetition in range(2):
+        caller.pool.begin_step("step", wait_for_plan=True)
+        try:
+            first, second = caller.may_fail(7 * MiB), caller.may_fail(6 * MiB)
+            if first and second:
+                caller.pool.record_stream(first, caller.stream)
+                caller.free(first)
+                if repetition:
+                    caller.free(caller.malloc(10 * MiB))
+                    caller.pool.trim(wait=True)
+                caller.free(second)
+        finally:
+            caller.pool.end_step()
+    caller.pool.trim(wait=True)
+
+
 def small_and_large(caller):
     blocks = [caller.malloc(step * 700) for step in range(20)]
     for block in blocks[::2]:
@@ -205,6 +226,7 @@ SCENARIOS = [
     alignments,
     out_of_memory,
     planned_steps,
+    a_step_that_is_left,
     small_and_large,
     slabs_come_and_go,
     broken_off,
@@ -215,7 +237,7 @@ SCENARIOS = [
     closing,
     closing_before_the_last_free,
 ]
-NEED_A_HEAP = (many_pending_events, planned_steps, slabs_come_and_go, capturing)
+NEED_A_HEAP = (many_pending_events, planned_steps, a_step_that_is_left, slabs_come_and_go, capturing)
 """Scenarios that mean nothing where every request goes to the driver."""
 READ = (copies,)
 """Scenarios that read memory, which a model has none of."""
