@@ -56,7 +56,8 @@ def open_regular(
     except ValueError:
         raise error(f"{path!r:.100}: expected the name of a file, got one with a NUL in it") from None
     _check(path, status, most_bytes, error)
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - handed on
+    # Of a name that became a pipe meanwhile the shorter way would wait for who writes into it.
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115 - and not file = Path(path).open("rb")
     try:
         _check(path, os.fstat(file.fileno()), most_bytes, error)
         if not file.peek(2).startswith(_GZIP):
@@ -120,8 +121,7 @@ def no_folder(path: str, folder: str | PathLike[str]) -> str:
     return f"{path}: there is no folder {str(folder)!r}; make it, or name another"
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    # What was a file at the last look may be a pipe by now, whose opening would wait for who writes into it.
+def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
