@@ -20,7 +20,7 @@ from smartpool.cli.targets import HTML, check_target, written_to
 from smartpool.dlpack import DeviceType
 from smartpool.errors import DLPackError
 from smartpool.report.picture import write_picture
-from smartpool.report.table import new_table, print_runs
+from smartpool.report.table import new_table, print_runs, print_table
 from smartpool.report.text import format_bytes
 from smartpool.trace.baselines import PEERS
 from smartpool.trace.bundled import bundled_names
@@ -184,7 +184,7 @@ def _print_buffers(buffers: Buffers, console: Console) -> None:
             hex(sight.address),
             "the same bytes" if sight.shared else "a copy",
         )
-    console.print(table)
+    print_table(table, console, spare=("address", "shape", "dtype", "NumPy reads"))
     console.print(
         f"{format_bytes(buffers.live_bytes)} live, {format_bytes(buffers.reserved_bytes)} reserved; "
         f"the memory of a freed buffer was {'' if buffers.reused else 'not '}handed out again"

@@ -12,7 +12,7 @@ from smartpool._version import __version__
 from smartpool.cli.console import make_console
 from smartpool.driver import open_driver
 from smartpool.errors import DeviceNotFoundError, SmartPoolError
-from smartpool.report.table import new_table
+from smartpool.report.table import new_table, print_table
 from smartpool.report.text import format_bytes
 
 __all__ = ["add_parser", "facts", "run"]
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     for device in known["devices"]:
         sizes = [format_bytes(device[key]) if key in device else "" for key in _SIZES]
         devices.add_row(device["device"], *sizes, "not available" if "error" in device else "ready")
-    console.print(devices)
+    print_table(devices, console, spare=("granularity", "free", "state"))
     for device in known["devices"]:
         if "error" in device:
             console.print(f"{device['device']}: {device['error']}", markup=False, soft_wrap=True)

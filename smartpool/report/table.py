@@ -23,12 +23,13 @@ if TYPE_CHECKING:  # rich is an extra: this module is imported by commands that 
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["comparison_table", "new_table", "print_runs", "runs_table", "trace_table"]
+__all__ = ["comparison_table", "new_table", "print_runs", "print_table", "runs_table", "trace_table"]
 
 _UNLIMITED: Final = 1 << 20
 _MARK: Final = "*"
 _BEST_STYLE: Final = "bold green"
 _FAILED_STYLE: Final = "red"
+_SPARE: Final = ("us/op", "driver\ntime", "failed", "fragmentation")  # of a table of one trace
 _LEGEND: Final = f"{_MARK} least of its trace, among the allocators that served every request"
 
 
@@ -67,13 +68,39 @@ def _print_tables(comparison: Comparison, console: Console) -> None:
         console.print(table)
     else:
         for trace in comparison.traces:
-            console.print(trace_table(comparison.of_trace(trace)))
+            print_table(trace_table(comparison.of_trace(trace)), console, spare=_SPARE)
     if len(comparison.runs) > len(comparison.traces):
         console.print(Text(_LEGEND, style="dim"))
     if len(comparison.traces) > 1:
         for allocators in _fitting_groups(comparison, console):
             console.print()
-            console.print(comparison_table(comparison, allocators))
+            print_table(comparison_table(comparison, allocators), console)
+
+
+def print_table(table: Table, console: Console, *, spare: Sequence[str] = ()) -> None:
+    """Print a table that loses columns where the screen is narrow, and no digits; and say which it lost.
+
+    Parameters
+    ----------
+    table
+        The table. It is changed.
+    console
+        Where to print.
+    spare
+        The titles of the columns that go, the first one first.
+    """
+    from rich.text import Text  # noqa: PLC0415
+
+    gone = []
+    for title in spare:
+        if _fits(table, console):
+            break
+        for column in [column for column in table.columns if column.header == title]:
+            table.columns.remove(column)
+            gone.append(title.replace("\n", " "))
+    console.print(table)
+    if gone:
+        console.print(Text(f"the screen is too narrow for: {', '.join(gone)}", style="dim"))
 
 
 def runs_table(comparison: Comparison) -> Table:
@@ -98,7 +125,7 @@ def trace_table(runs: Sequence[Run]) -> Table:
     table.title = _name(f"{runs[0].trace}: {format_bytes(live)} live at its peak")
     table.title_justify = "left"
     for column in columns:
-        table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
+        table.add_column(_narrow(column), justify="right", no_wrap=True, vertical="bottom")
     for cells in _rows(runs, columns):
         table.add_row(*cells)
     return table
@@ -147,6 +174,10 @@ def _fitting_groups(comparison: Comparison, console: Console) -> Iterator[Sequen
             count -= 1
         yield left[:count]
         del left[:count]
+
+
+def _narrow(column: Column) -> str:
+    return column.title.replace(" ", "\n")
 
 
 def _fits(table: Table, console: Console) -> bool:

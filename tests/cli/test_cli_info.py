@@ -58,6 +58,17 @@ def test_a_table_with_the_reason_below(capsys, cuda):
     assert "cuda:0: DriverNotInstalledError: expected an NVIDIA driver" in out
 
 
+def test_a_narrow_screen_loses_columns_and_no_digit(capsys, cuda, monkeypatch):
+    cuda(2)
+    for width in (30, 40, 60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(["info"]) == 0
+        out = capsys.readouterr().out
+        assert "…" not in out
+        assert "141 GiB" in out
+        assert ("the screen is too narrow" in out) == (width < 60)
+
+
 def test_finding_versions_imports_no_framework():
     code = (
         "import sys; from smartpool.cli.info import _installed, _OURS, _FRAMEWORKS\n"

@@ -58,6 +58,16 @@ def test_a_narrow_screen_gets_a_table_a_trace_and_loses_no_figure(failed):
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("width", [40, 50, 60, 70])
+def test_a_very_narrow_screen_loses_columns_and_no_digit(width):
+    text = printed([make_run("one"), make_run("one", "pytorch-expandable", reserved=6 * GiB)], width=width)
+    assert "…" not in text
+    (row,) = [line.split() for line in text.splitlines() if "pytorch-expandable" in line]
+    assert row[:3] == ["pytorch-expandable", "6.00", "GiB"]
+    assert ("the screen is too narrow for: us/op" in text) == (width < 70)
+    assert max(map(len, text.splitlines())) <= width
+
+
 def test_more_allocators_than_fit_side_by_side_go_below_one_another():
     names = [f"an-allocator-{number}" for number in range(9)]
     text = printed([make_run(trace, name) for trace in ("one", "two") for name in names], width=80)
