@@ -45,9 +45,10 @@ ROOM: Final = 1024  # bytes of an exception; PyTorch's need some 150, and the la
 
 _TEXT: Final = "NSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"  # std::string, as C++ mangles it
 _METHOD: Final = f"_Z{_TEXT[:-1]}"  # how the name of a method of it begins
-_CLASSES: Final = {True: "_ZTVN3c1016OutOfMemoryErrorE", False: "_ZTVN3c105ErrorE"}
-_TYPES: Final = {True: "_ZTIN3c1016OutOfMemoryErrorE", False: "_ZTIN3c105ErrorE"}
-_CONSTRUCTOR: Final = f"C1ENS_14SourceLocationE{_TEXT}"
+_ERROR: Final = "N3c105ErrorE"  # c10::Error
+_OUT_OF_MEMORY: Final = b"N3c1016OutOfMemoryErrorE"
+_DERIVED: Final = "_ZTVN10__cxxabiv120__si_class_type_infoE"  # the class of types with one class below
+_HEAD: Final = 2 * ctypes.sizeof(ctypes.c_void_p)  # of a table of virtual functions, before the first one
 
 _set_async_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -60,8 +61,18 @@ class _Place(ctypes.Structure):
     _fields_ = (("function", ctypes.c_char_p), ("file", ctypes.c_char_p), ("line", ctypes.c_uint32))
 
 
+class _Type(ctypes.Structure):
+    """`std::type_info` of a class with one class below it. C++ compares the names."""
+
+    _fields_ = (("table", ctypes.c_void_p), ("name", ctypes.c_char_p), ("below", ctypes.c_void_p))
+
+
 class CppErrors:
     """Makes exceptions of PyTorch's C++ side.
+
+    `c10::OutOfMemoryError` adds nothing to `c10::Error` but its name, and releases differ in which of
+    their libraries say that it exists, and whether they do. So it is made as a `c10::Error`, and thrown by
+    a type of ours of that name, which the clauses that catch it take for their own.
 
     Parameters
     ----------
@@ -88,18 +99,17 @@ class CppErrors:
             self._begin = _typed(library[f"{_METHOD}C1Ev"], None, pointer)
             self._append = _typed(library[f"{_METHOD}6appendEPKcm"], None, pointer, ctypes.c_char_p, size)
             self._end = _typed(library[f"{_METHOD}D1Ev"], None, pointer)
-            # A class without members of its own is made as the class below it, and then called by its name.
-            made = library[f"_ZN3c105Error{_CONSTRUCTOR}"]
+            made = library[f"_Z{_ERROR[:-1]}C1ENS_14SourceLocationE{_TEXT}"]
             self._construct = _typed(made, None, pointer, _Place, pointer)
-            self._kinds = {
-                empty: (_address(library[_TYPES[empty]]), _address(library[_CLASSES[empty]]) + 16)
-                for empty in (True, False)
-            }
+            below = _address(library[f"_ZTI{_ERROR}"])
+            kind = _Type(_address(library[_DERIVED]) + _HEAD, _OUT_OF_MEMORY, below)
         except AttributeError as error:
             raise UnsupportedError(
                 "expected a PyTorch that exports the constructor of its own errors (2.7 or later, for "
                 f"Linux): {error}; use smartpool.interop.torch.mem_pool instead"
             ) from error
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kind))  # exceptions may outlive the interpreter
+        self._kinds = {True: ctypes.addressof(kind), False: below}
         self._place = _Place(b"malloc", b"smartpool", 0)
 
     def make(self, message: str, *, empty: bool) -> int:
@@ -111,10 +121,9 @@ class CppErrors:
         error: int = self._allocate(ROOM)
         self._construct(error, self._place, string)
         self._end(string)
-        kind, table = self._kinds[empty]
-        ctypes.c_uint64.from_address(error).value = table
-        destructor = ctypes.c_uint64.from_address(table).value
-        ctypes.c_uint64.from_address(error + ROOM - 16).value = kind
+        functions = ctypes.c_uint64.from_address(error).value
+        destructor = ctypes.c_uint64.from_address(functions).value
+        ctypes.c_uint64.from_address(error + ROOM - 16).value = self._kinds[empty]
         ctypes.c_uint64.from_address(error + ROOM - 8).value = destructor
         return error
 

@@ -14,13 +14,17 @@ class Place(ctypes.Structure):
     _fields_ = (("function", ctypes.c_char_p), ("file", ctypes.c_char_p), ("line", ctypes.c_uint32))
 
 
+class Type(ctypes.Structure):
+    _fields_ = (("table", WORD), ("name", ctypes.c_char_p), ("below", WORD))
+
+
 class FakeLibc10:
     def __init__(self):
         self.thrown = {}  # thread -> (name of the class, message)
         self.alive = {}  # address of an exception -> [its memory, message]
         self._texts = {}
         text = "NSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"
-        self._tables = {name: (WORD * 5)(0, 0, 0xD00, 0, 0) for name in ("OutOfMemoryError", "Error")}
+        self._functions = (WORD * 3)(0xD00, 0, 0)  # of an exception's class; the first is its destructor
         self._names = {
             "__cxa_throw": ctypes.CFUNCTYPE(WORD, WORD, WORD, WORD)(self._throw),
             "__cxa_allocate_exception": ctypes.CFUNCTYPE(WORD, SIZE)(self._allocate),
@@ -30,10 +34,8 @@ class FakeLibc10:
             f"_ZN3c105ErrorC1ENS_14SourceLocationE{text}": ctypes.CFUNCTYPE(None, WORD, Place, WORD)(
                 self._construct
             ),
-            "_ZTVN3c1016OutOfMemoryErrorE": self._tables["OutOfMemoryError"],
-            "_ZTVN3c105ErrorE": self._tables["Error"],
-            "_ZTIN3c1016OutOfMemoryErrorE": ctypes.create_string_buffer(8),
-            "_ZTIN3c105ErrorE": ctypes.create_string_buffer(8),
+            "_ZTIN3c105ErrorE": (Type * 1)(Type(0x51, b"N3c105ErrorE", None)),
+            "_ZTVN10__cxxabiv120__si_class_type_infoE": ctypes.create_string_buffer(24),
         }
 
     def __getitem__(self, name):
@@ -64,13 +66,15 @@ class FakeLibc10:
 
     def _construct(self, error, place, string):
         assert place.function == b"malloc"
+        ctypes.c_uint64.from_address(error).value = ctypes.addressof(self._functions)
         self.alive[error][1] = self._texts[string].decode()
 
     def _throw(self, error, kind, destructor):
         assert destructor == 0xD00
-        table = ctypes.c_uint64.from_address(error).value
-        (name,) = (name for name, own in self._tables.items() if table == ctypes.addressof(own) + 16)
-        assert kind == ctypes.addressof(
-            self._names["_ZTIN3c1016OutOfMemoryErrorE" if "Memory" in name else "_ZTIN3c105ErrorE"]
-        )
+        own = self._names["_ZTIN3c105ErrorE"]
+        derived = self._names["_ZTVN10__cxxabiv120__si_class_type_infoE"]
+        thrown = Type.from_address(kind)
+        if kind != ctypes.addressof(own):
+            assert (thrown.table, thrown.below) == (ctypes.addressof(derived) + 16, ctypes.addressof(own))
+        name = {b"N3c105ErrorE": "Error", b"N3c1016OutOfMemoryErrorE": "OutOfMemoryError"}[thrown.name]
         self.thrown[threading.get_ident()] = name, self.alive.pop(error)[1]
