@@ -57,7 +57,10 @@ def allocator(pool: SmartPool) -> Callable[[int], Any]:
         if not nbytes:  # as CuPy's own pool: nothing, at no address
             return pointer_to(unowned(0, 0, None, device), 0)
         stream = current_stream().ptr
-        captured = stream > _SPECIAL and capturing(stream)
+        try:
+            captured = stream > _SPECIAL and capturing(stream)
+        except RuntimeError:  # how CuPy says that a capture was ruined: until its end it is one all the same
+            captured = True
         if device == first and not captured:
             buffer = allocate(nbytes, identify(stream) if stream else None)
         else:

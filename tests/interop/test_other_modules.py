@@ -149,14 +149,15 @@ def test_cupy_a_second_installation_and_the_way_back(frameworks, pool):
     assert cupy.cuda.get_allocator() is abs
 
 
-def test_cupy_in_a_capture_takes_nothing_that_lay_ready(frameworks, pool):
+@pytest.mark.parametrize("capture", ["captured", "ruined"])
+def test_cupy_in_a_capture_takes_nothing_that_lay_ready(frameworks, pool, capture):
     cupy, manager = frameworks["cupy"], pool.managers[0]
     for_cupy.install(pool)
     driver = manager.driver
     cupy.state.stream = Stream(driver.create_stream())
     ready = cupy.alloc(1000).ptr  # freed at once
     assert cupy.alloc(1000).ptr == ready
-    cupy.state.captured.add(cupy.state.stream.ptr)
+    getattr(cupy.state, capture).add(cupy.state.stream.ptr)
     asked = []
     driver.is_capturing = lambda stream: asked.append(stream) or 0
     cupy.alloc(1000)
