@@ -46,6 +46,7 @@ from smartpool.pool.debug.inspection import DebugBlock, Inspector, freed_already
 from smartpool.pool.telemetry.labels import StackLabels, current_label
 from smartpool.request import checked_alignment, checked_size
 from smartpool.units import align_up
+from smartpool.values import as_integer
 
 if TYPE_CHECKING:
     from smartpool.pool.bins import Bin
@@ -247,7 +248,7 @@ class DebuggingManager:
 
     def owns(self, pointer: int) -> bool:
         """Return whether `pointer` is a live block of this pool."""
-        return pointer in self._live
+        return as_integer(pointer) in self._live
 
     @property
     def live_bytes(self) -> int:
@@ -435,7 +436,7 @@ class DebuggingManager:
     # ------------------------------------------------------------------ pointers
 
     def _block(self, pointer: int) -> DebugBlock:
-        block = self._live.get(pointer)
+        block = self._live.get(as_integer(pointer) or 0)  # no block begins at 0
         if block is None:
             raise self._bad_pointer(pointer)
         return block
