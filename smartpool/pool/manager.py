@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import Final, Self
 
 from smartpool.copying import not_copied
@@ -90,10 +91,10 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # Nothing can be live: every buffer holds its manager. Memory taken by bare `malloc` and never
         # freed goes with the driver, which is dropped here too.
-        if not sys.is_finalizing() and not getattr(self, "_released", True) and not self._live:
+        if not finalizing() and not getattr(self, "_released", True) and not self._live:
             try:
                 self.close()
             except DriverError as error:

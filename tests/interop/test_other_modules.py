@@ -6,9 +6,11 @@ import gc
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fake_frameworks import FakeNumbaCuda, Stream, fake_cuda_core, fake_cupy, fake_rmm_mr
+from waiting import PATIENCE_S
 
 import smartpool.interop.cuda_core as for_cuda_core
 import smartpool.interop.cupy as for_cupy
@@ -98,6 +100,49 @@ def frameworks(monkeypatch):
     for_cuda_core._resource_class.cache_clear()
     yield {"cupy": cupy, "core": core, "mr": mr, "numba": numba}
     for_cuda_core._resource_class.cache_clear()
+
+
+def test_what_outlives_the_modules_says_nothing():
+    """Modules that are held are emptied when the interpreter ends, ours before `__main__`."""
+    tests = Path(__file__).parents[1]
+    program = f"""
+import sys
+sys.path[:0] = [{str(tests / "interop" / "kit")!r}, {str(tests / "driver" / "kit")!r}]
+from fake_cuda import FakeCuda
+from fake_frameworks import FakeNumbaCuda, fake_cuda_core, fake_cupy, fake_rmm_mr
+made = fake_cupy(), fake_cuda_core(), fake_rmm_mr(), FakeNumbaCuda()
+sys.modules.update(zip(("cupy", "cuda.core", "rmm.mr", "numba.cuda"), made))
+cupy, core, mr, numba = made
+import smartpool, smartpool.smart_pool
+from smartpool.driver.cuda import Bindings, CudaDriver
+from smartpool.interop import cuda_core, cupy as for_cupy, numba as for_numba, rmm
+bindings = Bindings(FakeCuda(), "13.4.4")
+smartpool.smart_pool.open_driver = lambda name: CudaDriver(0, bindings)
+pool = smartpool.SmartPool("cuda:0")
+
+class Freed:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __del__(self):
+        self.function(*self.arguments)
+
+resource = cuda_core.memory_resource(pool)
+of_cuda_core = Freed(resource.allocate(1000).close)
+resource = rmm.memory_resource(pool)
+of_rmm = Freed(resource.deallocate, resource.allocate(1000), 1000)
+for_cupy.install(pool)
+of_cupy = cupy.alloc(1000)
+for_numba.install(pool)
+of_numba = numba.context().manager.memalloc(1000)
+assert len(pool.managers[0].live_blocks()) == 4
+pool.close()  # whoever frees last would give everything back
+sys.held = [module for name, module in sys.modules.items() if name[:8] in ("smartpoo", "__main__")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # ------------------------------------------------------------------ CuPy

@@ -32,6 +32,29 @@ from smartpool.errors import *
 MiB = 1 << 20
 """
 
+# ---------------------------------------------------------------------- after the modules
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        'pool = smartpool.SmartPool("cpu"); buffer = pool.empty(9); array = np.from_dlpack(pool.empty(9))',
+        'pool = smartpool.SmartPool("cpu"); buffer = pool.empty(5); pool.close()',
+        'pool = smartpool.SmartPool("cpu"); array = np.from_dlpack(pool.empty(5)); pool.close()',
+        'pool = smartpool.SmartPool("cpu", debug=True); buffer = pool.empty(9); pool.empty(7)',
+        'pool = smartpool.SmartPool("cpu", record=True); buffer = pool.empty(10)',
+        'pool = smartpool.SmartPool("cpu", optimization_interval=0.01); buffer = pool.empty(10)',
+        'pool = smartpool.SmartPool("model:1GiB"); buffer = pool.empty(10); pool.malloc(77)',
+        'pool = smartpool.SmartPool("cpu", shareable=True); shared = pool.export(pool.empty(10)).open()',
+        'optimizer = smartpool.GPUMemoryOptimizer({"devices": ["cpu"]})',
+    ],
+)
+def test_what_outlives_the_modules_says_nothing(made):
+    """A module that is held is emptied when the interpreter ends, and `__main__` is emptied after ours."""
+    names = 'name.partition(".")[0] in ("smartpool", "__main__")'
+    run(f"{BEGIN}{made}\nsys.held = [module for name, module in sys.modules.items() if {names}]")
+
+
 # ---------------------------------------------------------------------- forks
 
 

@@ -29,7 +29,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -137,11 +137,13 @@ class DebuggingManager:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if finalizing():
+            return
         # Nobody holds a block of ours, or us: the pool behind must not wait for what is in quarantine.
         for block in (*self.__dict__.get("_pending", ()), *self.__dict__.get("_quarantine", {}).values()):
             self._inner.drop(block.inner)
-        if not sys.is_finalizing() and "_here" in self.__dict__:  # made in full
+        if "_here" in self.__dict__:  # made in full
             # Every buffer holds us, so what is live was requested bare. No look: it would call the driver.
             for word in self._untold(()):
                 warnings.warn(word, RuntimeWarning, stacklevel=1)
