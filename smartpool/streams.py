@@ -17,7 +17,7 @@ from typing import Final
 
 from smartpool.copying import not_copied
 from smartpool.driver.protocol import Driver
-from smartpool.errors import ConfigurationError, StreamError
+from smartpool.errors import ConfigurationError, DriverError, StreamError
 from smartpool.forks import renewed
 from smartpool.values import as_integer
 
@@ -154,5 +154,9 @@ class StreamSet:
 
     def _destroy(self) -> None:
         for stream in [each for each, borrowers in self._borrowers.items() if not borrowers]:
-            self._driver.destroy_stream(stream.handle)
-            del self._borrowers[stream]
+            del self._borrowers[stream]  # first: after an interrupt its handle may be another stream's
+            try:
+                self._driver.destroy_stream(stream.handle)
+            except DriverError:  # it is still there
+                self._borrowers[stream] = 0
+                raise

@@ -57,7 +57,7 @@ def _resource_class() -> type:
             pointer = manager.malloc(size, manager.driver.stream(stream) or None)
             try:
                 return _make_buffer(from_handle, pointer, size, self, stream)
-            except BaseException:
+            except Exception:  # behind an interrupt there may be a buffer, which frees the block itself
                 manager.free(pointer)
                 raise
 

@@ -306,6 +306,22 @@ def test_cuda_core_that_cannot_wrap_the_memory_leaves_the_pool_as_it_was(framewo
     assert pool.managers[0].live_bytes == 0
 
 
+def test_an_interrupt_as_cuda_core_has_its_buffer_frees_the_block_once(frameworks, pool, monkeypatch):
+    """The buffer dies with the call that was interrupted, and frees its block; the next owner has it then."""
+    manager, taken = pool.managers[0], []
+
+    def interrupted(pointer, size, mr, **_):
+        mr.deallocate(pointer, size)
+        taken.append(pool.malloc(size))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(frameworks["core"].Buffer, "from_handle", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for_cuda_core.memory_resource(pool).allocate(5000)
+    assert manager.owns(taken[0])
+    pool.free(taken[0])
+
+
 # ------------------------------------------------------------------ RMM
 
 
