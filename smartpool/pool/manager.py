@@ -28,7 +28,7 @@ from typing import Final, Self
 
 from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, DriverError
-from smartpool.pool.bins import Bin, ClosedTable, LiveTable
+from smartpool.pool.bins import SHARED_BINS, Bin, ClosedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool
 from smartpool.request import checked_alignment, checked_size
@@ -131,8 +131,9 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                     except BaseException:  # as `enter`
                         dict.pop(self._live, pointer, None)
                         bin_.append(pointer)
-                        bin_.quiet = False
-                        bin_.touched.add(bin_)
+                        if bin_.quiet:
+                            bin_.quiet = False
+                            bin_.touched.add(bin_)
                         raise
                     return pointer
             return self._search(nbytes, None) if bin_ is None else self._refill(bin_)
@@ -229,8 +230,9 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                 except BaseException:  # as `enter`
                     dict.pop(self._live, pointer, None)
                     bin_.append(pointer)
-                    bin_.quiet = False
-                    bin_.touched.add(bin_)
+                    if bin_.quiet:
+                        bin_.quiet = False
+                        bin_.touched.add(bin_)
                     raise
                 return pointer
         return self._search(nbytes, stream)
@@ -249,13 +251,11 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             raise self._bad_pointer(pointer) from None
         if handle is not None and bin_.stream != handle and bin_.__class__ is not StepBin:
             bin_ = bin_.home
-            if bin_.others or bin_.__class__ is not Bin:
+            if bin_.others or bin_.__class__ not in SHARED_BINS:
                 bin_.others = tuple({*bin_.others, handle} - {bin_.stream})  # ours alone since it was popped
             else:
                 bin_ = self._bin(bin_.nbytes, handle)
-        bin_.append(address)
-        bin_.quiet = False
-        bin_.touched.add(bin_)
+        bin_.put(address)
 
     # ------------------------------------------------------------------ planned steps
 

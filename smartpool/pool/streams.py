@@ -31,6 +31,7 @@ from smartpool.pool.heap.returning import Returning
 __all__ = ["PENDING", "StreamClock"]
 
 PENDING: Final = 32
+JOINS: Final = 16
 
 
 class StreamClock:
@@ -49,6 +50,7 @@ class StreamClock:
         self._pending: dict[int, deque[tuple[int, int]]] = {}  # stream -> (position, event), in order
         self._joined: dict[tuple[int, int], int] = {}  # (waiting, other) -> position waited for
         self._spare: list[int] = []
+        self._unstamped: dict[int, int] = {}  # stream -> joins since its last event
         self._return = Returning()
         self.waits = 0
 
@@ -60,6 +62,17 @@ class StreamClock:
         """Record an event now and return the uses that it covers: all work queued on `stream` so far."""
         self._record(stream)
         return {stream: self._recorded[stream]}
+
+    def joined(self, stream: int) -> None:
+        """Learn that blocks freed on `stream` became gaps; records an event from time to time.
+
+        A gap without an event is as good as one with it, but who waits for it waits for all that was
+        queued on the stream until then.
+        """
+        count = self._unstamped.get(stream, 0) + 1
+        self._unstamped[stream] = count % JOINS
+        if count == JOINS:
+            self._record(stream)
 
     def stamps(self, streams: Iterable[int]) -> Uses:
         """Return uses that cover all work queued so far on `streams`, each stamped now."""

@@ -188,6 +188,9 @@ class CapturingPool(GraphPool):
     def _empty_bins(self, touched: set[Bin]) -> None:
         """Nothing: what is freed beside a capture waits for its end, since events cannot be asked."""
 
+    def _join_deferred(self) -> None:
+        """Nothing, likewise."""
+
     def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
         """Keep the region of a planned step until the end of the capture."""
         self.owed.append(([region[0]], size, streams))

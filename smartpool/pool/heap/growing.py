@@ -153,7 +153,7 @@ class Growing:
 
     def _take_kept(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
         """Place a block in a window that was made before; None when no such window's pieces are free."""
-        window = self._windows.find(size, alignment, self._place.is_free)
+        window = self._windows.find(size, alignment, self._home.is_free)
         if window is None:
             return None
         self._wait_for(window.pieces, stream, uses)

@@ -162,6 +162,10 @@ class Windows:
         """Return the window whose block is at `address`, or None."""
         return self._open.get(address)
 
+    def was_block(self, address: int) -> bool:
+        """Return whether a window had its block at `address`, which was freed. O(retired windows)."""
+        return any(window.block.start == address for window, _ in self._retired.values())
+
     def opened(self) -> list[Window]:
         """Return the windows with a live block."""
         return list(self._open.values())
