@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -81,6 +83,18 @@ class WatchingFace(DevicePool):
     def get_statistics(self) -> dict[str, Any]:
         """Return `statistics` in plain dictionaries; `docs/statistics.md` describes every key."""
         return self.statistics.as_dict()
+
+    def recommendations(self) -> tuple[Any, ...]:
+        """Return what ``smartpool.recommendations.recommend(pool)`` does; deprecated, call that."""
+        warnings.warn(
+            "SmartPool.recommendations() goes in the next release; call "
+            "smartpool.recommendations.recommend(pool)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        module = importlib.import_module("smartpool.recommendations")  # it stands above the pool
+        found: tuple[Any, ...] = module.recommend(self)
+        return found
 
     def measured_reduction(self) -> Reduction | None:
         """Compare the fragmentation of the recorded run with that of PyTorch's caching allocator.
