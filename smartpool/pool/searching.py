@@ -6,6 +6,7 @@ See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` 
 from __future__ import annotations
 
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from smartpool.errors import (
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from smartpool.pool.bins import RequestObserver
 
 __all__ = ["SearchingPool"]
+
+_size_and_stream = attrgetter("nbytes", "stream")
 
 _EVERYTHING: Final = 1 << 62
 
@@ -314,6 +317,7 @@ class SearchingPool(PoolBooks):
                 bin_ = touched.pop()
                 groups.append(bin_)
                 bin_.quiet = True
+            groups = sorted(groups, key=_size_and_stream)  # a set gives them out in another order each time
             # Behind the look at what was touched: a free on a new stream enters the stream before its block.
             if len(self._bins_of) > 1 and not self._several_streams:
                 self._begin_several_streams()

@@ -207,7 +207,7 @@ class Windows:
 
         Of a window that is open the chunk alone is unmapped; False when a block in it shows the chunk.
         """
-        for start in list(self.mappings.get(handle, ())):
+        for start in sorted(self.mappings.get(handle, ())):
             if start not in self._retired:
                 if not self._uncover_part(start, handle):
                     return False
