@@ -12,13 +12,13 @@ address and for nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from smartpool.buffer import Buffer
 from smartpool.errors import AllocatorError
 from smartpool.interop._frameworks import cuda_managers, framework, manager_for
 from smartpool.memory.arena import ALIGNMENT
+from smartpool.scopes import scoped
 from smartpool.smart_pool import SmartPool
 
 __all__ = ["allocator", "install", "uninstall", "using"]
@@ -122,7 +122,7 @@ def uninstall() -> None:
     cuda.set_allocator(before)
 
 
-@contextmanager
+@scoped
 def using(pool: SmartPool) -> Iterator[None]:
     """Let CuPy allocate from `pool` inside the ``with`` block, in this thread."""
     with framework("cupy", install=_INSTALL).cuda.using_allocator(allocator(pool)):
