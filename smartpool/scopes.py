@@ -58,9 +58,7 @@ def holds(variable: ContextVar[T], value: T) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(
-            ValueError
-        ):  # left in another context, as by a loop that ends: not set there
+        with suppress(ValueError):  # left in another context, as by a loop that ends: not set there
             variable.reset(token)
 
 
