@@ -26,7 +26,8 @@ def failed(pool, nbytes):
 
 
 def test_the_figures_are_those_of_the_pool_at_that_moment():
-    with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB")) as pool:
+    config = SmartPoolConfig(max_bytes="64MiB", enable_auto_defragmentation=False)
+    with SmartPool("model:1GiB", config) as pool:
         held = [pool.malloc(4 * MiB) for _ in range(14)]
         for pointer in held[::4]:
             pool.free(pointer)
