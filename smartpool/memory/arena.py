@@ -3,7 +3,7 @@
 Problem: dynamic storage allocation with sizes in bytes and no moves: find a free range for each
 request, join free neighbors, and lend or take back address ranges while blocks are live.
 Method: first fit by address; the free side is `smartpool.memory.gaps`.
-Bound: that of the gaps, for each request and each free.
+Bound: that of the gaps, for each request and each free (`smartpool.memory.large_gaps`).
 Rejected: size classes (internal fragmentation of up to 12-25 %), buddies (the same), best fit and next
 fit (see `smartpool.memory.gaps`).
 
@@ -11,7 +11,7 @@ Invariants, proved by `check()`::
 
     live_bytes + free_bytes == extent_bytes
     no two blocks overlap, no two gaps touch (except across a barrier)
-    the index and both boundary tags name the same gaps
+    small gaps by start, by end and by power of two are the same gaps; large ones are in order
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ class Arena(Gaps):
             have = blocks.pop(start, 0)
             if not have:
                 elsewhere(start, None)
+                if large.starts is not starts:  # many gaps came at once: they are in leaves now
+                    self.free_all((freed,), None, elsewhere)
+                    return self.allocate(size)
                 continue
             self.live_bytes -= have
             end = start + have
@@ -160,13 +163,13 @@ class Arena(Gaps):
         return start
 
     def place(self, gap: Range, size: int, alignment: int = ALIGNMENT) -> int:
-        """Lay a block of `size` bytes into `gap`, which fits it, as low as possible. O(log n)."""
+        """Lay a block of `size` bytes into `gap`, which fits it, as low as possible."""
         start = gap.start + alignment - 1 & -alignment
         self.place_at(gap, start, size)
         return start
 
     def place_at(self, gap: Range, start: int, size: int) -> None:
-        """Lay a block onto [start, start + size), all of it inside `gap`. O(log n)."""
+        """Lay a block onto [start, start + size), all of it inside `gap`."""
         if start < gap.start or start + size > gap.end:
             raise InvariantError(f"[{start:#x}, +{size}) is not inside {gap}")
         uses = self._remove_gap(gap.start, gap.size)
@@ -180,7 +183,7 @@ class Arena(Gaps):
     def free(self, start: int, uses: Uses = None) -> int:
         """End the block at `start`, join the gap with its neighbours, and return the block's size.
 
-        `KeyError` when no block starts there; nothing has changed then. O(log n).
+        `KeyError` when no block starts there; nothing has changed then.
         """
         size = self._blocks.pop(start)
         self.live_bytes -= size
@@ -207,7 +210,7 @@ class Arena(Gaps):
     ) -> None:
         """Empty the lists in `groups`, and end the blocks at the starts that were in them.
 
-        `elsewhere` is called for starts at which this arena has no block. O(log n) for each start.
+        `elsewhere` is called for starts at which this arena has no block.
         """
         blocks = self._blocks
         for freed in groups:

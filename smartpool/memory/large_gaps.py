@@ -83,8 +83,12 @@ class LargeGaps:
 
     def covering(self, address: int) -> tuple[int, int] | None:
         """Return (start, size) of the gap that covers `address`, or None."""
-        starts, sizes = self._leaf(address)
+        index = self._index(address)
+        starts, sizes = self._leaves[index]
         place = bisect_right(starts, address) - 1
+        if place < 0 and index:  # the last gap of a leaf may reach beyond where the next one begins
+            starts, sizes = self._leaves[index - 1]
+            place = len(starts) - 1
         if place < 0 or address >= starts[place] + sizes[place]:
             return None
         return starts[place], sizes[place]

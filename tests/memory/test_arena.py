@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, join_uses, side_by_side
+from smartpool.memory.large_gaps import LEAF
 
 UNITS = 96
 
@@ -153,6 +154,26 @@ def test_everything_freed_is_one_gap_again(sizes, random):
     assert arena.gaps() == [Range(0, sum(sizes) * ALIGNMENT)]
 
 
+def test_many_gaps_come_at_once_while_a_large_request_is_served():
+    """A block that lies elsewhere in many pieces is freed, and there are more gaps than one list holds."""
+    arena = Arena(ALIGNMENT)
+    arena.extend(0, 4 * LEAF * ALIGNMENT)
+    starts = [arena.allocate(ALIGNMENT) for _ in range(3 * LEAF)]
+
+    def free_pieces(_start, _uses):
+        for start in starts[: 2 * LEAF : 2]:
+            arena.free(start)
+        for start in starts[-7::2]:
+            arena.free(start)
+
+    freed = [starts[2 * LEAF + 1], -1, starts[2 * LEAF + 5]]
+    assert arena.serve(3 * LEAF * ALIGNMENT, freed, free_pieces) is None
+    assert freed == []
+    arena.check()
+    arena.free_all([[block.start for block in arena.blocks()]], None, pytest.fail)
+    assert arena.gaps() == [Range(0, 4 * LEAF * ALIGNMENT)]
+
+
 def test_mark_reaches_every_gap():
     arena = Arena()
     arena.extend(0, 8192)
@@ -182,13 +203,29 @@ def test_check_finds_wrong_totals(damage):
 
 
 @given(
-    st.lists(st.tuples(st.booleans(), st.integers(0, 10**6), st.integers(1, 24)), max_size=150),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["take", "take", "free", "free", "bundle"]),
+            st.integers(0, 10**6),
+            st.integers(1, 24),
+        ),
+        max_size=150,
+    ),
     st.sampled_from([2, 4, 1000]),
 )
 @settings(deadline=None)
 def test_the_written_out_paths_place_as_the_plain_ones(program, leaf):
-    """An arena whose gaps have a use goes through `find`, `place` and `_join`, and few large gaps do not."""
+    """An arena whose gaps have a use goes through `find`, `place` and `_join`, and few large gaps do not.
+
+    A bundle of blocks is freed as one, elsewhere: many gaps come at once.
+    """
     apart = 8 * ALIGNMENT
+    bundles = {}
+
+    def free_bundle(start, uses):
+        for member in bundles.pop(start):
+            quick.free(member, uses)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smartpool.memory.large_gaps.LEAF", leaf)
         patch.setattr("smartpool.memory.arena.LEAF", leaf)
@@ -197,18 +234,24 @@ def test_the_written_out_paths_place_as_the_plain_ones(program, leaf):
             arena.extend(0, 400 * ALIGNMENT)
             arena.extend(1000 * ALIGNMENT, ALIGNMENT, uses={9: 9} if arena is plain else None)
         live, freed = [], []
-        for wants, pick, units in program:
-            if wants or not live:
-                start = quick.serve(units * ALIGNMENT, freed, pytest.fail)
+        for what, pick, units in program:
+            if what == "take" or not live:
+                start = quick.serve(units * ALIGNMENT, freed, free_bundle)
                 assert freed == []
                 found = plain.find(units * ALIGNMENT)
                 assert start == (None if found is None else plain.place(found, units * ALIGNMENT))
-                live += [] if start is None else [start]
+                live += [] if start is None else [[start]]
+            elif what == "bundle":
+                live, members = live[units:], live[:units]
+                live.append([start for bundle in members for start in bundle])
             else:
-                start = live.pop(pick % len(live))
-                freed.append(start)
-                plain.free(start)
+                members = live.pop(pick % len(live))
+                handle = members[0] if len(members) == 1 else -1 - members[0]
+                bundles[handle] = members
+                freed.append(handle)
+                for start in members:
+                    plain.free(start)
             quick.check()
             plain.check()
-        quick.free_all([freed], None, pytest.fail)
+        quick.free_all([freed], None, free_bundle)
         assert quick.gaps() == plain.gaps()
