@@ -3,7 +3,7 @@
 A freed block of a small request goes into the *bin* of its exact request size and stream, uncoalesced,
 and the next request of that size and stream takes it from there: one dictionary look-up, one `list.pop`
 and one dictionary store, each atomic, so the quick path takes no lock. Bins are emptied into the
-arenas when a request finds no bin and no gap.
+arena of slabs when a small request finds no bin and no gap, and before the heap grows.
 
 A freed block of a large request goes onto its stream's list of *deferred frees*, one atomic step, too.
 The next large request joins what is there with its neighbors before it looks for a gap: keeping large

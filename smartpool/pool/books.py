@@ -1,12 +1,12 @@
 """The books of a pool: what they consist of, what they say, and the proof that they agree.
 
-Three structures belong to the quick path: the bins of each stream, the table of live blocks, and
-the sets of bins that were touched since they were last emptied. They are never replaced, only
-changed, by steps that are atomic. Everything else is written under the lock, by one call at a time
-(`_writing`): what runs in the middle of such a call on the same thread, a destructor or a signal
+Four structures belong to the quick path: the bins of each stream, their lists of deferred frees, the
+table of live blocks, and the sets of bins that were touched since they were last emptied. They are never
+replaced, only changed, by steps that are atomic. Everything else is written under the lock, by one call at
+a time (`_writing`): what runs in the middle of such a call on the same thread, a destructor or a signal
 handler, may free and may take from a bin, and is refused where it would write.
 
-Invariants, proved by `check()`: every block of the heap is live, or cached in exactly one bin;
+Invariants, proved by `check()`: every block of the heap is live, or freed into exactly one bin or list;
 live and cached blocks are disjoint and have the size that their bin says; reserved bytes are
 within the cap; and the invariants of heap, chunks and memory.
 """

@@ -2,18 +2,21 @@
 
 A request goes through up to four stages, each dearer than the one before:
 
-1. *Bin.* A freed block of the same request size and stream: one dictionary look-up, one pop, one
-   store. No lock (see `smartpool.pool.bins`).
-2. *Gap.* Best fit in the arena of its tier, under the lock.
-3. *Flush.* All bins are emptied into the arenas, where blocks join with their neighbours, and the
-   search is repeated.
-4. *Grow.* The arena maps new or idle chunks. When the device has none left, the host waits for
-   retired mappings, gives back what idles elsewhere, and tries once more.
+1. *Reuse.* A small request (below 64 KiB) takes a freed block of its own size and stream from a bin: one
+   dictionary look-up, one pop, one store. A large one takes the block that was placed last, if that has
+   come back alone since. No lock (see `smartpool.pool.bins`).
+2. *Gap.* Under the lock, a large request first joins the large blocks that were freed since the last one
+   with their neighbors, and then takes the first gap that fits, by address. A small one looks into the
+   slabs; when nothing fits there, a slab is added, or the bins of small requests are emptied.
+3. *Grow.* The heap maps new chunks, takes a window that it kept, or stitches free memory into a new one.
+4. *Last resort.* What idles is given back, the host waits for the device where it must, callbacks are
+   asked, and stage 3 is tried again.
 
-A free goes to the bin of the block's own request size, without a lock, so it may run anywhere: in
-a destructor that the collector calls in the middle of stage 4, on any thread.
+A free goes to the bin of the block's own request size, or onto its stream's list of deferred frees,
+without a lock, so it may run anywhere: in a destructor that the collector calls in the middle of
+stage 3, on any thread.
 
-The books themselves are `smartpool.pool.books`; stages 2 to 4 are `smartpool.pool.searching`.
+The books themselves are `smartpool.pool.books`; all but the quick path is `smartpool.pool.searching`.
 """
 
 from __future__ import annotations
@@ -105,7 +108,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     def malloc(self, nbytes: int, stream: object = None) -> int:
         """Return the address of `nbytes` bytes, aligned to 512, for use on `stream`.
 
-        Amortised O(1) for a size that was freed before, O(log n) otherwise.
+        O(1) for a small size that was freed before; else O(gaps / 128 + 128), and what growing costs.
 
         Raises
         ------
@@ -173,7 +176,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     """As `free`, for destructors: a pool in debug mode does nothing there that calls the driver."""
 
     def malloc_aligned(self, nbytes: int, alignment: int, stream: object = None) -> int:
-        """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(log n).
+        """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(gaps).
 
         Raises `InvalidRequestError` when it is none; else as `malloc`.
         """
@@ -281,9 +284,10 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     # ------------------------------------------------------------------ giving memory back
 
     def flush(self) -> None:
-        """Empty the bins into the arenas, where free blocks join with their neighbours.
+        """Join what was freed with its neighbors in the arenas: large blocks, and all that is in bins.
 
-        O(k log n) for k cached blocks. Requests and frees of other threads go on meanwhile.
+        O(k (n / 128 + 128)) for k freed blocks beside n gaps. Requests and frees of other threads go on
+        meanwhile.
         """
         with self._writing():
             if not self._released:

@@ -1,4 +1,4 @@
-"""The searching path: from an empty bin to the gap, the flush, growth, and the last resort.
+"""The searching path: from a request that nothing serves at once to a gap, growth, and the last resort.
 
 See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` for the reasons.
 """

@@ -10,8 +10,10 @@ for each stream that may still touch it the position that covers it, and another
 gap after waiting, on the device, for the event of that position. A wait orders everything before
 it too, so each pair of streams remembers the latest position that was waited for (the vector
 clocks of Mattern and Fidge, 1988), and most waits are never issued.
-Bound: one event a stream is recorded between two flushes. Events seen done are used again; of more
-than `PENDING` that are not, every second one is, since a later event covers what an earlier one did.
+Bound: an event a stream is recorded for every `JOINS` times that its large frees are joined, for each
+time that bins are emptied, and when somebody waits for a position that has none yet. Events seen done are
+used again; of more than `PENDING` that are not, every second one is, since a later event covers what an
+earlier one did.
 A stream that was destroyed takes no event any more: the host waits for the device, once, instead.
 Rejected: a list of pending blocks a stream that are polled (RMM and PyTorch strand what is
 pending); one event a block (1.9 us each); blocking the host.
@@ -31,7 +33,7 @@ from smartpool.pool.heap.returning import Returning
 __all__ = ["PENDING", "StreamClock"]
 
 PENDING: Final = 32
-JOINS: Final = 16
+JOINS: Final = 16  # an event costs 2 us: as much as a whole request, did each record one
 
 
 class StreamClock:

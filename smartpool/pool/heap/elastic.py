@@ -1,7 +1,7 @@
 """The elastic heap: blocks anywhere in reserved addresses, free memory usable wherever it lies.
 
 Every chunk is mapped once at its *home* address and stays there; blocks are placed in home addresses
-by best fit, and a chunk may be shared by many. This is where blocks begin and end, and where idle
+by first fit, and a chunk may be shared by many. This is where blocks begin and end, and where idle
 memory is given back. Its parts:
 
 *Home* (`smartpool.pool.heap.home`): what is mapped where, and what a failing driver call leaves behind.
@@ -170,7 +170,7 @@ class ElasticHeap:
     def _release_gap(
         self, gap: Range, limit_bytes: int, uses: Uses = None, *, wait: bool = False, exact: bool = False
     ) -> int:
-        """Give back whole chunks of an idle gap that no window needs, and return their bytes."""
+        """Give back whole chunks of an idle gap that no live block's window shows, and return their bytes."""
         released = 0
         rest = gap
         for chunk in list(self._chunks.inside(gap.start, gap.end)):

@@ -6,8 +6,10 @@ is freed the window is *retired*: the pieces are free at once (the stream that u
 their uses), while the mappings are kept. A later request whose bytes a retired window can show, and
 whose pieces are free again, takes that window: no driver call. So a program that repeats itself
 makes its windows once. Retired windows are unmapped when a chunk that they show is to be given
-back, when their mappings exceed `KEPT_MAPPINGS` (those used least lately first), and when the pool
-closes; never before an event shows that the device is done with them.
+back (it is *uncovered*), when their mappings exceed `KEPT_MAPPINGS` (those used least lately first), and
+when the pool closes; never before an event shows that the device is done with them.
+Source: GMLake (ASPLOS 2024) keeps stitched blocks for later requests, too; here a smaller request may
+take the first part of one.
 """
 
 from __future__ import annotations
