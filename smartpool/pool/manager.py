@@ -2,21 +2,18 @@
 
 A request goes through up to four stages, each dearer than the one before:
 
-1. *Reuse.* A small request (below 64 KiB) takes a freed block of its own size and stream from a bin: one
-   dictionary look-up, one pop, one store. A large one takes the block that was placed last, if that has
-   come back alone since. No lock (see `smartpool.pool.bins`).
-2. *Gap.* Under the lock, a large request first joins the large blocks that were freed since the last one
-   with their neighbors, and then takes the first gap that fits, by address. A small one looks into the
-   slabs; when nothing fits there, a slab is added, or the bins of small requests are emptied.
-3. *Grow.* The heap maps new chunks, takes a window that it kept, or stitches free memory into a new one.
-4. *Last resort.* What idles is given back, the host waits for the device where it must, callbacks are
-   asked, and stage 3 is tried again.
+1. *Bin.* A freed block of the same request size and stream: one dictionary look-up, one pop, one
+   store. No lock (see `smartpool.pool.bins`).
+2. *Gap.* Best fit in the arena of its tier, under the lock.
+3. *Flush.* All bins are emptied into the arenas, where blocks join with their neighbours, and the
+   search is repeated.
+4. *Grow.* The arena maps new or idle chunks. When the device has none left, the host waits for
+   retired mappings, gives back what idles elsewhere, and tries once more.
 
-A free goes to the bin of the block's own request size, or onto its stream's list of deferred frees,
-without a lock, so it may run anywhere: in a destructor that the collector calls in the middle of
-stage 3, on any thread.
+A free goes to the bin of the block's own request size, without a lock, so it may run anywhere: in
+a destructor that the collector calls in the middle of stage 4, on any thread.
 
-The books themselves are `smartpool.pool.books`; all but the quick path is `smartpool.pool.searching`.
+The books themselves are `smartpool.pool.books`; stages 2 to 4 are `smartpool.pool.searching`.
 """
 
 from __future__ import annotations
@@ -28,10 +25,11 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Final, Self
+from weakref import WeakMethod
 
 from smartpool.copying import not_copied
-from smartpool.errors import CaptureError, DriverError
-from smartpool.pool.bins import SHARED_BINS, Bin, ClosedTable, LiveTable
+from smartpool.errors import CaptureError, DriverError, SmartPoolError
+from smartpool.pool.bins import Bin, ClosedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool
 from smartpool.request import checked_alignment, checked_size
@@ -95,20 +93,23 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         self.close()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # Nothing can be live: every buffer holds its manager. Memory taken by bare `malloc` and never
-        # freed goes with the driver, which is dropped here too.
-        if not finalizing() and not getattr(self, "_released", True) and not self._live:
-            try:
-                self.close()
-            except DriverError as error:
-                self._warn_of(error)
+        # Every buffer holds its manager: what is live still was requested bare, and its address is of no use.
+        if finalizing() or getattr(self, "_released", True):  # or it was never made in full
+            return
+        try:
+            self.__class__ = AdvancedMemoryPoolManager  # no graph is launched any more, either
+            with self._writing():
+                self._end_all_blocks()
+            self.close()
+        except SmartPoolError as error:
+            self._warn_of(error)
 
     # ------------------------------------------------------------------ requests
 
     def malloc(self, nbytes: int, stream: object = None) -> int:
         """Return the address of `nbytes` bytes, aligned to 512, for use on `stream`.
 
-        O(1) for a small size that was freed before; else O(gaps / 128 + 128), and what growing costs.
+        Amortised O(1) for a size that was freed before, O(log n) otherwise.
 
         Raises
         ------
@@ -134,9 +135,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                     except BaseException:  # as `enter`
                         dict.pop(self._live, pointer, None)
                         bin_.append(pointer)
-                        if bin_.quiet:
-                            bin_.quiet = False
-                            bin_.touched.add(bin_)
+                        bin_.quiet = False
+                        bin_.touched.add(bin_)
                         raise
                     return pointer
             return self._search(nbytes, None) if bin_ is None else self._refill(bin_)
@@ -176,7 +176,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     """As `free`, for destructors: a pool in debug mode does nothing there that calls the driver."""
 
     def malloc_aligned(self, nbytes: int, alignment: int, stream: object = None) -> int:
-        """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(gaps).
+        """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(log n).
 
         Raises `InvalidRequestError` when it is none; else as `malloc`.
         """
@@ -233,9 +233,8 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                 except BaseException:  # as `enter`
                     dict.pop(self._live, pointer, None)
                     bin_.append(pointer)
-                    if bin_.quiet:
-                        bin_.quiet = False
-                        bin_.touched.add(bin_)
+                    bin_.quiet = False
+                    bin_.touched.add(bin_)
                     raise
                 return pointer
         return self._search(nbytes, stream)
@@ -254,11 +253,13 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             raise self._bad_pointer(pointer) from None
         if handle is not None and bin_.stream != handle and bin_.__class__ is not StepBin:
             bin_ = bin_.home
-            if bin_.others or bin_.__class__ not in SHARED_BINS:
+            if bin_.others or bin_.__class__ is not Bin:
                 bin_.others = tuple({*bin_.others, handle} - {bin_.stream})  # ours alone since it was popped
             else:
                 bin_ = self._bin(bin_.nbytes, handle)
-        bin_.put(address)
+        bin_.append(address)
+        bin_.quiet = False
+        bin_.touched.add(bin_)
 
     # ------------------------------------------------------------------ planned steps
 
@@ -284,10 +285,9 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     # ------------------------------------------------------------------ giving memory back
 
     def flush(self) -> None:
-        """Join what was freed with its neighbors in the arenas: large blocks, and all that is in bins.
+        """Empty the bins into the arenas, where free blocks join with their neighbours.
 
-        O(k (n / 128 + 128)) for k freed blocks beside n gaps. Requests and frees of other threads go on
-        meanwhile.
+        O(k log n) for k cached blocks. Requests and frees of other threads go on meanwhile.
         """
         with self._writing():
             if not self._released:
@@ -326,7 +326,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         """
         with self._lock:
             if not self._closed:
-                self._live.on_empty = self._release_after_the_last_free
+                self._live.on_empty = WeakMethod(self._release_after_the_last_free)
                 self._live.__class__ = ClosedTable
                 self._touch_every_bin()
                 self._steps.close()
@@ -336,13 +336,26 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         if not self._live:
             self._release_everything()
 
+    def _end_all_blocks(self) -> None:
+        """End the blocks that are live, and those that a broken-off request lost. Under the lock."""
+        self._live.clear()
+        self._steps.close()
+        self._steps.held.clear()
+        self._flush()
+        uses = self._clock.mark(list(self._bins_of))
+        for block in list(self._heap.blocks()):
+            self._heap.free_all([[block.start]], block.size, uses)
+        raw = self._memory.apart if self._pooling else self._memory.segments()
+        going = {segment for segment, _ in self._doomed}
+        self._doomed.extend((segment, uses) for segment in raw if segment not in going)
+
     def _release_after_the_last_free(self) -> None:
         try:
             self._release_everything()
         except DriverError as error:  # the block is free for all that
             self._warn_of(error)
 
-    def _warn_of(self, error: DriverError) -> None:
+    def _warn_of(self, error: SmartPoolError) -> None:
         """Say, where nothing can be raised, that the memory could not be given back."""
         warnings.warn(
             f"{self!r} keeps its memory: {error}; close() tries again", ResourceWarning, stacklevel=1

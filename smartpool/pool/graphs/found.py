@@ -56,9 +56,9 @@ def _memory_of(pool: GraphPool, capture: int) -> FoundMemory:
         if not pool.told_of_found:
             pool.told_of_found = True
             LOGGER.warning(
-                "%r was asked for memory by a stream that is being captured outside of pool.capture(stream): "
+                "%s was asked for memory by a stream that is being captured outside of pool.capture(stream): "
                 "what such graphs use is held until trim(captures=True), or until the pool is closed",
-                pool,
+                repr(pool),  # a record that is kept is not to keep the pool
             )
         pool.found[capture] = memory = FoundMemory(pool)
         pool.graphs.append(memory)

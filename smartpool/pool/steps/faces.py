@@ -109,7 +109,11 @@ class ExtraBin(FaceBin):
 
     def append(self, pointer: int) -> None:
         """Put the block into the bin."""
-        self.home.put(pointer)
+        home = self.home
+        home.append(pointer)  # first: see `Bin`
+        if home.quiet:
+            home.quiet = False
+            home.touched.add(home)
 
 
 class Seat:
