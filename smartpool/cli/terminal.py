@@ -2,20 +2,25 @@
 
 The memory map is drawn in half blocks: a character shows two cells, one above the other, each in the
 colour of what fills it. Without colours the letters of `_SHADES` say how full a cell is.
+
+Where the screen is narrow, what stands side by side goes below one another, and a table loses a column
+before it loses a digit. What comes from a frame may be anybody's: it is shown as text, never read as markup.
 """
 
 from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from smartpool.report.text import printable
+from smartpool.report.table import fit, natural_width
+from smartpool.report.text import counted, printable
 from smartpool.units import format_size
 
 if TYPE_CHECKING:  # rich is an extra
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
 __all__ = ["MAP_LINES", "TerminalView"]
 
@@ -26,6 +31,11 @@ _GAP: Final = (48, 56, 68)
 _PLANNED: Final = (90, 104, 132)
 _SHADES: Final = " .:-=+*#%@"
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH: Final = 30
+_HOLDERS: Final = 5
+_BETWEEN: Final = 4
+_LONGEST_NAME: Final = 60
+_SHORTEST_NAME: Final = 8
 
 
 class TerminalView:
@@ -49,57 +59,75 @@ class TerminalView:
     @property
     def cells(self) -> int:
         """Cells to ask for."""
-        rows = 2 * MAP_LINES if self._console.color_system else MAP_LINES
-        return self.columns * rows
+        return self.columns * (2 * MAP_LINES if self._colored else MAP_LINES)
+
+    @property
+    def _colored(self) -> bool:
+        return self._console.color_system is not None and not self._console.no_color
 
     def take(self, frame: Mapping[str, Any]) -> RenderableType:
         """Take a frame in, and return what to show."""
         from rich.console import Group  # noqa: PLC0415  an extra
-        from rich.panel import Panel  # noqa: PLC0415
 
-        figures = frame["figures"]
+        figures, cells = frame["figures"], frame["map"]
         self._history.append(
             (frame["time"], figures["live_bytes"], figures["reserved_bytes"], figures["counters"])
         )
-        title = printable(frame["devices"][frame["device"]]) + (", closed" if frame["closed"] else "")
-        mapped = f"{format_size(frame['map']['extent_bytes'])} mapped in {frame['map']['chunks']} chunks"
+        title = frame["devices"][frame["device"]] + (", closed" if frame["closed"] else "")
+        mapped = f"{format_size(cells['extent_bytes'])} mapped in {counted(cells['chunks'], 'chunk')}"
         return Group(
-            Panel(
-                self._figures(frame), title=f"SmartPool on {title}", title_align="left", border_style="dim"
-            ),
-            Panel(self._map(frame["map"]), title=mapped, title_align="left", border_style="dim"),
-            self._tables(frame),
+            self._panel(self._figures(frame), f"SmartPool on {title}"),
+            self._panel(self._map(cells), mapped),
+            *self._tables(frame),
         )
+
+    def _panel(self, content: RenderableType, title: str) -> RenderableType:
+        from rich.panel import Panel  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        return Panel(content, title=Text(printable(title)), title_align="left", border_style="dim")
 
     # ------------------------------------------------------------------ figures
 
     def _figures(self, frame: Mapping[str, Any]) -> RenderableType:
+        """Return four groups of three lines: side by side, in pairs, or one below the other, as they fit."""
         from rich.table import Table  # noqa: PLC0415
 
         f = frame["figures"]
         parts = f["fragmentation"]
+        shares = [parts[name] for name in ("interval_graph", "pool", "gpu")]
         used = 1 - f["device_free_bytes"] / f["device_total_bytes"]
-        grid = Table.grid(padding=(0, 3))
-        for _ in range(4):
-            grid.add_column(no_wrap=True)
-        grid.add_row(
-            f"[b]live[/] {format_size(f['live_bytes'])}",
-            f"[b]reserved[/] {format_size(f['reserved_bytes'])}",
-            f"[b]fragmentation[/] {parts['overall']:.2%}",
-            f"[b]device[/] {used:.1%} of {format_size(f['device_total_bytes'])}",
+        groups = (
+            (
+                f"[b]live[/] {format_size(f['live_bytes'])}",
+                f"[dim]peak {format_size(f['peak_live_bytes'])}[/]",
+                f"[dim]{self._rate('searches')} searches/s[/]",
+            ),
+            (
+                f"[b]reserved[/] {format_size(f['reserved_bytes'])}",
+                f"[dim]peak {format_size(f['peak_reserved_bytes'])}[/]",
+                f"[dim]{self._rate('driver_calls')} driver calls/s[/]",
+            ),
+            (
+                f"[b]fragmentation[/] {parts['overall']:.2%}",
+                f"[dim]graph {shares[0]:.1%}  pool {shares[1]:.1%}  GPU {shares[2]:.1%}[/]",
+                f"[dim]{self._rate('step_hits')} planned/s[/]",
+            ),
+            (
+                f"[b]device[/] {used:.1%} of {format_size(f['device_total_bytes'])}",
+                f"[dim]largest free {format_size(f['largest_free_bytes'])}[/]",
+                f"[cyan]{self._sparks(_SPARK_WIDTH)}[/] [dim]live[/]",
+            ),
         )
-        grid.add_row(
-            f"[dim]peak {format_size(f['peak_live_bytes'])}[/]",
-            f"[dim]peak {format_size(f['peak_reserved_bytes'])}[/]",
-            f"[dim]graph {parts['interval_graph']:.1%}  pool {parts['pool']:.1%}  GPU {parts['gpu']:.1%}[/]",
-            f"[dim]largest free {format_size(f['largest_free_bytes'])}[/]",
-        )
-        grid.add_row(
-            f"[dim]{self._rate('searches')} searches/s[/]",
-            f"[dim]{self._rate('driver_calls')} driver calls/s[/]",
-            f"[dim]{self._rate('step_hits')} planned/s[/]",
-            f"[cyan]{self._sparks(30)}[/] [dim]live[/]",
-        )
+        for beside in (4, 2, 1):
+            grid = Table.grid(padding=(0, 3))
+            for _ in range(beside):
+                grid.add_column(no_wrap=beside > 1)
+            for first in range(0, len(groups), beside):
+                for line in zip(*groups[first : first + beside], strict=True):
+                    grid.add_row(*line)
+            if natural_width(grid, self._console) <= self.columns:
+                break
         return grid
 
     def _rate(self, name: str) -> str:
@@ -123,7 +151,7 @@ class TerminalView:
         parts = {name: base64.b64decode(cells[name]) for name in ("tier", "live", "cached", "planned")}
         count = len(parts["tier"])
         text = Text(no_wrap=True)
-        if not self._console.color_system:
+        if not self._colored:
             for start in range(0, count, columns):
                 live = parts["live"][start : start + columns]
                 text.append("".join(_SHADES[min(9, value * 10 // 256)] for value in live) + "\n")
@@ -143,30 +171,56 @@ class TerminalView:
 
     # ------------------------------------------------------------------ tables
 
-    def _tables(self, frame: Mapping[str, Any]) -> RenderableType:
+    def _tables(self, frame: Mapping[str, Any]) -> Iterator[RenderableType]:
         from rich.columns import Columns  # noqa: PLC0415
-        from rich.markup import escape  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
 
-        tiers = Table(
-            "tier", *("live blocks", "live", "cached"), box=None, header_style="dim", padding=(0, 2)
-        )
-        holders = Table("largest holders", "blocks", "bytes", box=None, header_style="dim", padding=(0, 2))
-        for table in (tiers, holders):
-            for column in table.columns[1:]:
-                column.justify = "right"
+        tables = [self._tiers(frame), self._holders(frame)]
+        yield ""
+        if sum(natural_width(table, self._console) for table in tables) + _BETWEEN <= self._console.width:
+            yield Columns(tables, padding=(0, _BETWEEN))
+            return
+        fit(tables[0], self._console, spare=("live blocks", "cached"))
+        fit(tables[1], self._console, spare=("blocks",))
+        over = natural_width(tables[1], self._console) - self._console.width
+        if over > 0:  # names may be of any length
+            tables[1] = self._holders(frame, shorter=over)
+            fit(tables[1], self._console, spare=("blocks",))
+        yield from (tables[0], "", tables[1])
+
+    def _tiers(self, frame: Mapping[str, Any]) -> Table:
+        from rich.text import Text  # noqa: PLC0415
+
+        table = _new_table("tier", "live blocks", "live", "cached")
         for color, tier in zip(_TIERS, frame["tiers"], strict=True):
-            tiers.add_row(
-                f"[{_hex(color)}]■[/] {tier['name']}",
+            table.add_row(
+                Text("■ ", style=_hex(color)).append(printable(tier["name"]), style="default"),
                 f"{tier['live_blocks']:,}",
                 format_size(tier["live_bytes"]),
                 format_size(tier["cached_bytes"]),
             )
-        for held in frame["holders"][:5]:
-            holders.add_row(
-                escape(printable(held["label"])), f"{held['blocks']:,}", format_size(held["bytes"])
-            )
-        return Columns([tiers, holders], padding=(0, 4))
+        return table
+
+    def _holders(self, frame: Mapping[str, Any], shorter: int = 0) -> Table:
+        from rich.text import Text  # noqa: PLC0415
+
+        table = _new_table("largest holders", "blocks", "bytes")
+        holders = frame["holders"][:_HOLDERS]
+        labels = [Text(printable(held["label"])) for held in holders]
+        longest = min(_LONGEST_NAME, max((label.cell_len for label in labels), default=0))
+        for label, held in zip(labels, holders, strict=True):
+            label.truncate(max(_SHORTEST_NAME, longest - shorter), overflow="ellipsis")
+            table.add_row(label, f"{held['blocks']:,}", format_size(held["bytes"]))
+        return table
+
+
+def _new_table(first: str, *figures: str) -> Table:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, header_style="dim", padding=(0, 2), pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for title in figures:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
 
 
 def _color(parts: Mapping[str, bytes], cell: int) -> str:

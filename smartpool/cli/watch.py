@@ -7,12 +7,10 @@ against which a trace is played. Ctrl-C ends it. A password is read from SMARTPO
 from __future__ import annotations
 
 import argparse
-import base64
+import itertools
 import json
-import os
 import time
-import urllib.error
-import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -20,9 +18,9 @@ from typing import Any, Final
 import smartpool
 from smartpool.cli.common import find_trace
 from smartpool.cli.console import make_console
+from smartpool.cli.served import Question, asker
 from smartpool.cli.terminal import TerminalView
 from smartpool.errors import InvalidRequestError
-from smartpool.files import explain
 from smartpool.live.traffic import Traffic
 from smartpool.live.view import LiveView
 
@@ -31,16 +29,14 @@ __all__ = ["add_parser", "add_traffic_arguments", "played", "run"]
 DEFAULT_RATE: Final = 2000.0
 SCHEMA: Final = 1
 
-_PATIENCE_S: Final = 5.0
 _JSON_CELLS: Final = 1024
-_LONGEST_REASON: Final = 500
+_LONGEST_PAUSE_S: Final = 86_400.0
+_FASTEST: Final = 1e9
 _EXAMPLES: Final = """\
 examples:
   smartpool watch http://127.0.0.1:8765/
   smartpool watch llama-train --rate 5000
 """
-
-_Question = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -77,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     if args.frames is not None and args.frames <= 0:
         raise InvalidRequestError(f"--frames: expected a number of frames above 0, got {args.frames}")
-    if not 0 <= args.every < float("inf"):
-        raise InvalidRequestError(f"--every: expected seconds of at least 0, got {args.every:g}")
+    if not 0 <= args.every <= _LONGEST_PAUSE_S:
+        most = f"{_LONGEST_PAUSE_S:.0f}"
+        raise InvalidRequestError(f"--every: expected seconds from 0 to {most}, got {args.every:g}")
     if args.what.startswith(("http://", "https://")):
-        _show(_asker(args.what), args)
+        _show(asker(args.what), args)
     else:
         with played(args.what, args) as pool:
             _show(LiveView(pool).frame, args)
@@ -90,75 +87,41 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def played(trace: str, args: argparse.Namespace) -> Iterator[smartpool.SmartPool]:
     """Yield a pool against which a trace is played meanwhile."""
-    if args.rate <= 0:
-        raise InvalidRequestError(f"--rate: expected events a second above 0, got {args.rate:g}")
+    if not 0 < args.rate <= _FASTEST:
+        raise InvalidRequestError(
+            f"--rate: expected events a second above 0 and up to {_FASTEST:g}, got {args.rate:g}"
+        )
     config = smartpool.SmartPoolConfig(policy=args.policy)
     with smartpool.SmartPool(args.device, config) as pool:
         traffic = Traffic(pool, find_trace(trace), args.rate)
         traffic.start()
         try:
+            traffic.wait_begun()  # the first frame is to show something
             yield pool
         finally:
             traffic.stop()
 
 
-def _show(question: _Question, args: argparse.Namespace) -> None:
-    left = args.frames
-
-    def next_frame(cells: int) -> dict[str, Any]:
-        return question({"device": 0, "first": 0, "last": None, "cells": cells, "after": 0})
+def _show(question: Question, args: argparse.Namespace) -> None:
+    def frames(cells: Callable[[], int]) -> Iterator[dict[str, Any]]:
+        for number in itertools.count(1):
+            yield question({"device": 0, "first": 0, "last": None, "cells": cells(), "after": 0})
+            if number == args.frames:
+                return
+            time.sleep(args.every)
 
     if args.json:
-        while left is None or left > 0:
-            print(json.dumps({"schema": SCHEMA, **next_frame(_JSON_CELLS)}), flush=True)
-            left = None if left is None else left - 1
-            time.sleep(args.every if left != 0 else 0)
+        for frame in frames(lambda: _JSON_CELLS):
+            print(json.dumps({"schema": SCHEMA, **frame}), flush=True)
         return
     console = make_console()
     view = TerminalView(console)
+    shown = map(view.take, frames(lambda: view.cells))
+    if not console.is_terminal:
+        console.print(deque(shown, maxlen=1)[0])  # what a file is for is the last one
+        return
     from rich.live import Live  # noqa: PLC0415  an extra: make_console said so if it is missing
 
-    terminal = console.is_terminal
-    with Live(console=console, auto_refresh=False, screen=terminal and left is None) as live:
-        while left is None or left > 0:
-            live.update(view.take(next_frame(view.cells)), refresh=terminal or left == 1)
-            left = None if left is None else left - 1
-            time.sleep(args.every if left != 0 else 0)
-
-
-def _asker(url: str) -> _Question:
-    """Return what asks the server at `url` for frames."""
-    headers = {"Content-Type": "application/json"}
-    password = os.environ.get("SMARTPOOL_PASSWORD")
-    if password:
-        headers["Authorization"] = "Basic " + base64.b64encode(f":{password}".encode()).decode()
-
-    def ask(question: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(  # noqa: S310 - the scheme was looked at
-            url.rstrip("/") + "/frame", data=json.dumps(question).encode(), headers=headers, method="POST"
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:  # noqa: S310
-                return _checked(json.load(answer))
-        except urllib.error.HTTPError as error:
-            raise InvalidRequestError(f"{url} answered {error.code}: {_reason(error)}") from None
-        except (OSError, ValueError) as error:
-            raise InvalidRequestError(
-                f"expected a served pool at {url}, got: {explain(getattr(error, 'reason', error))}; "
-                "start one with pool.serve() or 'smartpool serve'"
-            ) from None
-
-    return ask
-
-
-def _checked(frame: Any) -> dict[str, Any]:
-    if not isinstance(frame, dict) or not {"figures", "map"} <= frame.keys():
-        raise ValueError("an answer that is no frame of a pool")
-    return frame
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    """Return the line in which our server says why not; what another server says is not for a terminal."""
-    body = error.read(_LONGEST_REASON + 1).decode(errors="replace").strip()
-    ours = error.headers.get_content_type() == "text/plain" and 0 < len(body) <= _LONGEST_REASON
-    return body if ours and len(body.splitlines()) == 1 else "this is no SmartPool page"
+    with Live(console=console, auto_refresh=False, screen=args.frames is None) as live:
+        for one in shown:
+            live.update(one, refresh=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Traffic"]
 
 _TICK_S: Final = 0.02
+_PATIENCE_S: Final = 10.0
 
 
 class Memory(Protocol):
@@ -44,6 +45,7 @@ class Traffic:
         self._trace = trace
         self._rate = events_per_second
         self._stop = renewed(self, "_stop", threading.Event)
+        self._begun = renewed(self, "_begun", threading.Event)
         self.error: BaseException | None = None
         self.failed_requests = 0
         self._thread = threading.Thread(target=self._run, name="smartpool-traffic", daemon=True)
@@ -51,6 +53,10 @@ class Traffic:
     def start(self) -> None:
         """Begin to play."""
         self._thread.start()
+
+    def wait_begun(self) -> None:
+        """Wait until something was played, or cannot be; some seconds at most."""
+        self._begun.wait(_PATIENCE_S)
 
     def stop(self) -> None:
         """Stop, and free what is live. What went wrong on the thread is raised here."""
@@ -62,10 +68,12 @@ class Traffic:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(_TICK_S):
                 self._play_once()
         except BaseException as error:  # noqa: BLE001 - raised by `stop`
             self.error = error
+        finally:
+            self._begun.set()
 
     def _play_once(self) -> None:
         """Play the trace to its end, or until `stop`; free what is live then."""
@@ -80,7 +88,10 @@ class Traffic:
                 due = min(len(sizes), int((time.monotonic() - begun) * self._rate))
                 for event in range(done, due):
                     self._play(kinds[event], numbers[event], sizes[event], live)
+                if due:
+                    self._begun.set()
                 done = due
+            self._begun.set()
         finally:
             for pointer in live.values():
                 self._pool.free(pointer)

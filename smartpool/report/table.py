@@ -23,7 +23,16 @@ if TYPE_CHECKING:  # rich is an extra: this module is imported by commands that 
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["comparison_table", "new_table", "print_runs", "print_table", "runs_table", "trace_table"]
+__all__ = [
+    "comparison_table",
+    "fit",
+    "natural_width",
+    "new_table",
+    "print_runs",
+    "print_table",
+    "runs_table",
+    "trace_table",
+]
 
 _UNLIMITED: Final = 1 << 20
 _MARK: Final = "*"
@@ -91,6 +100,14 @@ def print_table(table: Table, console: Console, *, spare: Sequence[str] = ()) ->
     """
     from rich.text import Text  # noqa: PLC0415
 
+    gone = fit(table, console, spare=spare)
+    console.print(table)
+    if gone:
+        console.print(Text(f"the screen is too narrow for: {', '.join(gone)}", style="dim"))
+
+
+def fit(table: Table, console: Console, *, spare: Sequence[str]) -> list[str]:
+    """Take columns out of a table, in the order of `spare`, until it fits; return which."""
     gone = []
     for title in spare:
         if _fits(table, console):
@@ -98,9 +115,9 @@ def print_table(table: Table, console: Console, *, spare: Sequence[str] = ()) ->
         for column in [column for column in table.columns if column.header == title]:
             table.columns.remove(column)
             gone.append(title.replace("\n", " "))
-    console.print(table)
-    if gone:
-        console.print(Text(f"the screen is too narrow for: {', '.join(gone)}", style="dim"))
+        for index, column in enumerate(table.columns):  # the first and the last have no padding outside
+            column._index = index  # noqa: SLF001 - rich has no way to take a column out
+    return gone
 
 
 def runs_table(comparison: Comparison) -> Table:
@@ -182,8 +199,13 @@ def _narrow(column: Column) -> str:
 
 def _fits(table: Table, console: Console) -> bool:
     """Whether the table can be printed with no cell cut short."""
+    return natural_width(table, console) <= console.width
+
+
+def natural_width(table: Table, console: Console) -> int:
+    """Return the columns of the screen that a table takes where there are enough."""
     unlimited = console.options.update(max_width=_UNLIMITED)
-    return console.measure(table, options=unlimited).maximum <= console.width
+    return console.measure(table, options=unlimited).maximum
 
 
 def _rows(runs: Sequence[Run], columns: Sequence[Column]) -> Iterator[list[Text]]:
