@@ -8,8 +8,9 @@ power of two, while the size is new). Right means: on the right side of `SOON`, 
 requests. Also the median error as a factor.
 
 *Placement.* If every lifetime was known (an oracle), would keeping the long-lived apart save memory?
-Fragmentation by best fit, by first fit, and with both kinds at the two ends of the addresses, as the oracle
-and as the median say; of three borders between short and long the best.
+Fragmentation as the heap places (`by_size`: small gaps apart), at the lowest address of all, and with both
+kinds at the two ends of the addresses, as the oracle and as the median say; of three borders between short
+and long the best.
 
 *Mapping ahead.* The trace is played by its own clock on the model device, and a mapper that works beside
 it maps what is foreseen: what was needed by an earlier run of the same program, or 2 or 5 % more than was

@@ -18,6 +18,7 @@ and the failure is reported through `sys.unraisablehook`.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ from smartpool.errors import (
 from smartpool.owner import Owner, copied
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["Buffer"]
@@ -82,12 +85,12 @@ class Buffer:
         self.nbytes = nbytes
         self._manager = manager
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         try:
             manager = self._manager
         except AttributeError:  # it was never made in full
             return
-        if manager is not None:
+        if manager is not None and not finalizing():  # then modules are empty
             self._manager = None  # other destructors of its cycle may still use the buffer
             manager.drop(self._pointer)
 

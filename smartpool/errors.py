@@ -38,6 +38,7 @@ __all__ = [
     "PoolClosedError",
     "ReentrantCallError",
     "RequestTooLargeError",
+    "ScopeError",
     "SharingError",
     "SmartPoolError",
     "StepError",
@@ -91,6 +92,10 @@ class CaptureError(SmartPoolError, RuntimeError):
 
 class SharingError(SmartPoolError, RuntimeError):
     """A buffer cannot be shared between processes, or was not shared any more when it was opened."""
+
+
+class ScopeError(SmartPoolError, RuntimeError):
+    """A scope (`tag`, `profile`, `step`, ...) is entered twice at once, or decorates what is no function."""
 
 
 class StepError(SmartPoolError, RuntimeError):

@@ -42,7 +42,7 @@ _GAUGES: Final = {  # of a device, under the names of `MemorySnapshot`
     "device_total_bytes": "Memory of the device.",
 }
 _COUNTERS: Final = {
-    "searches": "Requests that missed their bin.",
+    "searches": "Requests that had to look for a gap.",
     "flushes": "Times that the bins were emptied.",
     "grows": "Times that memory was mapped.",
     "waits": "Waits between streams that were queued on the device.",

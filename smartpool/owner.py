@@ -90,7 +90,7 @@ def _on_a_device(owner: Owner, nbytes: int, consumer: int | None) -> Owner:
     That stream waits for the block's own already, and needs not outlive it.
     """
     manager, driver = owner.manager, owner.manager.driver
-    stream = manager.stream_of(owner.pointer) if consumer is None else consumer
+    stream = manager.stream_of(owner.pointer) if consumer is None else driver.stream(consumer)
     if consumer is None and driver.is_capturing(stream):
         raise _beside_a_capture(
             driver.name, "it would become a part of the graph, and the consumer does not say that it is, too"

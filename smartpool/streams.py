@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from smartpool.copying import not_copied
 from smartpool.driver.protocol import Driver
-from smartpool.errors import ConfigurationError, StreamError
+from smartpool.errors import ConfigurationError, DriverError, StreamError
 from smartpool.forks import renewed
+from smartpool.scopes import scoped
 from smartpool.values import as_integer
 
 __all__ = ["DEFAULT_STREAMS", "MOST_STREAMS", "ManagedStream", "StreamSet"]
@@ -117,7 +117,7 @@ class StreamSet:
         with self._lock:
             return self._hand_out(None if len(self) < self.size else next(iter(self._borrowers)))
 
-    @contextmanager
+    @scoped
     def borrow(self) -> Iterator[ManagedStream]:
         """Lend a stream for the ``with`` block: one that nobody has borrowed, as long as there is one.
 
@@ -154,5 +154,9 @@ class StreamSet:
 
     def _destroy(self) -> None:
         for stream in [each for each, borrowers in self._borrowers.items() if not borrowers]:
-            self._driver.destroy_stream(stream.handle)
-            del self._borrowers[stream]
+            del self._borrowers[stream]  # first: after an interrupt its handle may be another stream's
+            try:
+                self._driver.destroy_stream(stream.handle)
+            except DriverError:  # it is still there
+                self._borrowers[stream] = 0
+                raise

@@ -17,6 +17,8 @@ from waiting import PATIENCE_S
 
 import smartpool.buffer as buffer_module
 from smartpool import SmartPool
+from smartpool.dlpack.capsule import _pointer_of
+from smartpool.dlpack.structs import LEGACY_NAME, VERSIONED_NAME, ManagedTensor, ManagedTensorVersioned
 from smartpool.errors import BufferReleasedError, DLPackError, StreamError, UnsupportedError
 
 
@@ -257,3 +259,73 @@ def test_two_first_exports_at_once_have_one_owner(pool, monkeypatch):
     del outer
     gc.collect()
     assert live(pool) == 0
+
+
+# ------------------------------------------------------------------ what it says of itself
+
+
+def test_a_buffer_tells_what_others_of_the_field_tell(pool):
+    stream = pool.managers[0].driver.create_stream()
+    buffer = pool.empty((2, 3), "float16", stream=stream)
+    assert (buffer.shape, buffer.ndim, buffer.size, buffer.itemsize, buffer.nbytes) == ((2, 3), 2, 6, 2, 12)
+    assert (len(buffer), buffer.ptr, buffer.stream) == (2, buffer.pointer, stream)
+    assert (np.dtype(buffer.dtype), np.result_type(buffer)) == (np.float16, np.float16)
+    assert np.zeros(3, buffer.dtype).dtype == np.float16
+    del buffer
+    pool.managers[0].driver.destroy_stream(stream)
+
+
+def test_a_size_is_kept_as_a_plain_integer(pool):
+    buffers = [pool.allocate(np.uint8(200)) for _ in range(2)] + [
+        pool.allocate(200),
+        pool.allocate(np.uint8(200)),
+    ]
+    assert [type(buffer.nbytes) for buffer in buffers] == [int] * 4
+    assert buffers[0].nbytes + buffers[1].nbytes == 400
+
+
+# ------------------------------------------------------------------ buffers without elements
+
+
+@pytest.mark.parametrize("shape", [0, (0,), (0, 3), (3, 0), (2, 0, 4)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_consumer_takes_a_buffer_without_elements(pool, shape, frozen):
+    buffer = pool.empty(shape, "float32")
+    if frozen:
+        buffer.freeze()
+    shape = buffer.shape
+    consumers = {
+        "shared": np.from_dlpack,
+        "copied": lambda buffer: np.from_dlpack(buffer, copy=True),
+        "on the host": lambda buffer: np.from_dlpack(buffer, device="cpu"),
+        "asarray": np.asarray,
+        "a copy by asarray": lambda buffer: np.array(buffer, copy=True),
+        "of another type": lambda buffer: np.asarray(buffer, dtype="int8"),
+    }
+    for name, consumer in consumers.items():
+        array = consumer(buffer)
+        assert (array.shape, array.size) == (shape, 0), name
+    assert buffer.memoryview().shape == shape
+    assert buffer.size == 0
+    for asked in ({}, {"copy": True}, {"dl_device": (1, 0)}):
+        versioned = buffer.__dlpack__(max_version=(1, 0), **asked)
+        assert not ManagedTensorVersioned.from_address(_pointer_of(versioned, VERSIONED_NAME)).data
+        if not frozen or "copy" in asked:
+            legacy = buffer.__dlpack__(**asked)
+            assert not ManagedTensor.from_address(_pointer_of(legacy, LEGACY_NAME)).data
+
+
+def test_pytorch_takes_a_buffer_without_elements(pool):
+    torch = pytest.importorskip("torch")
+    tensor = torch.from_dlpack(pool.empty((0, 3), "float32"))
+    assert (tuple(tensor.shape), tensor.dtype) == ((0, 3), torch.float32)
+    assert torch.from_dlpack(pool.empty((0, 3), "bfloat16"), device="cpu", copy=True).numel() == 0
+
+
+def test_device_memory_without_elements_reaches_the_host_and_the_array_interface(pool, monkeypatch):
+    monkeypatch.setattr(pool.managers[0].driver, "dl_device", (2, 0))
+    for shape in (0, (0, 3)):
+        buffer = pool.empty(shape, "float32")
+        assert np.from_dlpack(buffer, device="cpu").shape == buffer.shape
+        assert buffer.__dlpack__(max_version=(1, 0), copy=True)
+        assert buffer.__cuda_array_interface__["data"] == (0, False)

@@ -23,6 +23,7 @@ from smartpool.driver.cuda import Bindings, CudaDriver
 from smartpool.forks import ModuleLock, call_in_children, renewed
 from smartpool.live.traffic import Traffic
 from smartpool.live.view import LiveView
+from smartpool.pool.steps.planning import Planning
 
 if sys.platform != "linux":
     pytest.skip("needs forks, and the cpu device's virtual memory", allow_module_level=True)
@@ -103,7 +104,7 @@ def scene():
     own = smartpool.GPUMemoryOptimizer({"devices": ["cpu"], "track": True})
     made = [
         on_cuda, own, own.streams(), own.pool, LiveView(own.pool),
-        Traffic(own.pool, on_cuda.recording(), 1.0), Graphs(on_cuda), FreeRing(print),
+        Traffic(own.pool, on_cuda.recording(), 1.0), Graphs(on_cuda), FreeRing(print), Planning(dict),
     ]  # fmt: skip
     yield made
     own.close()
@@ -137,7 +138,7 @@ def test_no_lock_of_the_parents_is_met_in_a_child(scene):
 
 
 def test_a_child_uses_everything_while_another_thread_holds_all_locks(scene):
-    _, own, streams, pool, view, traffic, graphs, ring = scene
+    _, own, streams, pool, view, traffic, graphs, ring, _ = scene
     held, over = threading.Event(), threading.Event()
 
     def hold():

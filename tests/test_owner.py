@@ -10,6 +10,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from smartpool import AllocationRequest, DebugOptions, SmartPool, SmartPoolConfig
 from smartpool.buffer import Buffer
@@ -396,3 +399,115 @@ def test_a_request_in_the_middle_of_a_copy_is_refused(pool, monkeypatch, target)
         buffer.__dlpack__(max_version=(1, 0), stream=-1, **asked)
     driver.faults.clear()
     assert len(told) == (4 if target == "the host" else 2)
+
+
+# ------------------------------------------------------------------ any program
+
+
+class OwnerMachine(RuleBasedStateMachine):
+    """Buffers, allocations, consumers and copies in any order, with bytes that are looked at.
+
+    A block is live as long as its buffer is held or somebody reads it, and no longer.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.pool = SmartPool("cpu", CONFIG)
+        self.driver = self.pool.managers[0].driver
+        self.streams = [0, self.driver.create_stream()]
+        self.held = {}  # buffer -> (allocation id or None, the number that fills it)
+        self.readers = []  # (array or capsule, address, number, bytes)
+        self.gone = []
+        self.value = 0
+
+    def _choose(self, data, things):
+        return list(things)[data.draw(st.integers(0, len(things) - 1))]  # what is drawn is kept alive
+
+    @rule(nbytes=st.sampled_from([0, 1, 1000, 70_000]), stream=st.sampled_from([0, 1]), by_id=st.booleans())
+    def make(self, nbytes, stream, by_id):
+        stream, number = self.streams[stream], None
+        if by_id:
+            buffer, number = self.pool.allocate_memory(AllocationRequest(size=nbytes, stream=stream))
+        else:
+            buffer = self.pool.allocate(nbytes, stream)
+        self.value = self.value % 250 + 1
+        if nbytes:
+            self.driver.fill(buffer.pointer, self.value, nbytes, stream)
+        self.held[buffer] = (number, self.value)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), how=st.sampled_from(["array", "capsule", "memoryview", "copy", "asarray"]))
+    def read(self, data, how):
+        buffer = self._choose(data, self.held)
+        ways = {
+            "array": np.from_dlpack,
+            "capsule": lambda buffer: buffer.__dlpack__(max_version=(1, 0)),
+            "memoryview": lambda buffer: np.asarray(buffer.memoryview()),
+            "copy": lambda buffer: np.from_dlpack(buffer, copy=True),
+            "asarray": np.asarray,
+        }
+        reader = ways[how](buffer)
+        address = buffer.pointer if how in ("capsule", "array") or not buffer.nbytes else reader.ctypes.data
+        if how == "copy" and not buffer.nbytes:
+            address = None  # of which NumPy does not tell
+        self.readers.append((reader, address, self.held[buffer][1], buffer.nbytes))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), stream=st.sampled_from([None, 0, 1]))
+    def free(self, data, stream):
+        buffer = self._choose(data, self.held)
+        number, _ = self.held.pop(buffer)
+        given = None if stream is None else self.streams[stream]
+        if number is None:
+            buffer.free(given)
+        else:
+            self.pool.deallocate_memory(number, given)
+        self.gone.append((buffer, number))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def drop(self, data):
+        buffer = self._choose(data, self.held)
+        number, _ = self.held.pop(buffer)
+        if number is not None:
+            self.pool._allocations.pop(number)  # as a pool that is closed
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def drop_a_reader(self, data):
+        self.readers.pop(data.draw(st.integers(0, len(self.readers) - 1)))
+
+    @precondition(lambda self: self.gone)
+    @rule(data=st.data())
+    def use_what_is_gone(self, data):
+        buffer, number = self._choose(data, self.gone)
+        for call in (buffer.free, buffer.__dlpack__, lambda: buffer.pointer, lambda: buffer.stream):
+            with pytest.raises(BufferReleasedError):
+                call()
+        if number is not None:
+            with pytest.raises(DoubleFreeError):
+                self.pool.deallocate_memory(number)
+
+    @invariant()
+    def what_is_held_is_live_and_nothing_else(self):
+        blocks = {buffer.pointer: buffer.nbytes for buffer in self.held}
+        blocks |= {address: nbytes for _, address, _, nbytes in self.readers if address is not None}
+        live = self.pool.managers[0].live_blocks()
+        assert live.items() >= blocks.items()
+        assert all(not nbytes for address, nbytes in live.items() if address not in blocks)
+        for buffer, (_, value) in self.held.items():
+            if buffer.nbytes:
+                assert self.driver.read(buffer.pointer, buffer.nbytes) == bytes([value]) * buffer.nbytes
+        for _, address, value, nbytes in self.readers:
+            if nbytes:
+                assert self.driver.read(address, nbytes) == bytes([value]) * nbytes
+
+    def teardown(self):
+        self.held.clear()
+        self.readers.clear()
+        self.pool.close()
+        assert live(self.pool) == 0
+
+
+TestOwners = OwnerMachine.TestCase
+TestOwners.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

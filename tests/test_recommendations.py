@@ -174,3 +174,10 @@ def test_rounding_adds_little(nbytes):
     rounded = _round_up(nbytes)
     assert nbytes <= rounded <= max(nbytes * 1.125, nbytes + 64)
     assert _round_up(rounded) == rounded
+
+
+def test_the_old_name_says_what_to_call():
+    with SmartPool("model:1GiB") as pool:
+        with pytest.warns(DeprecationWarning, match=r"smartpool\.recommendations\.recommend\(pool\)"):
+            old = pool.recommendations()
+        assert old == recommend(pool)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
     "cli", "copying", "csv_rows", "descriptors", "faces", "files", "forks", "interpreters", "lazy", "log",
-    "memory", "npz", "owner", "pool", "recording", "streams", "values",
+    "memory", "npz", "owner", "pool", "recording", "scopes", "streams", "values",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
 

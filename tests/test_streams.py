@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from smartpool.driver import ModelDriver
-from smartpool.errors import ConfigurationError, StreamError
+from smartpool.errors import ConfigurationError, DriverError, StreamError
 from smartpool.streams import StreamSet
 
 
@@ -79,6 +79,36 @@ def test_names_that_others_use():
     assert stream.ptr == stream.handle == stream.__cuda_stream__()[1]
     assert hex(stream.handle) in repr(stream)
     stream.synchronize()
+
+
+def test_a_stream_is_destroyed_once_whatever_interrupts_it(monkeypatch):
+    """Once it is destroyed its handle may be that of somebody else's stream."""
+    driver = ModelDriver(1 << 30)
+    streams, destroyed = StreamSet(driver, 2), []
+    handles = {streams.next().handle, streams.next().handle}
+
+    def interrupted(handle):
+        destroyed.append(handle)
+        if len(destroyed) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "destroy_stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        streams.close()
+    streams.close()
+    assert len(destroyed) == 2
+    assert set(destroyed) == handles
+
+
+def test_a_stream_that_the_driver_keeps_is_destroyed_by_the_next_close():
+    driver = ModelDriver(1 << 30)
+    streams = StreamSet(driver, 2)
+    assert streams.next() is not streams.next()
+    driver.faults.fail("destroy_stream")
+    with pytest.raises(DriverError):
+        streams.close()
+    streams.close()
+    assert len(driver._queues._streams) == 1  # the default stream
 
 
 def test_a_closed_set_lends_nothing():

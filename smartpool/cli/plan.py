@@ -123,7 +123,8 @@ def _has_intervals(path: Path) -> bool:
     with open_regular(path) as file:
         head = file.read(_HEAD_BYTES)
     cells = first_row(head)
-    is_table = len(cells) > 1 and not is_event_header(cells) and not is_rmm_header(cells)
+    is_table = len(cells) > 1 and not cells[0].startswith(("{", "["))  # which is JSON
+    is_table &= not is_event_header(cells) and not is_rmm_header(cells)
     return is_interval_header(cells) or (is_table and all(map(str.isprintable, cells)))
 
 

@@ -43,7 +43,7 @@ _EPILOG: Final = """\
 examples:
   smartpool report run.npz -o run.html              a recording of any tool that convert reads
   smartpool report snapshot.pickle --against pytorch
-  smartpool report smartpool-oom-4242-1.json        what an out-of-memory error left
+  smartpool report smartpool-oom-...json            what an out-of-memory error left
 """
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import IntEnum
+from operator import index
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -123,6 +124,7 @@ class DType:
 
     def nbytes(self, count: int) -> int:
         """Return the bytes that `count` elements take, packed; the last byte may be partly used."""
+        count = index(count)  # a narrow integer of NumPy's would wrap around
         return (count * self.bits * self.lanes + 7) >> 3
 
     def __str__(self) -> str:

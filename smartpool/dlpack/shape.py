@@ -55,7 +55,7 @@ def _lengths(shape: Any) -> tuple[int, ...] | None:
     length = as_integer(shape)
     if length is not None:
         return (length,)
-    if isinstance(shape, Mapping | bytes | bytearray) or not hasattr(shape, "__getitem__"):
+    if isinstance(shape, Mapping | str | bytes | bytearray) or not hasattr(shape, "__getitem__"):
         return None
     try:
         lengths = tuple(as_integer(length) for length in shape)

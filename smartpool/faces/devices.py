@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Self
 
 from smartpool.buffer import Buffer
@@ -26,6 +26,7 @@ from smartpool.pool.telemetry.statistics import MemorySnapshot, OptimizationOutc
 from smartpool.pool.upkeep.background import NEVER, Background
 from smartpool.pool.upkeep.mapper import Mapper
 from smartpool.pool.upkeep.pressure import PressureCallbacks
+from smartpool.scopes import scoped
 from smartpool.units import format_size
 from smartpool.values import as_integer, shown
 
@@ -82,14 +83,14 @@ class DevicePool:
 
     # ------------------------------------------------------------------ steps
 
-    @contextmanager
+    @scoped
     def step(self, name: str = "step", *, wait_for_plan: bool = False) -> Iterator[None]:
-        """Mark one repetition of something that repeats itself, such as a training step.
+        """Mark one repetition of something that repeats itself: a block, or each call of what it decorates.
 
-        The first repetition is recorded, then planned on another thread; later ones are served
-        from the plan, by index: no search, no driver call. Requests of the thread that entered take
-        part, on each stream by a plan of its own, and those of threads that take turns with it. What
-        does not match is counted and served as always.
+        The first repetition is recorded and planned, on another thread unless it is small; later ones are
+        served from the plan, by index: no search, no driver call, and no memory beyond what is held.
+        Requests of the thread that entered take part, on each stream by a plan of its own, and those of
+        threads that take turns with it. What does not match is counted and served as always.
 
         Parameters
         ----------

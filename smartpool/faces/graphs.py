@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from smartpool.errors import InvalidRequestError
 from smartpool.faces.devices import DevicePool
 from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
 from smartpool.pool.graphs.found import serve_captured
+from smartpool.scopes import scoped
 
 if TYPE_CHECKING:
     from smartpool.config import SmartPoolConfig
@@ -26,7 +26,7 @@ class GraphFace(DevicePool):
         for manager in managers:
             manager.on_capture = serve_captured
 
-    @contextmanager
+    @scoped
     def capture(
         self, stream: object, *, memory: GraphMemory | None = None, device_id: int = 0
     ) -> Iterator[GraphMemory]:

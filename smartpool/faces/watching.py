@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +21,7 @@ from smartpool.pool.telemetry.tracked import ProfileRecord
 from smartpool.pool.telemetry.tracking import Scope
 from smartpool.pool.telemetry.watched import WatchedPool
 from smartpool.recording import PoolRecording
+from smartpool.scopes import holds, scoped
 from smartpool.values import as_integer, encodable, shown
 
 if TYPE_CHECKING:
@@ -82,6 +85,18 @@ class WatchingFace(DevicePool):
         """Return `statistics` in plain dictionaries; `docs/statistics.md` describes every key."""
         return self.statistics.as_dict()
 
+    def recommendations(self) -> tuple[Any, ...]:
+        """Return what ``smartpool.recommendations.recommend(pool)`` does; deprecated, call that."""
+        warnings.warn(
+            "SmartPool.recommendations() goes in the next release; call "
+            "smartpool.recommendations.recommend(pool)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        module = importlib.import_module("smartpool.recommendations")  # it stands above the pool
+        found: tuple[Any, ...] = module.recommend(self)
+        return found
+
     def measured_reduction(self) -> Reduction | None:
         """Compare the fragmentation of the recorded run with that of PyTorch's caching allocator.
 
@@ -139,9 +154,9 @@ class WatchingFace(DevicePool):
             if tracker is not None:
                 tracker.reset_peaks()
 
-    @contextmanager
+    @scoped
     def tag(self, name: str) -> Iterator[None]:
-        """Name what requests in this context are for; the innermost tag counts.
+        """Name what requests in a block, or in a function as a decorator, are for; the innermost tag counts.
 
         It follows threads and tasks as context variables do, holds for all pools, and costs requests
         nothing unless `start_tracking` was called. Use few different names: figures are kept for each.
@@ -149,7 +164,7 @@ class WatchingFace(DevicePool):
         with tagged(name):
             yield
 
-    @contextmanager
+    @scoped
     def profile(self, name: str) -> Iterator[Profile]:
         """Keep statistics of what happens in a block, or in a function as a decorator.
 
@@ -169,17 +184,13 @@ class WatchingFace(DevicePool):
         if not isinstance(name, str) or not name:
             raise InvalidRequestError(f"name: expected the name of a scope, got {name!r}")
         self._require_open()
-        outer = _path.get()
-        name = encodable(name)
-        token = _path.set((*outer, name))
+        path = (*_path.get(), encodable(name))
         entered: list[tuple[WatchedPool, Scope]] = []
-        try:
-            entered += [(m, m.enter_scope("/".join((*outer, name)))) for m in self.managers]
+        with holds(_path, path), ExitStack() as left:
+            for manager in self.managers:
+                entered.append((manager, manager.enter_scope("/".join(path))))
+                left.callback(manager.leave_scope, entered[-1][1])
             yield Profile(entered)
-        finally:
-            for manager, scope in entered:
-                manager.leave_scope(scope)
-            _path.reset(token)
 
     # ------------------------------------------------------------------ the memory map
 

@@ -81,10 +81,14 @@ class Graphs:
         return bool(self._capturing)
 
     def held_bytes(self, device: int) -> int:
-        """Return the bytes that graphs hold on `device`, live or free."""
-        memories = self._memories.copy()
-        return sum(memory.held_bytes for key, memory in memories.items() if key[0] == device)
+        """Return the bytes that graphs hold on `device`, live or free, whoever captured them."""
+        return sum(memory.held_bytes for memory in self._memories_on(device))
 
     def holds(self, pointer: int) -> bool:
         """Return whether an address is in the memory of a graph."""
-        return any(memory.holds(pointer) for memory in self._memories.copy().values())
+        return any(memory.holds(pointer) for each in self._managers for memory in self._memories_on(each))
+
+    def _memories_on(self, device: int) -> list[GraphMemory]:
+        found: dict[int, GraphMemory] = getattr(self._managers.get(device), "found", {})
+        told = [memory for key, memory in self._memories.copy().items() if key[0] == device]
+        return [*told, *found.copy().values()]

@@ -239,8 +239,8 @@ def mem_pool_over(segments: Segments, torch: Any) -> Any:
             count: int = segments.current.use_count()
             return count
 
-        def __del__(self) -> None:
-            if not sys.is_finalizing():
+        def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+            if not finalizing():
                 segments.close()
 
     return SegmentPool()

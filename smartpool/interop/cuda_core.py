@@ -7,6 +7,7 @@ A buffer is freed in the order of the stream that it was allocated on, or of the
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,7 +38,7 @@ def _resource_class() -> type:
     core = framework("cuda.core", install=_INSTALL)
     if not hasattr(core, "Buffer"):  # before 0.5
         core = framework("cuda.core.experimental", install=_INSTALL)
-    from_handle = core.Buffer.from_handle
+    from_handle, finalizing = core.Buffer.from_handle, sys.is_finalizing
 
     class SmartPoolMemoryResource(core.MemoryResource):  # type: ignore[misc, name-defined]
         """Device memory of a SmartPool as cuda.core wants it."""
@@ -56,13 +57,14 @@ def _resource_class() -> type:
             pointer = manager.malloc(size, manager.driver.stream(stream) or None)
             try:
                 return _make_buffer(from_handle, pointer, size, self, stream)
-            except BaseException:
+            except Exception:  # behind an interrupt there may be a buffer, which frees the block itself
                 manager.free(pointer)
                 raise
 
         def deallocate(self, ptr: Any, size: int, stream: Any = None) -> None:  # noqa: ARG002 - cuda.core's
             """Free what `allocate` gave, behind the work queued so far on `stream`."""
-            self._manager.drop(int(ptr), stream)
+            if not finalizing():  # the modules may be empty then
+                self._manager.drop(int(ptr), stream)
 
         @property
         def is_device_accessible(self) -> bool:

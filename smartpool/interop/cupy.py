@@ -12,13 +12,13 @@ address and for nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from smartpool.buffer import Buffer
 from smartpool.errors import AllocatorError
 from smartpool.interop._frameworks import cuda_managers, framework, manager_for
 from smartpool.memory.arena import ALIGNMENT
+from smartpool.scopes import scoped
 from smartpool.smart_pool import SmartPool
 
 __all__ = ["allocator", "install", "uninstall", "using"]
@@ -57,7 +57,10 @@ def allocator(pool: SmartPool) -> Callable[[int], Any]:
         if not nbytes:  # as CuPy's own pool: nothing, at no address
             return pointer_to(unowned(0, 0, None, device), 0)
         stream = current_stream().ptr
-        captured = stream > _SPECIAL and capturing(stream)
+        try:
+            captured = stream > _SPECIAL and capturing(stream)
+        except RuntimeError:  # how CuPy says that a capture was ruined: until its end it is one all the same
+            captured = True
         if device == first and not captured:
             buffer = allocate(nbytes, identify(stream) if stream else None)
         else:
@@ -119,7 +122,7 @@ def uninstall() -> None:
     cuda.set_allocator(before)
 
 
-@contextmanager
+@scoped
 def using(pool: SmartPool) -> Iterator[None]:
     """Let CuPy allocate from `pool` inside the ``with`` block, in this thread."""
     with framework("cupy", install=_INSTALL).cuda.using_allocator(allocator(pool)):

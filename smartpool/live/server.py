@@ -35,7 +35,7 @@ from typing import Any, Final, Self
 
 from smartpool.errors import InvalidRequestError, SmartPoolError
 from smartpool.files import explain
-from smartpool.values import encodable
+from smartpool.values import as_integer, encodable, shown
 
 __all__ = ["Answer", "LiveServer"]
 
@@ -294,8 +294,9 @@ def _way_out(error: Exception) -> str:
 def _check_arguments(host: object, port: object, password: object) -> None:
     if not isinstance(host, str) or not host:
         raise InvalidRequestError(f"host: expected an address such as '127.0.0.1', got {host!r}")
-    if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port < 1 << 16:
-        raise InvalidRequestError(f"port: expected a number from 0 to 65535, got {port!r}")
+    number = as_integer(port)
+    if number is None or not 0 <= number < 1 << 16:
+        raise InvalidRequestError(f"port: expected a number from 0 to 65535, got {shown(port)}")
     if password is not None and (not isinstance(password, str) or not password):
         raise InvalidRequestError("password: expected a string that is not empty, or None")
     if password and encodable(password) != password:

@@ -14,9 +14,9 @@ fragmentation down: it is the difference between "a chunk is idle or not" and by
 Source: ours; windows of whole chunks are GMLake's stitching (Guo and others, ASPLOS 2024).
 Bound: O(g log g) for the g largest gaps looked at, g <= `GAPS`; not optimal (covering with fewest
 chunks is subset sum), but never more than one chunk above what the edges chosen need.
-Rejected: exact covers (the remains they avoid are reused anyway), looking at windows made earlier
-(saved one per cent of the driver's time), the three largest edges a side (no fragmentation less, and
-four times the time), more than one partial chunk on a side (impossible: the
+Windows made earlier are asked first, by `smartpool.pool.heap.windows`.
+Rejected: exact covers (the remains they avoid are reused anyway), the three largest edges a side (no
+fragmentation less, and four times the time), more than one partial chunk on a side (impossible: the
 live part of the second would lie inside the block).
 """
 

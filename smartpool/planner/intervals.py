@@ -5,15 +5,13 @@ interval graph, whose edges are the overlaps of lifetimes. A million of them are
 not a million objects, so that everything that is asked of all intervals at once is a sweep
 (`smartpool.planner.sweeps`).
 
-An interval may *rest*: for a part of its lifetime it keeps its offset and leaves its bytes, all of them or
-those outside a window, to others. What it holds then is not one rectangle of time by bytes but several, its
-*pieces*, which move together.
+An interval may rest: `smartpool.planner.pieces`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,31 +19,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from smartpool.errors import PlanningError
 from smartpool.planner.clash import find_clash
+from smartpool.planner.pieces import (
+    Pieces,
+    check_rests,
+    checked_rests,
+    first_row,
+    held,
+    integers,
+    taken_rests,
+)
 from smartpool.planner.sweeps import Int64s, component_of, overlap_counts, section_load, sections
 from smartpool.values import encodable
 
-__all__ = ["FREE", "Int64s", "IntervalSet", "Pieces"]
+__all__ = ["FREE", "Int64s", "IntervalSet"]
 
 FREE: Final = -1
 """In a column of fixed offsets: the planner chooses."""
 
 LARGEST_TOTAL: Final = 1 << 62
 """Sizes may not add up to more, so that no sum of the planner leaves an int64."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Pieces:
-    """Rectangles of time by bytes: at ``start <= t < end`` the interval `row` holds its bytes [low, high)."""
-
-    row: Int64s
-    start: Int64s
-    end: Int64s
-    low: Int64s
-    high: Int64s
-
-    def take(self, rows: ArrayLike) -> Pieces:
-        """Return the pieces of these rows (indices or a mask), in that order."""
-        return Pieces(**{name: getattr(self, name)[rows] for name in self.__slots__})
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
@@ -112,7 +104,7 @@ class IntervalSet:
         id: ArrayLike | None = None,  # noqa: A002  the column's name
         place: Callable[[int], str] | None = None,
     ) -> None:
-        columns = {"start": _integers("start", start)}
+        columns = {"start": integers("start", start)}
         count = len(columns["start"])
         for name, values, default in (
             ("end", end, 0),
@@ -121,14 +113,14 @@ class IntervalSet:
             ("priority", priority, 0),
             ("fixed", fixed, FREE),
         ):
-            column = np.array(default) if values is None else _integers(name, values)
+            column = np.array(default) if values is None else integers(name, values)
             if column.shape not in {(), (count,)}:
                 raise PlanningError(f"{name}: expected {count} values, as in start, got shape {column.shape}")
             columns[name] = np.ascontiguousarray(np.broadcast_to(column, count)).astype(np.int64)
         names = _names(count, id)
         for column in (*columns.values(), names):
             column.flags.writeable = False
-        _keep(self, **columns, id=names, rests=_rests(count, rests))
+        _keep(self, **columns, id=names, rests=checked_rests(count, rests))
         _check(self, place or (lambda row: f"interval {names[row]}"))
 
     def __len__(self) -> int:
@@ -174,7 +166,7 @@ class IntervalSet:
         >>> trace.start.tolist(), trace.end.tolist(), trace.size.tolist()
         ([0, 1, 3], [2, 4, 4], [10, 20, 30])
         """
-        op, id, size = _integers("op", op), _integers("id", id), _integers("size", size)  # noqa: A001
+        op, id, size = integers("op", op), integers("id", id), integers("size", size)  # noqa: A001
         if not len(op) == len(id) == len(size):
             raise PlanningError(f"expected three equal lengths, got {len(op)}, {len(id)} and {len(size)}")
         # By id, and in order of time within an id, events must alternate: allocate, free, allocate...
@@ -201,23 +193,7 @@ class IntervalSet:
 
     def pieces(self) -> Pieces:
         """Return what is held when: one rectangle an interval, and more of those that rest; O(n log n)."""
-        rows, zero = np.arange(len(self)), np.zeros(len(self), np.int64)
-        if self.rests is None:
-            return Pieces(row=rows, start=self.start, end=self.end, low=zero, high=self.size)
-        rests = self.rests
-        # Between rests an interval holds all: from its start or a rest's end to the next rest, or its end.
-        begun_by, ended_by = np.append(rows, rests.row), np.append(rests.row, rows)
-        begins, ends = np.append(self.start, rests.end), np.append(rests.start, self.end)
-        by_begin, by_end = np.lexsort((begins, begun_by)), np.lexsort((ends, ended_by))
-        row = begun_by[by_begin]
-        whole = Pieces(
-            row=row, start=begins[by_begin], end=ends[by_end], low=np.zeros_like(row), high=self.size[row]
-        )
-        both = Pieces(
-            **{name: np.append(getattr(whole, name), getattr(rests, name)) for name in Pieces.__slots__}
-        )
-        held = both.take((both.start < both.end) & (both.low < both.high))
-        return held.take(np.argsort(held.row, kind="stable"))
+        return held(self.start, self.end, self.size, self.rests)
 
     def load_over_time(self) -> tuple[Int64s, Int64s]:
         """Return the cuts of time, and the load of each section between two of them, in O(n log n).
@@ -228,9 +204,9 @@ class IntervalSet:
         >>> times.tolist(), load.tolist()
         ([0, 2, 3, 4, 6, 8], [10, 30, 20, 30, 10])
         """
-        held = self.pieces()
-        cut = sections(held.start, held.end)
-        return cut.times, section_load(cut.first, cut.last, held.high - held.low, len(cut))
+        parts = self.pieces()
+        cut = sections(parts.start, parts.end)
+        return cut.times, section_load(cut.first, cut.last, parts.high - parts.low, len(cut))
 
     def overlap_counts(self) -> Int64s:
         """Return with how many others each lifetime overlaps: its degree in the graph; O(n log n)."""
@@ -260,12 +236,7 @@ class IntervalSet:
         taken = {name: getattr(self, name)[chosen] for name in self.__slots__ if name != "rests"}
         if self.rests is None:
             return self._changed(**taken)
-        whose = self.rests.row
-        low, high = np.searchsorted(whose, chosen, "left"), np.searchsorted(whose, chosen, "right")
-        old = [at for begin, end in zip(low.tolist(), high.tolist(), strict=True) for at in range(begin, end)]
-        rests = self.rests.take(np.array(old, np.int64))
-        new = np.repeat(np.arange(len(chosen)), high - low)
-        return self._changed(**taken, rests=replace(rests, row=new))
+        return self._changed(**taken, rests=taken_rests(self.rests, chosen))
 
     def _changed(self, **columns: object) -> IntervalSet:
         """Return a copy with other columns, which are right already."""
@@ -290,56 +261,22 @@ def _names(count: int, id: ArrayLike | None) -> NDArray[np.generic]:  # noqa: A0
     return names
 
 
-def _rests(count: int, rests: Sequence[Sequence[Sequence[int]]] | None) -> Pieces | None:
-    """Return rests as columns, by row and time; None where there are none."""
-    if rests is None:
-        return None
-    if len(rests) != count:
-        raise PlanningError(f"rests: expected {count} lists, as in start, got {len(rests)}")
-    table = []
-    for row, of_row in enumerate(rests):
-        for rest in of_row:
-            entry = tuple(rest) if np.ndim(rest) == 1 else ()
-            if len(entry) not in (2, 4):
-                raise PlanningError(
-                    f"rests: expected (start, end) or (start, end, low, high), got {rest!r:.80}"
-                )
-            table.append((row, *entry, *((0, 0) if len(entry) == 2 else ())))
-    columns = [_integers("rests", [entry[at] for entry in table]) for at in range(5)]
-    kept = Pieces(**dict(zip(Pieces.__slots__, columns, strict=True)))
-    kept = kept.take(kept.start != kept.end)
-    return kept.take(np.lexsort((kept.start, kept.row))) if len(kept.row) else None
-
-
-def _integers(name: str, values: ArrayLike) -> Int64s:
-    array = np.asarray(values)
-    if array.size == 0:
-        return np.zeros(0, np.int64)
-    if array.dtype.kind not in "iu":
-        raise PlanningError(f"{name}: expected integers, got {array.dtype}; convert them first")
-    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-        raise PlanningError(f"{name}: expected integers below 2**63, got {array.max()}")
-    if array.ndim > 1:
-        raise PlanningError(f"{name}: expected one dimension, got shape {array.shape}")
-    return array.astype(np.int64)
-
-
 def _check(intervals: IntervalSet, place: Callable[[int], str]) -> None:
     start, end, size = intervals.start, intervals.end, intervals.size
     alignment, fixed = intervals.alignment, intervals.fixed
-    if row := _first(end < start):
+    if row := first_row(end < start):
         raise PlanningError(
             f"{place(row - 1)}: expected an end of at least the start {start[row - 1]}, got {end[row - 1]}"
         )
-    if row := _first(size < 0):
+    if row := first_row(size < 0):
         raise PlanningError(f"{place(row - 1)}: expected a size of at least 0, got {size[row - 1]}")
-    if row := _first(alignment <= 0):
+    if row := first_row(alignment <= 0):
         raise PlanningError(
             f"{place(row - 1)}: expected an alignment of at least 1, got {alignment[row - 1]}"
         )
-    if row := _first(fixed < FREE):
+    if row := first_row(fixed < FREE):
         raise PlanningError(f"{place(row - 1)}: expected a fixed offset of at least 0, got {fixed[row - 1]}")
-    if row := _first((fixed != FREE) & (fixed % alignment != 0)):
+    if row := first_row((fixed != FREE) & (fixed % alignment != 0)):
         raise PlanningError(
             f"{place(row - 1)}: expected a fixed offset that is a multiple of the alignment "
             f"{alignment[row - 1]}, got {fixed[row - 1]}"
@@ -348,56 +285,25 @@ def _check(intervals: IntervalSet, place: Callable[[int], str]) -> None:
     total = np.cumsum(
         size.astype(np.float64) + np.where(fixed > 0, fixed, 0) + (alignment.astype(np.float64) - 1)
     )
-    if row := _first(total > LARGEST_TOTAL):
+    if row := first_row(total > LARGEST_TOTAL):
         raise PlanningError(
             f"{place(row - 1)}: expected sizes, fixed offsets and alignments that add up to less than 2**62 "
             f"bytes, got {total[row - 1]:.4g} up to this one, with its size {size[row - 1]}"
         )
-    _check_rests(intervals, place)
+    check_rests(start, end, size, intervals.rests, place)
     _check_fixed(intervals, place)
 
 
-def _check_rests(intervals: IntervalSet, place: Callable[[int], str]) -> None:
-    rests = intervals.rests
-    if rests is None:
-        return
-    row = rests.row
-    again = np.append(False, (row[1:] == row[:-1]) & (rests.start[1:] < rests.end[:-1]))
-    for wrong, expected in (
-        (rests.start > rests.end, "a rest that does not end before it starts"),
-        (
-            (rests.start < intervals.start[row]) | (rests.end > intervals.end[row]),
-            "a rest within its lifetime",
-        ),
-        (again, "rests that do not overlap"),
-        (
-            (rests.low < 0) | (rests.high < rests.low) | (rests.high > intervals.size[row]),
-            "a rest that keeps none but its own bytes",
-        ),
-    ):
-        if at := _first(wrong):
-            start, end, low, high = (int(getattr(rests, name)[at - 1]) for name in Pieces.__slots__[1:])
-            raise PlanningError(
-                f"{place(int(row[at - 1]))}: expected {expected}, "
-                f"got one at [{start}, {end}) that keeps the bytes [{low}, {high})"
-            )
-
-
 def _check_fixed(intervals: IntervalSet, place: Callable[[int], str]) -> None:
-    held = intervals.pieces()
-    held = held.take(intervals.fixed[held.row] != FREE)
-    low, high = (intervals.fixed[held.row] + edge for edge in (held.low, held.high))
-    pair = find_clash(held.start, held.end, low, high)
+    parts = intervals.pieces()
+    parts = parts.take(intervals.fixed[parts.row] != FREE)
+    low, high = (intervals.fixed[parts.row] + edge for edge in (parts.low, parts.high))
+    pair = find_clash(parts.start, parts.end, low, high)
     if pair is not None:
-        both = sorted(pair, key=lambda at: int(held.row[at]))
-        first, second = (int(row) for row in held.row[both])
+        both = sorted(pair, key=lambda at: int(parts.row[at]))
+        first, second = (int(row) for row in parts.row[both])
         raise PlanningError(
             f"{place(second)}: its fixed offset collides with {place(first)}: both are live in "
-            f"[{held.start[both].max()}, {held.end[both].min()}) "
+            f"[{parts.start[both].max()}, {parts.end[both].min()}) "
             f"at the bytes [{low[both].max()}, {high[both].min()}); move one of them"
         )
-
-
-def _first(wrong: NDArray[np.bool_]) -> int:
-    """Return one more than the first row that is wrong, 0 when none is."""
-    return int(wrong.argmax()) + 1 if wrong.any() else 0

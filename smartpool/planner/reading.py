@@ -31,7 +31,8 @@ import numpy as np
 
 from smartpool.csv_rows import cell_of, mistaken, read_rows, text_of, whole_number
 from smartpool.errors import PlanningError
-from smartpool.planner.intervals import FREE, IntervalSet, Pieces
+from smartpool.planner.intervals import FREE, IntervalSet
+from smartpool.planner.pieces import Pieces
 from smartpool.planner.sweeps import Int64s
 from smartpool.units import GiB
 

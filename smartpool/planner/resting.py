@@ -22,7 +22,8 @@ from typing import Final
 import numpy as np
 
 from smartpool.planner.clock import Clock
-from smartpool.planner.intervals import FREE, IntervalSet, Pieces
+from smartpool.planner.intervals import FREE, IntervalSet
+from smartpool.planner.pieces import Pieces
 from smartpool.planner.sweeps import Int64s
 
 __all__ = ["improve_resting"]

@@ -1,9 +1,13 @@
 """Bins and the table of live blocks: the two structures of the quick path.
 
-A freed block first goes into the *bin* of its exact request size and stream, uncoalesced, and the
-next request of that size and stream takes it from there: one dictionary look-up, one `list.pop`
+A freed block of a small request goes into the *bin* of its exact request size and stream, uncoalesced,
+and the next request of that size and stream takes it from there: one dictionary look-up, one `list.pop`
 and one dictionary store, each atomic, so the quick path takes no lock. Bins are emptied into the
-arenas when a request finds no bin and no gap.
+arena of slabs when a small request finds no bin and no gap, and before the heap grows.
+
+A freed block of a large request goes onto its stream's list of *deferred frees*, one atomic step, too.
+The next large request joins what is there with its neighbors before it looks for a gap: keeping large
+blocks by size would cost memory (a block stays where it happened to be), and saves little.
 
 The table of live blocks maps a pointer to its bin. Everything that must watch requests (recording,
 hooks, the life after `close`) does so by changing the *class* of that table, which is one atomic
@@ -14,7 +18,7 @@ tables that watch are in `smartpool.pool.telemetry.journal`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 from weakref import WeakMethod
 
 if TYPE_CHECKING:
@@ -22,7 +26,17 @@ if TYPE_CHECKING:
     from smartpool.pool.telemetry.journal import Journal
     from smartpool.pool.tiers import Tier
 
-__all__ = ["Bin", "ClosedTable", "DisownedTable", "LiveTable", "RequestObserver", "enter"]
+__all__ = [
+    "SHARED_BINS",
+    "Bin",
+    "ClosedTable",
+    "DeferredFrees",
+    "DisownedTable",
+    "LargeBin",
+    "LiveTable",
+    "RequestObserver",
+    "enter",
+]
 
 
 _pop = dict.pop  # `super()` takes 0.1 us a call more
@@ -58,9 +72,6 @@ class Bin(list[int]):
         Further streams that used a block (`record_stream`). Such a bin belongs to one block.
     quiet
         Whether nothing was freed into the bin since it was last emptied.
-    snug
-        Bytes of the largest gap that a block is laid into while bins hold others: what was freed
-        lately may fit better. None where that makes no difference.
     arena
         Where `Arena.allocate` finds a place as the heap would; None where only the heap knows how.
     touched
@@ -69,7 +80,7 @@ class Bin(list[int]):
         empties it. So whatever way the two run side by side, a block is emptied or its bin entered.
     """
 
-    __slots__ = ("arena", "nbytes", "others", "quiet", "size", "snug", "stream", "tier", "touched")
+    __slots__ = ("arena", "nbytes", "others", "quiet", "size", "stream", "tier", "touched")
     __hash__ = object.__hash__  # type: ignore[assignment]  # bins are places, not values
 
     def __init__(self, nbytes: int, size: int, stream: int, tier: Tier, touched: set[Bin]) -> None:
@@ -81,7 +92,6 @@ class Bin(list[int]):
         self.others: tuple[int, ...] = ()
         self.quiet = True
         self.touched = touched
-        self.snug: int | None = None
         self.arena: Arena | None = None
 
     @property
@@ -99,11 +109,54 @@ class Bin(list[int]):
         """Return where one of these blocks is freed into when the pool of `table` is closed."""
         return ClosingBin(self.own(), table)
 
+    def put(self, pointer: int) -> None:
+        """Take a block that is free, as the quick path does."""
+        self.append(pointer)
+        if self.quiet:
+            self.quiet = False
+            self.touched.add(self)
+
     def __eq__(self, other: object) -> bool:
         return self is other
 
     def __repr__(self) -> str:
         return f"<Bin of {self.nbytes} bytes on stream {self.stream}: {len(self)} blocks>"
+
+
+class DeferredFrees(list[int]):
+    """Large blocks that were freed, last used on one stream, and are not joined with their neighbors yet."""
+
+    __slots__ = ("stream",)
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, stream: int) -> None:
+        super().__init__()
+        self.stream = stream
+
+
+class LargeBin(Bin):
+    """What is known of live blocks of one large request size. Freed ones are deferred, and it stays empty.
+
+    Parameters
+    ----------
+    nbytes, size, stream, tier, touched
+        As `Bin`.
+    deferred
+        Where a freed block goes.
+    """
+
+    __slots__ = ("append",)
+
+    def __init__(  # noqa: PLR0917 - as `Bin`
+        self, nbytes: int, size: int, stream: int, tier: Tier, touched: set[Bin], deferred: DeferredFrees
+    ) -> None:
+        super().__init__(nbytes, size, stream, tier, touched)
+        self.quiet = False  # so that a free does not look further
+        self.append = deferred.append  # type: ignore[method-assign]  # of the list itself: no call more
+
+
+SHARED_BINS: Final = (Bin, LargeBin)
+"""The classes of bins that stand for all blocks of a size; the others are each of one block."""
 
 
 class LiveTable(dict[int, Bin]):
@@ -151,8 +204,9 @@ def enter(live: LiveTable, pointer: int, bin_: Bin) -> None:
     except BaseException:
         _pop(live, pointer, None)
         bin_.append(pointer)
-        bin_.quiet = False
-        bin_.touched.add(bin_)
+        if bin_.quiet:
+            bin_.quiet = False
+            bin_.touched.add(bin_)
         raise
 
 

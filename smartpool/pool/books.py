@@ -1,12 +1,12 @@
 """The books of a pool: what they consist of, what they say, and the proof that they agree.
 
-Three structures belong to the quick path: the bins of each stream, the table of live blocks, and
-the sets of bins that were touched since they were last emptied. They are never replaced, only
-changed, by steps that are atomic. Everything else is written under the lock, by one call at a time
-(`_writing`): what runs in the middle of such a call on the same thread, a destructor or a signal
+Four structures belong to the quick path: the bins of each stream, their lists of deferred frees, the
+table of live blocks, and the sets of bins that were touched since they were last emptied. They are never
+replaced, only changed, by steps that are atomic. Everything else is written under the lock, by one call at
+a time (`_writing`): what runs in the middle of such a call on the same thread, a destructor or a signal
 handler, may free and may take from a bin, and is refused where it would write.
 
-Invariants, proved by `check()`: every block of the heap is live, or cached in exactly one bin;
+Invariants, proved by `check()`: every block of the heap is live, or freed into exactly one bin or list;
 live and cached blocks are disjoint and have the size that their bin says; reserved bytes are
 within the cap; and the invariants of heap, chunks and memory.
 """
@@ -35,7 +35,7 @@ from smartpool.errors import (
 from smartpool.forks import call_in_children, renewed
 from smartpool.interpreters import require_main_interpreter
 from smartpool.memory.arena import Range, Uses
-from smartpool.pool.bins import Bin, DisownedTable, LiveTable
+from smartpool.pool.bins import Bin, DeferredFrees, DisownedTable, LiveTable
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.graphs.held import HeldBin
 from smartpool.pool.heap.device_memory import DeviceMemory
@@ -48,6 +48,7 @@ from smartpool.pool.steps.stepping import Steps
 from smartpool.pool.streams import StreamClock
 from smartpool.pool.telemetry.fragmentation import Fragmentation, interval_fragmentation, share_wasted
 from smartpool.pool.telemetry.statistics import MemorySnapshot, by_stream, by_tier
+from smartpool.pool.tiers import tier_of
 from smartpool.units import format_size
 
 __all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady"]
@@ -92,6 +93,9 @@ class PoolBooks:
         self._touched_small: set[Bin] = set()  # of requests below the policy's slab limit
         self._bins_of: dict[int, dict[int, Bin]] = {self._home: self._bins}
         self._bins_limit = BINS
+        self._home_deferred = DeferredFrees(self._home)
+        self._deferred = {self._home: self._home_deferred}  # by stream
+        self._latest_nbytes, self._latest = -1, [0]  # request and address of the large block placed last
         self._doomed: deque[tuple[int, Uses]] = deque()  # raw allocations to be given back (pooling off)
         self._peak_live_bytes = 0
         self._searches = self._flushes = self._grows = 0
@@ -172,6 +176,8 @@ class PoolBooks:
             bins.clear()
         self._touched.clear()
         self._touched_small.clear()
+        for deferred in self._deferred.values():
+            deferred.clear()
         self._doomed.clear()
         self._live.__class__ = DisownedTable
 
@@ -254,7 +260,7 @@ class PoolBooks:
         if self.late_frees is not None:
             self.late_frees()
         live = Counter(steady(self._live)).items()  # by bin: one pass over the blocks, in C
-        cached = [(bin_, len(bin_)) for bin_ in self._every_bin()]
+        cached = [(bin_, len(bin_)) for bin_ in [*self._every_bin(), *self._deferred_bins()]]
         live_bytes = sum(bin_.nbytes * count for bin_, count in live)
         self._peak_live_bytes = max(self._peak_live_bytes, live_bytes)
         info = self.driver.memory_info()
@@ -289,6 +295,16 @@ class PoolBooks:
         bins = {bin_.home for bins in list(self._bins_of.values()) for bin_ in list(bins.values())}
         return list(bins | self._touched | self._touched_small)
 
+    def _deferred_bins(self) -> list[Bin]:
+        """Return a bin for each block that was freed and is not joined yet, for counting."""
+        bins = []
+        for stream, deferred in list(self._deferred.items()):
+            for pointer in deferred.copy():
+                size = self._heap.block_size(pointer) or 0
+                bins.append(Bin(size, size, stream, tier_of(size), set()))
+                bins[-1].append(pointer)
+        return bins
+
     def _regions(self) -> list[tuple[int, int]]:
         """Return address and bytes of the blocks of the heap that have blocks of others inside."""
         return self._steps.regions()
@@ -302,6 +318,7 @@ class PoolBooks:
             live = {p: bin_.size for p, bin_ in self._live.items() if not isinstance(bin_, apart)}
             live |= dict(self._regions())
             cached = [(pointer, bin_.size) for bin_ in self._every_bin() for pointer in bin_]
+            cached += [(p, self._heap.block_size(p) or 0) for freed in self._deferred.values() for p in freed]
             blocks = sorted(tuple(block) for block in self._heap.blocks())
             if sorted([*live.items(), *cached]) != blocks:
                 raise InvariantError(f"live {live} and cached {cached} are not the blocks {blocks}")

@@ -2,18 +2,21 @@
 
 A request goes through up to four stages, each dearer than the one before:
 
-1. *Bin.* A freed block of the same request size and stream: one dictionary look-up, one pop, one
-   store. No lock (see `smartpool.pool.bins`).
-2. *Gap.* Best fit in the arena of its tier, under the lock.
-3. *Flush.* All bins are emptied into the arenas, where blocks join with their neighbours, and the
-   search is repeated.
-4. *Grow.* The arena maps new or idle chunks. When the device has none left, the host waits for
-   retired mappings, gives back what idles elsewhere, and tries once more.
+1. *Reuse.* A small request (below 64 KiB) takes a freed block of its own size and stream from a bin: one
+   dictionary look-up, one pop, one store. A large one takes the block that was placed last, if that has
+   come back alone since. No lock (see `smartpool.pool.bins`).
+2. *Gap.* Under the lock, a large request first joins the large blocks that were freed since the last one
+   with their neighbors, and then takes the first gap that fits, by address. A small one looks into the
+   slabs; when nothing fits there, a slab is added, or the bins of small requests are emptied.
+3. *Grow.* The heap maps new chunks, takes a window that it kept, or stitches free memory into a new one.
+4. *Last resort.* What idles is given back, the host waits for the device where it must, callbacks are
+   asked, and stage 3 is tried again.
 
-A free goes to the bin of the block's own request size, without a lock, so it may run anywhere: in
-a destructor that the collector calls in the middle of stage 4, on any thread.
+A free goes to the bin of the block's own request size, or onto its stream's list of deferred frees,
+without a lock, so it may run anywhere: in a destructor that the collector calls in the middle of
+stage 3, on any thread.
 
-The books themselves are `smartpool.pool.books`; stages 2 to 4 are `smartpool.pool.searching`.
+The books themselves are `smartpool.pool.books`; all but the quick path is `smartpool.pool.searching`.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from weakref import WeakMethod
 
 from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, DriverError, SmartPoolError
-from smartpool.pool.bins import Bin, ClosedTable, LiveTable
+from smartpool.pool.bins import SHARED_BINS, Bin, ClosedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool
 from smartpool.request import checked_alignment, checked_size
@@ -109,7 +112,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     def malloc(self, nbytes: int, stream: object = None) -> int:
         """Return the address of `nbytes` bytes, aligned to 512, for use on `stream`.
 
-        Amortised O(1) for a size that was freed before, O(log n) otherwise.
+        O(1) for a small size that was freed before; else O(gaps / 128 + 128), and what growing costs.
 
         Raises
         ------
@@ -135,8 +138,9 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                     except BaseException:  # as `enter`
                         dict.pop(self._live, pointer, None)
                         bin_.append(pointer)
-                        bin_.quiet = False
-                        bin_.touched.add(bin_)
+                        if bin_.quiet:
+                            bin_.quiet = False
+                            bin_.touched.add(bin_)
                         raise
                     return pointer
             return self._search(nbytes, None) if bin_ is None else self._refill(bin_)
@@ -176,7 +180,7 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     """As `free`, for destructors: a pool in debug mode does nothing there that calls the driver."""
 
     def malloc_aligned(self, nbytes: int, alignment: int, stream: object = None) -> int:
-        """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(log n).
+        """Return the address of `nbytes` bytes aligned to `alignment`, a power of two. O(gaps).
 
         Raises `InvalidRequestError` when it is none; else as `malloc`.
         """
@@ -233,8 +237,9 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                 except BaseException:  # as `enter`
                     dict.pop(self._live, pointer, None)
                     bin_.append(pointer)
-                    bin_.quiet = False
-                    bin_.touched.add(bin_)
+                    if bin_.quiet:
+                        bin_.quiet = False
+                        bin_.touched.add(bin_)
                     raise
                 return pointer
         return self._search(nbytes, stream)
@@ -253,13 +258,11 @@ class AdvancedMemoryPoolManager(UpkeepPool):
             raise self._bad_pointer(pointer) from None
         if handle is not None and bin_.stream != handle and bin_.__class__ is not StepBin:
             bin_ = bin_.home
-            if bin_.others or bin_.__class__ is not Bin:
+            if bin_.others or bin_.__class__ not in SHARED_BINS:
                 bin_.others = tuple({*bin_.others, handle} - {bin_.stream})  # ours alone since it was popped
             else:
                 bin_ = self._bin(bin_.nbytes, handle)
-        bin_.append(address)
-        bin_.quiet = False
-        bin_.touched.add(bin_)
+        bin_.put(address)
 
     # ------------------------------------------------------------------ planned steps
 
@@ -285,9 +288,10 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     # ------------------------------------------------------------------ giving memory back
 
     def flush(self) -> None:
-        """Empty the bins into the arenas, where free blocks join with their neighbours.
+        """Join what was freed with its neighbors in the arenas: large blocks, and all that is in bins.
 
-        O(k log n) for k cached blocks. Requests and frees of other threads go on meanwhile.
+        O(k (n / 128 + 128)) for k freed blocks beside n gaps. Requests and frees of other threads go on
+        meanwhile.
         """
         with self._writing():
             if not self._released:

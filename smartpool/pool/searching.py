@@ -1,4 +1,4 @@
-"""The searching path: from an empty bin to the gap, the flush, growth, and the last resort.
+"""The searching path: from a request that nothing serves at once to a gap, growth, and the last resort.
 
 See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` for the reasons.
 """
@@ -6,6 +6,7 @@ See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` 
 from __future__ import annotations
 
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from smartpool.errors import (
@@ -15,9 +16,10 @@ from smartpool.errors import (
     OutOfMemoryError,
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
-from smartpool.pool.bins import Bin, LiveTable, enter
+from smartpool.pool.bins import Bin, DeferredFrees, LargeBin, LiveTable, enter
 from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady
 from smartpool.pool.direct import DirectBin
+from smartpool.pool.heap.slabs import SMALL_SHARE
 from smartpool.pool.telemetry.story import TOO_LARGE
 from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from smartpool.pool.bins import RequestObserver
 
 __all__ = ["SearchingPool"]
+
+_size_and_stream = attrgetter("nbytes", "stream")
 
 _EVERYTHING: Final = 1 << 62
 
@@ -54,12 +58,15 @@ class SearchingPool(PoolBooks):
 
     def _new_bin(self, nbytes: int, stream: int) -> Bin:
         size = align_up(nbytes, ALIGNMENT) or ALIGNMENT
-        small = size < self._policy.slab_limit
-        bin_ = Bin(nbytes, size, stream, tier_of(nbytes), self._touched_small if small else self._touched)
+        if size < self._policy.slab_limit:
+            bin_ = Bin(nbytes, size, stream, tier_of(nbytes), self._touched_small)
+        else:
+            bin_ = LargeBin(nbytes, size, stream, tier_of(nbytes), self._touched, self._deferred_of(stream))
         bin_.arena = self._heap.arena_for(size)
-        if not small:
-            bin_.snug = int((1 + self._policy.waste) * min(size, _EVERYTHING))  # no float holds any size
         return bin_
+
+    def _deferred_of(self, stream: int) -> DeferredFrees:
+        return self._deferred.get(stream) or self._deferred.setdefault(stream, DeferredFrees(stream))
 
     def _search(self, nbytes: int, stream: object, alignment: int = ALIGNMENT) -> int:
         if nbytes.__class__ is not int or nbytes < 0:
@@ -103,6 +110,21 @@ class SearchingPool(PoolBooks):
         """Serve a request whose bin is empty: the usual one, after all that could be checked was."""
         if self._closed or self._steps.attentive or not self._pooling:
             return self._search_anyhow(bin_.nbytes, bin_.stream, ALIGNMENT)
+        if bin_.nbytes == self._latest_nbytes and self._home_deferred == self._latest:
+            # The block placed last came back, alone, and nothing was joined since: first fit would choose
+            # the same place again. Whoever pops it owns it, so this needs no lock.
+            try:
+                pointer = self._home_deferred.pop()
+            except IndexError:
+                pass
+            else:
+                try:
+                    self._live[pointer] = bin_
+                except BaseException:  # as `enter`, which to call may be too deep
+                    dict.pop(self._live, pointer, None)
+                    bin_.append(pointer)
+                    raise
+                return pointer
         with self._lock:  # `_writing`, written out: a microsecond less
             if self._busy:
                 raise reentered()
@@ -113,17 +135,22 @@ class SearchingPool(PoolBooks):
                 if self._closed:
                     raise self._closed_error()  # noqa: TRY301 - and not a function more on this path
                 arena = bin_.arena
-                if arena is None or bin_ or arena.uses or self.late_frees is not None:
+                if (
+                    bin_.__class__ is not LargeBin
+                    or arena is None
+                    or len(self._bins_of) > 1
+                    or self.late_frees
+                ):
                     bin_ = bin_.home  # where it stood for another until a moment ago
                     pointer = self._find_place(bin_, ALIGNMENT)
-                else:  # `_find_place` written out
+                else:  # `_find_place` written out, for one stream
                     self._searches += 1
-                    size, touched = bin_.size, bin_.touched
-                    found = arena.allocate(size, ALIGNMENT, bin_.snug if touched else None)
-                    if found is None and touched:
-                        self._make_room(touched)  # which may give the gaps uses
-                        found = self._heap.allocate(size, ALIGNMENT, bin_.stream)
+                    deferred = self._home_deferred
+                    if arena.live_bytes > self.high_water_bytes:  # noqa: PLR1730 - `max` takes thrice the time
+                        self.high_water_bytes = arena.live_bytes  # it only rises between two of these
+                    found = arena.serve(bin_.size, deferred, self._heap.free_elsewhere)
                     pointer = self._grow(bin_, ALIGNMENT) if found is None else found
+                    self._latest[0], self._latest_nbytes = pointer, bin_.nbytes
                 enter(self._live, pointer, bin_)
                 return pointer  # noqa: TRY300
             except BaseException as error:
@@ -142,19 +169,15 @@ class SearchingPool(PoolBooks):
             except IndexError:
                 pass
         self._searches += 1
-        touched = bin_.touched
-        if touched:
-            pointer = self._heap.allocate(bin_.size, alignment, bin_.stream, bin_.snug)
-            if pointer is not None:
-                return pointer
-            self._make_room(touched)
+        if bin_.touched is not self._touched_small:
+            self._join_deferred()
         pointer = self._heap.allocate(bin_.size, alignment, bin_.stream)
+        if pointer is None and bin_.touched is self._touched_small and self._touched_small:
+            # What may spare the heap from growing. One slab more is cheaper still.
+            if not self._heap.spare_slab():
+                self._empty_bins(self._touched_small)
+            pointer = self._heap.allocate(bin_.size, alignment, bin_.stream)
         return self._grow(bin_, alignment) if pointer is None else pointer
-
-    def _make_room(self, touched: set[Bin]) -> None:
-        """Do what may spare the heap from growing. For small requests one slab more is cheaper still."""
-        if touched is not self._touched_small or not self._heap.spare_slab():
-            self._empty_bins(touched)
 
     # ------------------------------------------------------------------ growth
 
@@ -203,14 +226,15 @@ class SearchingPool(PoolBooks):
             self._steps.leave(self)
             self._touch_every_bin()
             self._flush()
-            self._release_idle(_EVERYTHING, wait=True)
+            if bin_.size <= self._obtainable_bytes():
+                self._release_idle(_EVERYTHING, wait=True)
             try:
                 return self._heap.extend(bin_.size, alignment, bin_.stream, self._home_uses())
             except DriverOutOfMemoryError as error:
                 progress = held is None or self._heap.live_bytes < held
                 held = self._heap.live_bytes
                 try:
-                    again = progress and self._ask_for_room(bin_.nbytes)
+                    again = progress and (self._was_freed_meanwhile() or self._ask_for_room(bin_.nbytes))
                 except Exception as theirs:  # the program's own mistake, which is not to hide the story
                     # A driver's failure says by its chain whether the books are whole.
                     if self._closed or self._torn or theirs.__cause__ or isinstance(theirs, DriverError):
@@ -220,6 +244,15 @@ class SearchingPool(PoolBooks):
                     raise self._out_of_memory(bin_, error.code) from error
                 if self._closed:
                     raise self._closed_error() from error
+
+    def _obtainable_bytes(self) -> int:
+        """Return what a request could get at most, if every free byte were in the right place."""
+        free = min(self.driver.memory_info().free, self._memory.room_bytes)
+        return free + self._heap.extent_bytes - self._heap.live_bytes
+
+    def _was_freed_meanwhile(self) -> bool:
+        """Return whether another thread, or a destructor, freed a large block since the last flush."""
+        return any(self._deferred.values()) or bool(self._touched)
 
     def _ask_for_room(self, nbytes: int) -> bool:
         """Return whether a callback freed something. The books are whole here: it may do anything."""
@@ -240,33 +273,51 @@ class SearchingPool(PoolBooks):
             self.late_frees()
         if self._steps.held:
             self._steps.sweep(self)
-        self._empty_bins(self._touched)
+        self._join_deferred()
         self._empty_bins(self._touched_small)
 
     def _flush_for(self, bin_: Bin) -> None:
         """Empty the bins whose blocks could make room for one of `bin_`.
 
         For a large request those of small ones can only if slabs go back, so they stay as long as slabs
-        are a trifle of all that is reserved.
+        are a small share of all that is reserved.
         """
-        trifle = self._policy.trifle * self._memory.reserved_bytes
-        if bin_.touched is self._touched_small or self._heap.small_bytes > trifle:
+        if bin_.touched is self._touched_small or (
+            self._heap.small_bytes > SMALL_SHARE * self._memory.reserved_bytes
+        ):
             self._flush()
             return
         if self.late_frees is not None:
             self.late_frees()
-        self._empty_bins(self._touched)
+        self._join_deferred()
+
+    def _join_deferred(self) -> None:
+        """Join large blocks that were freed with their neighbors."""
+        if self._gauge.live_bytes > self.high_water_bytes:  # noqa: PLR1730 - `max` takes three times as long
+            self.high_water_bytes = self._gauge.live_bytes  # it only rises between two of these
+        if len(self._bins_of) > 1 and not self._several_streams:
+            self._begin_several_streams()
+        if self._touched:  # blocks with a bin of their own, which several streams used
+            self._empty_bins(self._touched)
+        size = self._policy.slab_limit
+        if not self._several_streams:
+            if self._home_deferred:
+                self._heap.free_all((self._home_deferred,), size, None)
+            return
+        for stream, deferred in list(self._deferred.items()):
+            if deferred:
+                self._heap.free_all((deferred,), size, self._clock.mark([stream]))
+                self._clock.joined(stream)
 
     def _empty_bins(self, touched: set[Bin]) -> None:
         self._flushes += 1
-        if self._gauge.live_bytes > self.high_water_bytes:  # noqa: PLR1730 - `max` takes three times as long
-            self.high_water_bytes = self._gauge.live_bytes  # it only rises between two flushes
         groups: list[Bin] = []
         try:
             while touched:
                 bin_ = touched.pop()
                 groups.append(bin_)
                 bin_.quiet = True
+            groups = sorted(groups, key=_size_and_stream)  # a set gives them out in another order each time
             # Behind the look at what was touched: a free on a new stream enters the stream before its block.
             if len(self._bins_of) > 1 and not self._several_streams:
                 self._begin_several_streams()

@@ -10,8 +10,10 @@ for each stream that may still touch it the position that covers it, and another
 gap after waiting, on the device, for the event of that position. A wait orders everything before
 it too, so each pair of streams remembers the latest position that was waited for (the vector
 clocks of Mattern and Fidge, 1988), and most waits are never issued.
-Bound: one event a stream is recorded between two flushes. Events seen done are used again; of more
-than `PENDING` that are not, every second one is, since a later event covers what an earlier one did.
+Bound: an event a stream is recorded for every `JOINS` times that its large frees are joined, for each
+time that bins are emptied, and when somebody waits for a position that has none yet. Events seen done are
+used again; of more than `PENDING` that are not, every second one is, since a later event covers what an
+earlier one did.
 A stream that was destroyed takes no event any more: the host waits for the device, once, instead.
 Rejected: a list of pending blocks a stream that are polled (RMM and PyTorch strand what is
 pending); one event a block (1.9 us each); blocking the host.
@@ -31,6 +33,7 @@ from smartpool.pool.heap.returning import Returning
 __all__ = ["PENDING", "StreamClock"]
 
 PENDING: Final = 32
+JOINS: Final = 16  # an event costs 2 us: as much as a whole request, did each record one
 
 
 class StreamClock:
@@ -49,6 +52,7 @@ class StreamClock:
         self._pending: dict[int, deque[tuple[int, int]]] = {}  # stream -> (position, event), in order
         self._joined: dict[tuple[int, int], int] = {}  # (waiting, other) -> position waited for
         self._spare: list[int] = []
+        self._unstamped: dict[int, int] = {}  # stream -> joins since its last event
         self._return = Returning()
         self.waits = 0
 
@@ -60,6 +64,17 @@ class StreamClock:
         """Record an event now and return the uses that it covers: all work queued on `stream` so far."""
         self._record(stream)
         return {stream: self._recorded[stream]}
+
+    def joined(self, stream: int) -> None:
+        """Learn that blocks freed on `stream` became gaps; records an event from time to time.
+
+        A gap without an event is as good as one with it, but who waits for it waits for all that was
+        queued on the stream until then.
+        """
+        count = self._unstamped.get(stream, 0) + 1
+        self._unstamped[stream] = count % JOINS
+        if count == JOINS:
+            self._record(stream)
 
     def stamps(self, streams: Iterable[int]) -> Uses:
         """Return uses that cover all work queued so far on `streams`, each stamped now."""

@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from smartpool.planner.intervals import IntervalSet, Pieces
+from smartpool.planner.intervals import IntervalSet
+from smartpool.planner.pieces import Pieces
 from smartpool.planner.plans import Plan
 from smartpool.report.text import counted, printable
 from smartpool.units import format_size

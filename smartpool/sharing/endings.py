@@ -57,9 +57,12 @@ def end(thing: Ending) -> bool:
 def sweep() -> list[Ending]:
     """End what is over, as far as that can be now, and return it."""
     ended: list[Ending] = []
-    for thing in reversed(list(_kept.values())):  # what was opened before what it was opened from
-        if thing.over:
-            with suppress(SmartPoolError, OSError):  # it is tried again at the next occasion
-                if end(thing):
-                    ended.append(thing)
+    before = -1
+    while before < len(ended):  # what ended may have been in the way of others
+        before = len(ended)
+        for thing in list(_kept.values()):
+            if thing.over:
+                with suppress(SmartPoolError, OSError):  # it is tried again at the next occasion
+                    if end(thing):
+                        ended.append(thing)
     return ended

@@ -13,6 +13,8 @@ that a reader can judge the recording:
     before the allocation, with its time, because the address was certainly free by then.
 ``empty_requests``
     requests of no bytes, and their frees: dropped, as they hold no memory.
+``events_of_further_streams``
+    a trace has room for 256 streams: further ones share the last number.
 ``sites_left_out``
     requests of further places in the program, for whose stacks there was no room: theirs is unknown.
 """
@@ -26,10 +28,10 @@ from typing import Final, cast
 
 import numpy as np
 
-from smartpool.errors import TraceError, TraceInconsistentError
+from smartpool.errors import TraceInconsistentError
 from smartpool.trace.trace import ALLOCATE, FREE, MAX_ADDRESS, MAX_STREAMS, Trace
 
-__all__ = ["TraceBuilder"]
+__all__ = ["Places", "TraceBuilder"]
 
 _MAX_SITE_CHARACTERS: Final = 500_000
 """Of all places together, as JSON: they go into the metadata, which may hold 2**20 characters."""
@@ -73,8 +75,7 @@ class TraceBuilder:
         self._time: list[int] = []
         self._pointer: list[Hashable] = []
         self._site: list[int] = []
-        self._sites: dict[str, int] = {}
-        self._site_characters = 0
+        self._sites = Places()
 
     def __len__(self) -> int:
         return len(self._op)
@@ -126,7 +127,8 @@ class TraceBuilder:
         if ticks.size:
             # Clocks of several threads may disagree by a little: the order of events is what counts.
             ticks = np.maximum.accumulate(ticks - ticks[0]) // self._ticks_per_us
-        sites = {"sites": list(self._sites)} if self._sites else {}
+        names = self._sites.names()
+        sites = {"sites": names} if names else {}
         return Trace.from_columns(
             name,
             op=np.frombuffer(bytes(self._op), np.uint8),
@@ -134,7 +136,7 @@ class TraceBuilder:
             size=self._size,
             stream=np.frombuffer(bytes(self._stream), np.uint8),
             t_us=ticks,
-            meta={**(meta or {}), "streams": len(self._streams), "settled": dict(self.counts), **sites},
+            meta={**(meta or {}), "streams": len(self._streams), "settled": dict(+self.counts), **sites},
             address=_addresses(self._pointer, self._size),
             site=self._site if sites else None,
         )
@@ -156,26 +158,39 @@ class TraceBuilder:
 
     def _site_number(self, site: str | None) -> int:
         """Return the number of a place, -1 for one that is not known or for which there is no room."""
-        if site is None:
-            return -1
-        number = self._sites.get(site)
-        if number is None:
-            written = len(json.dumps(site))  # some characters are six there
-            if self._site_characters + written > _MAX_SITE_CHARACTERS:
-                self.counts["sites_left_out"] += 1
-                return -1
-            self._site_characters += written
-            number = self._sites[site] = len(self._sites)
+        number = -1 if site is None else self._sites.number(site)
+        self.counts["sites_left_out"] += site is not None and number < 0
         return number
 
     def _stream_number(self, stream: Hashable) -> int:
         number = self._streams.setdefault(stream, len(self._streams))
-        if number >= MAX_STREAMS:
-            raise TraceError(
-                f"{self.where}: expected at most {MAX_STREAMS} streams, got another: {stream!r}; "
-                "record or convert a shorter part of the program"
-            )
+        if number < MAX_STREAMS:
+            return number
+        self.counts["events_of_further_streams"] += 1
+        return MAX_STREAMS - 1
+
+
+class Places:
+    """Numbers of places in the program, as many as the metadata of a trace has room for."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._characters = 0
+
+    def number(self, site: str) -> int:
+        """Return the number of a place; -1 where there is no room for another."""
+        number = self._numbers.get(site)
+        if number is None:
+            written = len(json.dumps(site))  # some characters are six there
+            if self._characters + written > _MAX_SITE_CHARACTERS:
+                return -1
+            self._characters += written
+            number = self._numbers[site] = len(self._numbers)
         return number
+
+    def names(self) -> list[str]:
+        """Return the places by number."""
+        return list(self._numbers)
 
 
 def _addresses(pointers: list[Hashable], sizes: list[int]) -> list[int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Final
 
 from smartpool.config import Policy, SmartPoolConfig
@@ -12,6 +11,7 @@ from smartpool.driver.cpu import CpuDriver
 from smartpool.errors import ConfigurationError, UnsupportedError
 from smartpool.memory.arena import Range
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.scopes import scoped
 from smartpool.trace.baselines import BASELINES, make_baseline
 from smartpool.trace.layouts import LayoutTarget
 
@@ -115,7 +115,7 @@ def open_device(device: str, capacity_bytes: int | None = None) -> Driver:
     raise UnsupportedError(f"expected a 'model' or 'cpu' device to give it a capacity, got {driver.name}")
 
 
-@contextmanager
+@scoped
 def open_target(
     name: str, device: str, *, capacity_bytes: int | None = None, policy: Policy | float = "balanced"
 ) -> Iterator[LayoutTarget]:

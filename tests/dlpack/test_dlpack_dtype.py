@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from smartpool.dlpack import DType
 from smartpool.dlpack.dtype import _BY_NAME, TypeCode
 from smartpool.errors import InvalidRequestError
+from smartpool.values import shown
 
 # Code and bits as dlpack.h 1.1 has them, written down a second time on purpose.
 HEADER = {
@@ -88,6 +92,58 @@ def test_torch_dtypes_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("fp16", "float16"),
+        ("fp32", "float32"),
+        ("fp64", "float64"),
+        ("bf16", "bfloat16"),
+        ("half", "float16"),
+    ],
+)
+def test_short_names_of_the_field_are_read(alias: str, name: str) -> None:
+    assert DType.parse(alias).name == name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("flaot32", "float32"), ("FP16", "float16"), ("fp8_e4m3", "float8_e4m3fn"), ("bfloat", "bfloat16")],
+)
+def test_a_name_that_is_nearly_one_tells_which(wrong: str, meant: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"did you mean .*'{meant}'"):
+        DType.parse(wrong)
+
+
+@pytest.mark.parametrize("name", HEADER)
+def test_numpy_takes_our_types_where_it_has_them(name: str) -> None:
+    dtype = DType.parse(name)
+    if dtype.native:
+        assert np.dtype(dtype) == np.zeros(1, dtype).dtype == np.dtype(name)
+    else:
+        with pytest.raises(TypeError):
+            np.dtype(dtype)
+
+
+def test_classes_are_not_kept_for_ever() -> None:
+    class Scalar:
+        dtype = np.dtype(np.float32)
+
+    kept = weakref.ref(Scalar)
+    assert DType.parse(Scalar).name == "float32"
+    del Scalar
+    for _ in range(1000):
+        DType.parse(type("Scalar", (), {"dtype": np.dtype("f4")}))
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("abstract", [np.floating, np.integer, np.number, np.generic, np.inexact])
+def test_abstract_types_are_refused(abstract: type) -> None:
+    with pytest.raises(InvalidRequestError, match="expected a dtype"):
+        DType.parse(abstract)
+
+
+@pytest.mark.parametrize(
     "refused",
     [
         ">f4" if np.little_endian else "<f4",
@@ -123,8 +179,9 @@ def test_torch_dtypes_are_read() -> None:
         np.zeros(3),
         {},
         [],
+        (1, 10**5000),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_what_dlpack_cannot_say_is_refused(refused: object) -> None:
     with pytest.raises(InvalidRequestError, match="expected a dtype"):
@@ -144,6 +201,8 @@ def test_bytes_hold_all_bits_and_less_than_one_byte_more(name: str, count: int) 
     dtype = DType.parse(name)
     bits = count * dtype.bits * dtype.lanes
     assert 0 <= dtype.nbytes(count) * 8 - bits < 8
+    narrow = np.uint8(count % 256)
+    assert dtype.nbytes(narrow) == dtype.nbytes(int(narrow))
 
 
 def test_types_below_one_byte_have_no_item_size() -> None:

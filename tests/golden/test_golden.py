@@ -24,6 +24,12 @@ def test_a_replay_gives_the_stored_figures_and_its_blocks_lie_right(name, policy
     assert found == [], "where this is meant: python bench/golden.py --write"
 
 
+def test_the_same_program_does_the_same_wherever_its_memory_lies():
+    """Each device has addresses of its own, by which sets of integers and objects are ordered."""
+    runs = [measured("multistream-mix", "balanced", 20) for _ in range(4)]
+    assert all(run == runs[0] for run in runs)
+
+
 def test_every_trace_policy_and_number_of_passes_is_stored():
     assert list(stored()) == list(TRACES)
     for policies in stored().values():

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from smartpool.dlpack.capsule import _pointer_of
 from smartpool.dlpack.dtype import _BY_NAME
 from smartpool.dlpack.structs import VERSIONED_NAME, ManagedTensorVersioned
 from smartpool.driver import open_driver
-from smartpool.errors import DeviceNotFoundError, DriverNotInstalledError, StreamError
+from smartpool.errors import CaptureError, DeviceNotFoundError, DriverNotInstalledError, StreamError
 
 try:
     KEEPER = open_driver("cuda:0")  # keeps the context, so that opening a pool a test is cheap
@@ -98,6 +99,98 @@ def test_what_is_no_stream_is_refused(pool, refused):
 def test_numpy_cannot_read_the_device_and_says_so(pool):
     with pytest.raises((BufferError, RuntimeError)):
         np.from_dlpack(pool.empty(4, "int8"))
+
+
+# ------------------------------------------------------------------ copies
+
+
+def test_the_host_gets_a_copy_with_all_that_was_queued(pool, stream):
+    buffer = slow_fill(pool, stream)
+    assert set(np.from_dlpack(buffer, device="cpu")[::MiB].tolist()) == {7}
+    with pytest.raises(BufferError):
+        buffer.__dlpack__(dl_device=(1, 0), copy=False, max_version=(1, 0))
+    assert len(pool.managers[0].live_blocks()) == 1
+
+
+@pytest.mark.parametrize("framework", ["cupy", "torch"])
+def test_a_copy_on_the_device_is_made_in_order(pool, stream, framework):
+    module = pytest.importorskip(framework)
+    buffer = slow_fill(pool, stream)
+    cuda = module.cuda
+    side = cuda.Stream(non_blocking=True) if framework == "cupy" else cuda.stream(cuda.Stream())
+    with side:
+        copied = module.from_dlpack(buffer, copy=True)
+        assert int(copied[-1]) == 7
+    KEEPER.synchronize()
+    KEEPER.fill(buffer.pointer, 9, buffer.nbytes, 0)
+    KEEPER.synchronize()
+    assert int(copied[-1]) == 7
+
+
+@pytest.mark.parametrize("consumer", [None, 1, 2, -1])
+def test_a_copy_for_each_consumer_that_the_protocol_names(pool, stream, consumer):
+    buffer = slow_fill(pool, stream)
+    capsule = buffer.__dlpack__(stream=consumer, copy=True, max_version=(1, 0))
+    managed = ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME))
+    KEEPER.synchronize()
+    assert managed.data != buffer.pointer
+    assert KEEPER.read(managed.data + buffer.nbytes - 1, 1) == b"\x07"
+
+
+def test_a_copy_needs_no_stream_that_is_gone(pool):
+    gone = KEEPER.create_stream()
+    buffer = slow_fill(pool, gone)
+    KEEPER.destroy_stream(gone)
+    capsule = buffer.__dlpack__(stream=1, copy=True, max_version=(1, 0))
+    managed = ManagedTensorVersioned.from_address(_pointer_of(capsule, VERSIONED_NAME))
+    KEEPER.synchronize()
+    assert KEEPER.read(managed.data, 1) == b"\x07"
+
+
+def test_a_copy_beside_a_capture_is_refused_or_a_part_of_the_graph(pool):
+    torch = pytest.importorskip("torch")
+    side = torch.cuda.Stream()
+    handle = side.cuda_stream
+    buffer = pool.empty(1000, "uint8", stream=handle)
+    KEEPER.fill(buffer.pointer, 5, 1000, 0)
+    KEEPER.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with pool.capture(handle), torch.cuda.stream(side):
+        graph.capture_begin()
+        try:
+            for asked in ({"copy": True}, {"dl_device": (1, 0)}):
+                with pytest.raises(CaptureError, match="copy before the capture"):
+                    buffer.__dlpack__(stream=-1, max_version=(1, 0), **asked)
+            inside = torch.from_dlpack(buffer.__dlpack__(stream=handle, copy=True, max_version=(1, 0)))
+        finally:
+            graph.capture_end()
+    KEEPER.fill(buffer.pointer, 6, 1000, 0)
+    KEEPER.synchronize()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert set(inside.cpu().tolist()) == {6}
+    del inside, graph
+
+
+# ------------------------------------------------------------------ buffers without elements
+
+
+@pytest.mark.parametrize("shape", [0, (0, 3), (3, 0)])
+def test_every_consumer_takes_a_buffer_without_elements(pool, shape):
+    buffer = pool.empty(shape, "float32")
+    assert np.from_dlpack(buffer, device="cpu").shape == buffer.shape
+    assert buffer.__cuda_array_interface__["data"] == (0, False)
+    assert buffer.__dlpack__(copy=True, max_version=(1, 0))
+    for framework, by_interface in (("torch", "as_tensor"), ("cupy", "asarray")):
+        if importlib.util.find_spec(framework) is not None:
+            module = importlib.import_module(framework)
+            assert tuple(module.from_dlpack(buffer).shape) == buffer.shape
+            assert tuple(getattr(module, by_interface)(buffer).shape) == buffer.shape
+    if importlib.util.find_spec("numba"):
+        with warnings.catch_warnings():  # Numba asks NumPy 2.5 for what is to go
+            warnings.filterwarnings("ignore", "The 'generic' unit for NumPy timedelta", DeprecationWarning)
+            cuda = importlib.import_module("numba.cuda")
+        assert cuda.as_cuda_array(buffer).shape == buffer.shape
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="starts a thread through the C library")

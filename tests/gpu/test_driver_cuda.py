@@ -380,18 +380,20 @@ def test_beside_a_capture(driver):
     assert not driver.is_capturing(stream)
     begun = api.cuStreamBeginCapture(driver.stream_handle(stream), api.CUstreamCaptureMode(0))
     assert begun[0].name == "CUDA_SUCCESS"
-    assert driver.is_capturing(stream)
-    assert not driver.is_capturing(0)
-    driver.map_chunk(base, chunk)
-    driver.enable_access(base, unit)
-    driver.record_event(event, 0)
-    driver.fill(raw, 1, 4096, stream)  # captured, not done
-    with driver.beside_capture():
-        assert driver.event_done(event)
-        driver.free(driver.allocate(1 << 20))
-        driver.memory_info()
-    driver.unmap(base, unit)
-    ended = api.cuStreamEndCapture(driver.stream_handle(stream))
+    try:
+        assert driver.is_capturing(stream)
+        assert not driver.is_capturing(0)
+        driver.map_chunk(base, chunk)
+        driver.enable_access(base, unit)
+        driver.record_event(event, 0)
+        driver.fill(raw, 1, 4096, stream)  # captured, not done
+        with driver.beside_capture():
+            assert driver.event_done(event)
+            driver.free(driver.allocate(1 << 20))
+            driver.memory_info()
+        driver.unmap(base, unit)
+    finally:
+        ended = api.cuStreamEndCapture(driver.stream_handle(stream))
     assert ended[0].name == "CUDA_SUCCESS"
     api.cuGraphDestroy(ended[1])
     driver.release_chunk(chunk)

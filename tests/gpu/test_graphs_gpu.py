@@ -32,9 +32,24 @@ def pool(request):
         pool.check()
 
 
+@pytest.fixture
+def new_stream(pool):  # `pool`: captures end before it does
+    """Make streams whose captures end with the test: nothing waits for the device beside one left behind."""
+    made = []
+
+    def make(*, non_blocking=True):
+        made.append(cupy.cuda.Stream(non_blocking=non_blocking))
+        return made[-1]
+
+    yield make
+    for stream in made:
+        if KEEPER.is_capturing(KEEPER.stream(stream.ptr)):
+            API.cuStreamEndCapture(API.CUstream(stream.ptr))
+
+
 @pytest.fixture(params=[True, False], ids=["non-blocking", "blocking"])
-def stream(request):
-    return cupy.cuda.Stream(non_blocking=request.param)
+def stream(request, new_stream):
+    return new_stream(non_blocking=request.param)
 
 
 def others_write(pool, size=32 * MiB):
@@ -110,8 +125,8 @@ def test_growth_and_windows_inside_of_a_capture(pool, stream):
         pool.free(pointer)
 
 
-def test_a_capture_that_spreads_to_a_second_stream(pool, stream):
-    second = cupy.cuda.Stream(non_blocking=True)
+def test_a_capture_that_spreads_to_a_second_stream(pool, stream, new_stream):
+    second = new_stream()
     driver = pool.managers[0].driver
     with pool.capture(stream) as held:
         stream.begin_capture()
@@ -157,11 +172,13 @@ def test_by_the_raw_driver_and_in_every_mode(pool):
             assert (
                 API.cuStreamBeginCapture(driver.stream_handle(stream), API.CUstreamCaptureMode(mode))[0] == 0
             )
-            block = pool.malloc(MiB, stream)
-            driver.fill(block, mode + 1, MiB, stream)
-            pool.free(block)
-            pool.trim()
-            code, graph = API.cuStreamEndCapture(driver.stream_handle(stream))
+            try:
+                block = pool.malloc(MiB, stream)
+                driver.fill(block, mode + 1, MiB, stream)
+                pool.free(block)
+                pool.trim()
+            finally:
+                code, graph = API.cuStreamEndCapture(driver.stream_handle(stream))
             assert code == 0
         code, ready = API.cuGraphInstantiate(graph, 0)[:2]
         assert code == 0
@@ -221,10 +238,10 @@ def test_a_capture_without_the_scope(pool, stream, warm):
         assert cupy.empty(1000, dtype=cupy.float32).size == 1000
 
 
-def test_a_capture_without_the_scope_that_spreads_and_fails(pool):
+def test_a_capture_without_the_scope_that_spreads_and_fails(pool, new_stream):
     driver = pool.managers[0].driver
     with interop.using(pool):
-        first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+        first, second = new_stream(), new_stream()
         with first:
             cupy.zeros(1000)
         first.synchronize()
@@ -255,9 +272,9 @@ def test_a_capture_without_the_scope_that_spreads_and_fails(pool):
     assert float(cupy.ones(10).sum()) == 10
 
 
-def test_memory_of_a_graph_that_goes_beside_another_capture(pool, stream):
+def test_memory_of_a_graph_that_goes_beside_another_capture(pool, stream, new_stream):
     """The device cannot be waited for then."""
-    other = cupy.cuda.Stream(non_blocking=True)
+    other = new_stream()
     with pool.capture(stream) as gone:
         stream.begin_capture()
         pool.free(pool.malloc(5 * MiB, stream.ptr))
@@ -293,9 +310,9 @@ def test_what_the_scope_cannot_do_is_said(pool, stream):
     assert cupy.from_dlpack(outside).shape == (MiB,)
 
 
-def test_other_threads_beside_a_capture(pool):
+def test_other_threads_beside_a_capture(pool, new_stream):
     """Requests of other threads, on streams of their own, do not ruin a capture in CUDA's global mode."""
-    stream = cupy.cuda.Stream(non_blocking=True)
+    stream = new_stream()
     stop, errors = threading.Event(), []
 
     def work():

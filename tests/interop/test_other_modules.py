@@ -6,9 +6,11 @@ import gc
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fake_frameworks import FakeNumbaCuda, Stream, fake_cuda_core, fake_cupy, fake_rmm_mr
+from waiting import PATIENCE_S
 
 import smartpool.interop.cuda_core as for_cuda_core
 import smartpool.interop.cupy as for_cupy
@@ -100,6 +102,49 @@ def frameworks(monkeypatch):
     for_cuda_core._resource_class.cache_clear()
 
 
+def test_what_outlives_the_modules_says_nothing():
+    """Modules that are held are emptied when the interpreter ends, ours before `__main__`."""
+    tests = Path(__file__).parents[1]
+    program = f"""
+import sys
+sys.path[:0] = [{str(tests / "interop" / "kit")!r}, {str(tests / "driver" / "kit")!r}]
+from fake_cuda import FakeCuda
+from fake_frameworks import FakeNumbaCuda, fake_cuda_core, fake_cupy, fake_rmm_mr
+made = fake_cupy(), fake_cuda_core(), fake_rmm_mr(), FakeNumbaCuda()
+sys.modules.update(zip(("cupy", "cuda.core", "rmm.mr", "numba.cuda"), made))
+cupy, core, mr, numba = made
+import smartpool, smartpool.smart_pool
+from smartpool.driver.cuda import Bindings, CudaDriver
+from smartpool.interop import cuda_core, cupy as for_cupy, numba as for_numba, rmm
+bindings = Bindings(FakeCuda(), "13.4.4")
+smartpool.smart_pool.open_driver = lambda name: CudaDriver(0, bindings)
+pool = smartpool.SmartPool("cuda:0")
+
+class Freed:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __del__(self):
+        self.function(*self.arguments)
+
+resource = cuda_core.memory_resource(pool)
+of_cuda_core = Freed(resource.allocate(1000).close)
+resource = rmm.memory_resource(pool)
+of_rmm = Freed(resource.deallocate, resource.allocate(1000), 1000)
+for_cupy.install(pool)
+of_cupy = cupy.alloc(1000)
+for_numba.install(pool)
+of_numba = numba.context().manager.memalloc(1000)
+assert len(pool.managers[0].live_blocks()) == 4
+pool.close()  # whoever frees last would give everything back
+sys.held = [module for name, module in sys.modules.items() if name[:8] in ("smartpoo", "__main__")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 # ------------------------------------------------------------------ CuPy
 
 
@@ -149,14 +194,15 @@ def test_cupy_a_second_installation_and_the_way_back(frameworks, pool):
     assert cupy.cuda.get_allocator() is abs
 
 
-def test_cupy_in_a_capture_takes_nothing_that_lay_ready(frameworks, pool):
+@pytest.mark.parametrize("capture", ["captured", "ruined"])
+def test_cupy_in_a_capture_takes_nothing_that_lay_ready(frameworks, pool, capture):
     cupy, manager = frameworks["cupy"], pool.managers[0]
     for_cupy.install(pool)
     driver = manager.driver
     cupy.state.stream = Stream(driver.create_stream())
     ready = cupy.alloc(1000).ptr  # freed at once
     assert cupy.alloc(1000).ptr == ready
-    cupy.state.captured.add(cupy.state.stream.ptr)
+    getattr(cupy.state, capture).add(cupy.state.stream.ptr)
     asked = []
     driver.is_capturing = lambda stream: asked.append(stream) or 0
     cupy.alloc(1000)
@@ -258,6 +304,22 @@ def test_cuda_core_that_cannot_wrap_the_memory_leaves_the_pool_as_it_was(framewo
     with pytest.raises(RuntimeError, match="no context"):
         resource.allocate(5)
     assert pool.managers[0].live_bytes == 0
+
+
+def test_an_interrupt_as_cuda_core_has_its_buffer_frees_the_block_once(frameworks, pool, monkeypatch):
+    """The buffer dies with the call that was interrupted, and frees its block; the next owner has it then."""
+    manager, taken = pool.managers[0], []
+
+    def interrupted(pointer, size, mr, **_):
+        mr.deallocate(pointer, size)
+        taken.append(pool.malloc(size))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(frameworks["core"].Buffer, "from_handle", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for_cuda_core.memory_resource(pool).allocate(5000)
+    assert manager.owns(taken[0])
+    pool.free(taken[0])
 
 
 # ------------------------------------------------------------------ RMM

@@ -110,6 +110,19 @@ def test_a_graph_keeps_what_its_captured_streams_requested(fake, pool, graphs, s
         pool.free(pointer)
 
 
+def test_what_others_captured_is_held_by_graphs_too(fake, pool, graphs, streams):
+    fake.captured = {streams[0]}
+    pointer = pool.malloc(MiB, streams[0])
+    fake.captured = frozenset()
+    assert graphs.holds(pointer)
+    assert graphs.held_bytes(0) >= MiB
+    assert graphs.held_bytes(1) == 0
+    pool.free(pointer)
+    pool.trim(captures=True)
+    assert not graphs.holds(pointer)
+    assert graphs.held_bytes(0) == 0
+
+
 def test_graphs_that_share_a_memory(fake, pool, graphs, streams):
     for _ in range(2):
         graphs.begin(0, 1, 1)

@@ -376,7 +376,15 @@ def test_a_mem_pool_beside_an_installation(pool):
 # ------------------------------------------------------------------ the end
 
 
-def test_frees_after_the_end_of_the_interpreter_say_nothing():
+@pytest.mark.parametrize(
+    "modules",
+    [
+        'del smartpool, interop, sys.modules["smartpool.interop.torch"]',
+        "sys.held = [module for name, module in sys.modules.items() if name[:8] in ('smartpoo', '__main__')]",
+    ],
+    ids=["gone", "empty"],
+)
+def test_frees_after_the_end_of_the_interpreter_say_nothing(modules):
     """Blocks held by a module's globals, by a class and by a built-in module, and a thread that goes on."""
     tests = Path(__file__).parents[1]
     program = f"""
@@ -405,7 +413,7 @@ sys.held_by_a_builtin_module = [Tensor(1 << 20)]
 class Holder:
     in_class = Tensor(12345)
 
-del smartpool, interop, sys.modules["smartpool.interop.torch"]
+{modules}
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False

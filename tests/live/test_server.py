@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -232,7 +233,7 @@ def test_a_closed_server_frees_its_port_and_its_thread():
     assert not [
         thread for thread in threading.enumerate() if thread.name == "smartpool-live" and thread is server
     ]
-    with LiveServer({"/echo": echo}, port=port) as again:
+    with LiveServer({"/echo": echo}, port=np.int64(port)) as again:
         assert again.port == port
 
 

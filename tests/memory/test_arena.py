@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, join_uses, side_by_side
+from smartpool.memory.large_gaps import LEAF
 
 UNITS = 96
 
@@ -20,7 +21,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.arena = Arena()
+        self.arena = Arena(apart=8 * ALIGNMENT)
         self.cells = [None] * UNITS
         self.blocks = {}
         self.seams = set()
@@ -59,8 +60,10 @@ class ArenaMachine(RuleBasedStateMachine):
         cell = start // ALIGNMENT
         assert start % (alignment * ALIGNMENT) == 0
         assert self.cells[cell : cell + length] == [0] * length
-        if alignment == 1:
-            assert cell == min(fits)[1]  # best fit, lowest among equals
+        size, run = next((size, run) for size, run in fits if run <= cell < run + size)
+        if size >= 8:
+            assert not [size for size, _ in fits if size < 8] or length >= 8  # small gaps first
+            assert run == min(run for size, run in fits if size >= 8)  # then the lowest
         self.cells[cell : cell + length] = [cell + 1] * length
         for unit in range(cell, cell + length):  # who takes a gap waits for its uses
             self.uses.pop(unit, None)
@@ -151,6 +154,26 @@ def test_everything_freed_is_one_gap_again(sizes, random):
     assert arena.gaps() == [Range(0, sum(sizes) * ALIGNMENT)]
 
 
+def test_many_gaps_come_at_once_while_a_large_request_is_served():
+    """A block that lies elsewhere in many pieces is freed, and there are more gaps than one list holds."""
+    arena = Arena(ALIGNMENT)
+    arena.extend(0, 4 * LEAF * ALIGNMENT)
+    starts = [arena.allocate(ALIGNMENT) for _ in range(3 * LEAF)]
+
+    def free_pieces(_start, _uses):
+        for start in starts[: 2 * LEAF : 2]:
+            arena.free(start)
+        for start in starts[-7::2]:
+            arena.free(start)
+
+    freed = [starts[2 * LEAF + 1], -1, starts[2 * LEAF + 5]]
+    assert arena.serve(3 * LEAF * ALIGNMENT, freed, free_pieces) is None
+    assert freed == []
+    arena.check()
+    arena.free_all([[block.start for block in arena.blocks()]], None, pytest.fail)
+    assert arena.gaps() == [Range(0, 4 * LEAF * ALIGNMENT)]
+
+
 def test_mark_reaches_every_gap():
     arena = Arena()
     arena.extend(0, 8192)
@@ -179,36 +202,56 @@ def test_check_finds_wrong_totals(damage):
         arena.check()
 
 
-def arena_with_gaps(*units):
-    """Return an arena with a block of one unit in front of each gap."""
-    arena = Arena()
-    arena.extend(0, (sum(units) + len(units)) * ALIGNMENT)
-    blocks = [arena.allocate(size * ALIGNMENT) for gap in units for size in (1, gap)]
-    for block in blocks[1::2]:
-        arena.free(block)
-    return arena
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["take", "take", "free", "free", "bundle"]),
+            st.integers(0, 10**6),
+            st.integers(1, 24),
+        ),
+        max_size=150,
+    ),
+    st.sampled_from([2, 4, 1000]),
+)
+@settings(deadline=None)
+def test_the_written_out_paths_place_as_the_plain_ones(program, leaf):
+    """An arena whose gaps have a use goes through `find`, `place` and `_join`, and few large gaps do not.
 
+    A bundle of blocks is freed as one, elsewhere: many gaps come at once.
+    """
+    apart = 8 * ALIGNMENT
+    bundles = {}
 
-def test_a_limit_refuses_the_best_gap_and_changes_nothing():
-    arena = arena_with_gaps(4, 8)
-    before = arena.gaps()
-    assert arena.allocate(3 * ALIGNMENT, largest=3 * ALIGNMENT) is None
-    assert arena.gaps() == before
-    assert arena.allocate(3 * ALIGNMENT, largest=4 * ALIGNMENT) == 1 * ALIGNMENT
-    arena.check()
+    def free_bundle(start, uses):
+        for member in bundles.pop(start):
+            quick.free(member, uses)
 
-
-@pytest.mark.parametrize("uses", [None, {0: 1}])
-def test_the_limit_is_for_gaps_that_are_precious(uses):
-    def attempt(units, *, roomy=1.0, trifle=0.0):
-        arena = arena_with_gaps(*units)
-        arena.roomy, arena.trifle = roomy, trifle
-        if uses:
-            arena.mark(uses)  # the way through `find` and `place`
-        return arena.allocate(3 * ALIGNMENT, largest=3 * ALIGNMENT)
-
-    assert attempt((4, 8)) is None
-    assert attempt((4, 8), roomy=12 / 14) is not None  # 12 of 14 units are free
-    assert attempt((4, 8), roomy=13 / 14) is None
-    assert attempt((4, 8), trifle=4 / 12) is not None
-    assert attempt((4, 8), trifle=3 / 12) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smartpool.memory.large_gaps.LEAF", leaf)
+        patch.setattr("smartpool.memory.arena.LEAF", leaf)
+        quick, plain = Arena(apart), Arena(apart)
+        for arena in (quick, plain):
+            arena.extend(0, 400 * ALIGNMENT)
+            arena.extend(1000 * ALIGNMENT, ALIGNMENT, uses={9: 9} if arena is plain else None)
+        live, freed = [], []
+        for what, pick, units in program:
+            if what == "take" or not live:
+                start = quick.serve(units * ALIGNMENT, freed, free_bundle)
+                assert freed == []
+                found = plain.find(units * ALIGNMENT)
+                assert start == (None if found is None else plain.place(found, units * ALIGNMENT))
+                live += [] if start is None else [[start]]
+            elif what == "bundle":
+                live, members = live[units:], live[:units]
+                live.append([start for bundle in members for start in bundle])
+            else:
+                members = live.pop(pick % len(live))
+                handle = members[0] if len(members) == 1 else -1 - members[0]
+                bundles[handle] = members
+                freed.append(handle)
+                for start in members:
+                    plain.free(start)
+            quick.check()
+            plain.check()
+        quick.free_all([freed], None, free_bundle)
+        assert quick.gaps() == plain.gaps()

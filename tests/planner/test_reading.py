@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smartpool.errors import PlanningError
 from smartpool.planner import FREE, IntervalSet, plan, read_csv, write_csv
-from smartpool.planner.intervals import Pieces
+from smartpool.planner.pieces import Pieces
 from smartpool.values import encodable
 
 

@@ -61,7 +61,7 @@ def test_pointers_out_of_an_array_become_plain_integers(pool, kind, stream):
         pool.free(block, stream)
     assert type(pool.malloc(5 * MiB)) is int
     with pytest.raises(DoubleFreeError):
-        pool.free(blocks[0], stream)
+        pool.free(blocks[-1], stream)  # it lies in the middle of a gap by now
     pool.flush()
     pool.check()
 
@@ -431,14 +431,14 @@ def test_an_interrupt_while_bins_are_collected_loses_none(pool):
                 raise KeyboardInterrupt
             return super().pop()
 
-    for pointer in [pool.malloc(nbytes) for nbytes in (70_000, 80_000, 90_000)]:
+    for pointer in [pool.malloc(nbytes) for nbytes in (7_000, 8_000, 9_000)]:
         pool.free(pointer)
-    touched = pool._touched = Interrupting(pool._touched)
+    touched = pool._touched_small = Interrupting(pool._touched_small)
     with pytest.raises(KeyboardInterrupt):
         pool._empty_bins(touched)
     assert len(touched) == 3
     pool._empty_bins(touched)
-    assert not any(pool._bins[nbytes] for nbytes in (70_000, 80_000, 90_000))
+    assert not any(pool._bins[nbytes] for nbytes in (7_000, 8_000, 9_000))
     pool.check()
 
 
@@ -479,18 +479,4 @@ def test_one_slab_more_is_cheaper_than_emptying_the_small_bins(gap, kept):
     assert now.cached_bytes == before.cached_bytes if kept else now.cached_bytes == 0
     assert now.flushes == before.flushes + (0 if kept else 1)
     assert now.reserved_bytes == before.reserved_bytes
-    pool.check()
-
-
-@pytest.mark.parametrize(("capacity", "careful"), [(4096 * MiB, False), (1500 * MiB, True)])
-def test_gaps_are_precious_once_the_cap_is_near(capacity, careful):
-    pool = AdvancedMemoryPoolManager(ModelDriver(capacity))
-    held = [pool.malloc(nbytes) for nbytes in (400 * MiB, 2 * MiB, 600 * MiB)]
-    for pointer in (held[0], held[2]):
-        pool.free(pointer)
-    pool.flush()  # most of what is reserved is free, in gaps
-    pool.free(held[1])
-    before = pool.snapshot().flushes
-    pool.malloc(200 * MiB)
-    assert pool.snapshot().flushes - before == (1 if careful else 0)
     pool.check()

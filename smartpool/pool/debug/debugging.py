@@ -29,7 +29,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -46,6 +46,7 @@ from smartpool.pool.debug.inspection import DebugBlock, Inspector, freed_already
 from smartpool.pool.telemetry.labels import StackLabels, current_label
 from smartpool.request import checked_alignment, checked_size
 from smartpool.units import align_up
+from smartpool.values import as_integer
 
 if TYPE_CHECKING:
     from smartpool.pool.bins import Bin
@@ -136,11 +137,13 @@ class DebuggingManager:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if finalizing():
+            return
         # Nobody holds a block of ours, or us: the pool behind must not wait for what is in quarantine.
         for block in (*self.__dict__.get("_pending", ()), *self.__dict__.get("_quarantine", {}).values()):
             self._inner.drop(block.inner)
-        if not sys.is_finalizing() and "_here" in self.__dict__:  # made in full
+        if "_here" in self.__dict__:  # made in full
             # Every buffer holds us, so what is live was requested bare. No look: it would call the driver.
             for word in self._untold(()):
                 warnings.warn(word, RuntimeWarning, stacklevel=1)
@@ -247,7 +250,7 @@ class DebuggingManager:
 
     def owns(self, pointer: int) -> bool:
         """Return whether `pointer` is a live block of this pool."""
-        return pointer in self._live
+        return as_integer(pointer) in self._live
 
     @property
     def live_bytes(self) -> int:
@@ -435,7 +438,7 @@ class DebuggingManager:
     # ------------------------------------------------------------------ pointers
 
     def _block(self, pointer: int) -> DebugBlock:
-        block = self._live.get(pointer)
+        block = self._live.get(as_integer(pointer) or 0)  # no block begins at 0
         if block is None:
             raise self._bad_pointer(pointer)
         return block

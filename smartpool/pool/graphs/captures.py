@@ -5,9 +5,9 @@ Problem: a graph replays the addresses that its work was captured with. So memor
 on a captured stream must stay the graph's until the graph is gone, however often it is freed. And
 while a capture is under way most of what a pool does ruins it: asking an event, waiting for an event
 of work outside, recording one in the captured stream, raw allocation, any wait of the host.
-Method: before the capture the bins are emptied, the device is waited for, and every event is seen to
-be done: then no gap asks for a wait, and what is left to be done, virtual-memory calls, is allowed.
-Until the end nothing is flushed, so no new use of a gap comes up. Requests of a captured stream are
+Method: before the capture all that was freed becomes gaps, the device is waited for, and every event is
+seen to be done: then no gap asks for a wait, and what is left to be done, virtual-memory calls, is allowed.
+Until the end no free becomes a gap, so no new use of one comes up. Requests of a captured stream are
 served from *regions*, blocks of the heap that belong to the graph's memory, each stream's with an arena
 of its own; freed, they join with their neighbours there, for later requests of the same capture or of a
 further one into the same memory. When the memory is closed the device is waited for, and the regions go
@@ -187,6 +187,9 @@ class CapturingPool(GraphPool):
 
     def _empty_bins(self, touched: set[Bin]) -> None:
         """Nothing: what is freed beside a capture waits for its end, since events cannot be asked."""
+
+    def _join_deferred(self) -> None:
+        """Nothing, likewise."""
 
     def release_region(self, region: list[int], size: int, streams: tuple[int, ...]) -> None:
         """Keep the region of a planned step until the end of the capture."""

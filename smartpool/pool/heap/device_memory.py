@@ -147,6 +147,13 @@ class DeviceMemory:
         self.reserved_bytes = sum(self._sizes.values()) + sum(self._segments.values())
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
+    def check_room(self, call: str, size: int) -> None:
+        """Raise `DriverOutOfMemoryError` when cap or device cannot hold `size` bytes more."""
+        self._check_cap(call, size)
+        free = self.driver.memory_info().free
+        if size > free:
+            raise DriverOutOfMemoryError(call, "OUT_OF_MEMORY", {"size": size, "free": free})
+
     def _hold(self, size: int) -> None:
         self.reserved_bytes += size
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)

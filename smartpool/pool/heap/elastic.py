@@ -1,7 +1,7 @@
 """The elastic heap: blocks anywhere in reserved addresses, free memory usable wherever it lies.
 
 Every chunk is mapped once at its *home* address and stays there; blocks are placed in home addresses
-by best fit, and a chunk may be shared by many. This is where blocks begin and end, and where idle
+by first fit, and a chunk may be shared by many. This is where blocks begin and end, and where idle
 memory is given back. Its parts:
 
 *Home* (`smartpool.pool.heap.home`): what is mapped where, and what a failing driver call leaves behind.
@@ -13,12 +13,10 @@ memory is given back. Its parts:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
 
 from smartpool.errors import InvariantError
-from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, side_by_side
+from smartpool.memory.arena import Arena, Range, Uses, side_by_side
 from smartpool.memory.stitch import largest_window
-from smartpool.memory.tidy import place_tidily
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.growing import Growing
 from smartpool.pool.heap.home import Home
@@ -31,8 +29,6 @@ from smartpool.pool.telemetry.memory_map import Layout
 from smartpool.prices import Prices
 
 __all__ = ["ElasticHeap"]
-
-_NEAR: Final = 1 / 2  # of the cap; with 3/4 one recorded trace needs 0.75 points more memory
 
 
 class ElasticHeap:
@@ -64,28 +60,22 @@ class ElasticHeap:
         self._driver = memory.driver
         self._clock = clock
         self._slab_limit = policy.slab_limit
-        self._tidy = policy.tidy
-        self._take_care()
 
     def __repr__(self) -> str:
         return f"<ElasticHeap: {self._home!r}, {len(self._chunks)} chunks, {len(self.windows)} windows>"
 
     # ------------------------------------------------------------------ blocks
 
-    def allocate(self, size: int, alignment: int, stream: int, largest: int | None = None) -> int | None:
+    def allocate(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in a gap; see `Heap.allocate`."""
         arena = self._small if size < self._slab_limit else self._home
         if arena.uses:
-            return place_for_stream(arena, self._clock, size, alignment, stream, largest)
-        if self._tidy and largest is None and alignment == ALIGNMENT:
-            return place_tidily(arena, self._chunks, size, self._tidy)
-        return arena.allocate(size, alignment, largest)
+            return place_for_stream(arena, self._clock, size, alignment, stream)
+        return arena.allocate(size, alignment)
 
     def arena_for(self, size: int) -> Arena | None:
         """Return the arena for blocks of `size` bytes; see `Heap.arena_for`."""
-        if size < self._slab_limit:
-            return self._small
-        return None if self._tidy else self._home
+        return self._small if size < self._slab_limit else self._home
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Find memory for a block that fits no gap; see `Heap.extend`."""
@@ -98,14 +88,7 @@ class ElasticHeap:
         except BaseException:
             growing.peak_live_bytes = before  # a refused request buys no budget
             raise
-        self._take_care()
         return address
-
-    def _take_care(self) -> None:
-        """Be careful with every gap once the cap is near: what then fits nowhere fails."""
-        near = self._memory.reserved_bytes > _NEAR * self._memory.cap_bytes
-        self._home.roomy = 1.0 if near else self._growing.policy.roomy
-        self._home.trifle = 0.0 if near else self._growing.policy.trifle
 
     def _extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         if self.windows.crowded:
@@ -144,11 +127,11 @@ class ElasticHeap:
     def free_all(self, groups: Sequence[list[int]], size: int, uses: Uses) -> None:
         """End the blocks in `groups`; see `Heap.free_all`."""
         if size < self._slab_limit:
-            self._small.free_all(groups, uses, self._free_elsewhere)
+            self._small.free_all(groups, uses, self.free_elsewhere)
         else:
-            self._home.free_all(groups, uses, self._free_elsewhere)
+            self._home.free_all(groups, uses, self.free_elsewhere)
 
-    def _free_elsewhere(self, address: int, uses: Uses) -> None:
+    def free_elsewhere(self, address: int, uses: Uses) -> None:
         """End a block in a window, or a small block for which there was no room for a slab."""
         window = self.windows.at(address)
         if window is not None:
@@ -187,7 +170,7 @@ class ElasticHeap:
     def _release_gap(
         self, gap: Range, limit_bytes: int, uses: Uses = None, *, wait: bool = False, exact: bool = False
     ) -> int:
-        """Give back whole chunks of an idle gap that no window needs, and return their bytes."""
+        """Give back whole chunks of an idle gap that no live block's window shows, and return their bytes."""
         released = 0
         rest = gap
         for chunk in list(self._chunks.inside(gap.start, gap.end)):
@@ -275,8 +258,9 @@ class ElasticHeap:
         return self._small.size_at(address) or self._home.size_at(address)
 
     def is_gap(self, address: int) -> bool:
-        """Return whether a gap starts at `address`."""
-        return self._home.gap_at(address) is not None or self._small.gap_at(address) is not None
+        """Return whether `address` lies in a gap, or is where a kept window had its block."""
+        arenas = (self._home, self._small)
+        return any(arena.gap_around(address) for arena in arenas) or self.windows.was_block(address)
 
     def blocks(self) -> Iterator[Range]:
         """Yield the blocks, in no order."""
@@ -289,7 +273,7 @@ class ElasticHeap:
     def free_ranges(self) -> Iterator[int]:
         """Yield the sizes of the gaps."""
         for arena in (self._home, self._small):
-            yield from (gap.size for gap in arena.gaps_by_size())
+            yield from arena.sizes()
 
     def memory(self) -> Iterator[Range]:
         """Yield where the chunks are at home."""

@@ -3,9 +3,11 @@
 Problem: physical memory that is free in the wrong place. An allocator that cannot move blocks
 keeps it, and grows.
 Method: while the policy's budget allows, new chunks are mapped at home, behind the largest gap that
-can be made longer. Beyond it, the free pieces that exist are shown side by side at fresh addresses
-by a second mapping of their chunks: a *window* (`smartpool.pool.heap.windows`), chosen by
-`smartpool.memory.stitch`; only what they lack is created. Its block occupies its pieces at home, so
+can be made longer. Beyond it, a *window* that was made before is used again if its pieces are free
+(`smartpool.pool.heap.windows`): no driver call. Else the free pieces that exist are shown side by side
+at fresh addresses by a second mapping of their chunks, a window more, chosen by
+`smartpool.memory.stitch`; only what they lack is created, and where even that costs more than bytes are
+worth, home grows all the same. Its block occupies its pieces at home, so
 every byte is accounted once and in one place. Nothing is unmapped to make a window and no host
 waits: later work of the same stream is ordered behind what may still run on the old addresses, and
 work of other streams waits for the uses that the gaps carry. No byte is copied and no pointer moves.
@@ -153,7 +155,7 @@ class Growing:
 
     def _take_kept(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
         """Place a block in a window that was made before; None when no such window's pieces are free."""
-        window = self._windows.find(size, alignment, self._place.is_free)
+        window = self._windows.find(size, alignment, self._home.is_free)
         if window is None:
             return None
         self._wait_for(window.pieces, stream, uses)

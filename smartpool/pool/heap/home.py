@@ -30,6 +30,7 @@ __all__ = ["Home"]
 
 _RESERVE_FACTOR: Final = 8  # times the device's memory; addresses are nearly free
 _SITES_EXAMINED: Final = 32
+_MANY: Final = 4  # chunks cost more to make and give back than a question to the driver
 
 
 class Home:
@@ -91,7 +92,13 @@ class Home:
         return 0 if hole is None else hole.size
 
     def map(self, start: int, sizes: Iterable[int], undo: Undo) -> Range:
-        """Map new chunks of `sizes` bytes at `start` as one gap; `undo` learns how to take them back."""
+        """Map new chunks of `sizes` bytes at `start` as one gap; `undo` learns how to take them back.
+
+        Many chunks of which the device cannot hold all are refused before one is made.
+        """
+        sizes = list(sizes)
+        if len(sizes) > _MANY:
+            self._memory.check_room("create_chunk", sum(sizes))
         chunks: list[MappedChunk] = []
         address = start
         for chunk_size in sizes:
@@ -140,13 +147,6 @@ class Home:
         if gap is None or gap.end < piece.end:
             raise InvariantError(f"{piece} is not free in {self.arena!r}")
         return gap
-
-    def is_free(self, piece: Range) -> bool:
-        """Return whether all of `piece` lies in one gap. O(1) where the gap begins or ends with it."""
-        gap = self.arena.gap_at(piece.start) or self.arena.gap_before(piece.end)
-        if gap is None or gap.start > piece.start or gap.end < piece.end:
-            gap = self.arena.gap_around(piece.start)
-        return gap is not None and gap.end >= piece.end
 
     def take(self, pieces: tuple[Range, ...], undo: Undo) -> None:
         """Make each piece a block of the home arena."""

@@ -14,23 +14,16 @@ __all__ = ["place_for_stream"]
 _CANDIDATES: Final = 8
 
 
-def place_for_stream(  # noqa: PLR0917 - on the searching path: keywords cost 50 ns
-    arena: Arena, clock: StreamClock, size: int, alignment: int, stream: int, largest: int | None = None
-) -> int | None:
-    """Place a block by best fit for use on `stream` and return its start; None when no gap fits.
+def place_for_stream(arena: Arena, clock: StreamClock, size: int, alignment: int, stream: int) -> int | None:
+    """Place a block by first fit for use on `stream` and return its start; None when no gap fits.
 
-    Among the next best gaps one without a pending use of another stream is preferred; otherwise
-    the stream waits, on the device, for the uses of the best. O(log n).
-
-    Parameters
-    ----------
-    largest
-        Refuse a gap of more bytes than this that is precious.
+    Among the first few that fit, a gap without a pending use of another stream is preferred; otherwise
+    the stream waits, on the device, for the uses of the first.
     """
     if not arena.uses:
-        return arena.allocate(size, alignment, largest)
+        return arena.allocate(size, alignment)
     gap = arena.find(size, alignment)
-    if gap is None or (largest is not None and gap.size > largest and arena.precious(gap.size)):
+    if gap is None:
         return None
     uses = arena.uses_of(gap)
     if uses and not clock.ready(uses, stream):

@@ -55,14 +55,6 @@ class Policy:
         Growing takes at least this share of the largest live bytes at once, within the budget.
     slab_limit, slab_bytes
         Requests below `slab_limit` bytes are placed in slabs of `slab_bytes`.
-    waste
-        A gap that would leave more than this times the request is taken only after the bins were
-        emptied: what was freed lately may fit better.
-    roomy, trifle
-        No such care while this share of what is reserved is free, nor for a gap of less than that
-        share of what is free: there will be others.
-    tidy
-        How many gaps are compared for the place that leaves least edge; 0 for plain best fit.
     edge_price
         Microseconds a MiB that it is worth to use up the edge of a chunk in a window.
     mib_price
@@ -78,10 +70,6 @@ class Policy:
     ahead: float = 0.0
     slab_limit: int = 64 * KiB
     slab_bytes: int = 2 * MiB
-    waste: float = 0.5
-    roomy: float = 0.7
-    trifle: float = 1 / 128
-    tidy: int = 0
     edge_price: float = 4.0
     mib_price: float = math.inf
     prices: Prices = REFERENCE
@@ -164,13 +152,12 @@ def policy_of(policy: str | float) -> Policy:
     """Return a policy by its name, or by its place on the axis from 0 (tight) to 1 (fast).
 
     Between two named policies sizes and prices go by equal factors, sizes down to a power of two, and
-    shares of the budget by equal differences. Tidy placement, which costs twice the time and pays only
-    with the smallest chunks, ends at 0.1.
+    shares of the budget by equal differences.
 
     >>> policy_of(0.5) is policy_of("balanced")
     True
     >>> policy_of(0.75).smallest_chunk / MiB
-    16.0
+    4.0
     """
     if isinstance(policy, str):
         return POLICY_OF_NAME[policy]
@@ -185,14 +172,10 @@ def policy_of(policy: str | float) -> Policy:
     return Policy(
         slack=_between(low.slack, high.slack, share),
         ahead=_between(low.ahead, high.ahead, share),
-        waste=_between(low.waste, high.waste, share),
-        roomy=_between(low.roomy, high.roomy, share),
-        trifle=_between(low.trifle, high.trifle, share),
         chunk_share=_power_of_two(_by_factor(low.chunk_share, high.chunk_share, share)),
         smallest_chunk=int(_power_of_two(_by_factor(low.smallest_chunk, high.smallest_chunk, share))),
         edge_price=_by_factor(low.edge_price, high.edge_price, share),
         mib_price=_by_factor(low.mib_price, high.mib_price, share),
-        tidy=low.tidy if policy < _TIDY_UNTIL else high.tidy,
     )
 
 
@@ -209,23 +192,16 @@ def _by_factor(low: float, high: float, share: float) -> float:
     return float(low * (high / low) ** share)
 
 
-_TIDY_UNTIL: Final = 0.1
 _SMALLEST_SHARE: Final = 2.0**-16  # 2 MiB of 128 GiB: as good as none
 
 POLICY_OF_NAME: Final = {
     "tight": Policy(
-        slack=0.0,
-        chunk_share=_SMALLEST_SHARE,
-        smallest_chunk=2 * MiB,
-        waste=0.0,
-        roomy=1.0,
-        trifle=0.0,
-        tidy=4,
-        edge_price=20.0,
-        mib_price=1e5,
+        slack=0.0, chunk_share=_SMALLEST_SHARE, smallest_chunk=2 * MiB, edge_price=20.0, mib_price=1e5
     ),
-    "balanced": Policy(slack=0.01, chunk_share=1 / 32, smallest_chunk=8 * MiB, ahead=0.01, mib_price=20.0),
+    "balanced": Policy(
+        slack=0.004, chunk_share=1 / 96, smallest_chunk=2 * MiB, ahead=0.004, edge_price=8.0, mib_price=1e4
+    ),
     "fast": Policy(
-        slack=0.03, chunk_share=1 / 16, smallest_chunk=32 * MiB, ahead=0.02, mib_price=10.0, roomy=0.5
+        slack=0.02, chunk_share=1 / 20, smallest_chunk=16 * MiB, ahead=0.02, edge_price=8.0, mib_price=10.0
     ),
 }

@@ -30,11 +30,10 @@ class Heap(Protocol):
     changed nothing.
     """
 
-    def allocate(self, size: int, alignment: int, stream: int, largest: int | None = None) -> int | None:
+    def allocate(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in a gap, for use on `stream`, and return its address.
 
-        None when no gap fits, or when the best one has more than `largest` bytes and is worth
-        being kept (`Arena.precious`).
+        None when no gap fits.
         """
 
     def arena_for(self, size: int) -> Arena | None:
@@ -67,6 +66,9 @@ class Heap(Protocol):
         any instant, also when an exception comes in between.
         """
 
+    def free_elsewhere(self, address: int, uses: Uses) -> None:
+        """End a large block that is not one of the arena for its size: `elsewhere` of `Arena.free_all`."""
+
     def spare_slab(self) -> bool:
         """Set memory that is free apart for small requests, if that is next to nothing; whether it was."""
 
@@ -74,7 +76,7 @@ class Heap(Protocol):
         """Return the size of the block at `address`, or None."""
 
     def is_gap(self, address: int) -> bool:
-        """Return whether a gap starts at `address`."""
+        """Return whether `address` lies in memory that is free: a block that began there is gone. O(gaps)."""
 
     def blocks(self) -> Iterator[Range]:
         """Yield the blocks, in no order."""

@@ -48,9 +48,9 @@ class SegmentHeap:
     def __repr__(self) -> str:
         return f"<SegmentHeap: {self._small!r}, {self._rest!r}, {len(self._segments)} segments>"
 
-    def allocate(self, size: int, alignment: int, stream: int, largest: int | None = None) -> int | None:
+    def allocate(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in a gap; see `Heap.allocate`."""
-        return place_for_stream(self._arena(size), self._clock, size, alignment, stream, largest)
+        return place_for_stream(self._arena(size), self._clock, size, alignment, stream)
 
     def arena_for(self, size: int) -> Arena:
         """Return the arena for blocks of `size` bytes; see `Heap.arena_for`."""
@@ -97,6 +97,10 @@ class SegmentHeap:
         if size >= _SMALL_REQUEST:
             arena, other = other, arena
         arena.free_all(groups, uses, other.free)
+
+    def free_elsewhere(self, address: int, uses: Uses) -> None:
+        """End a block that is not in the arena where it was looked for; see `Heap.free_elsewhere`."""
+        (self._small if address in self._small else self._rest).free(address, uses)
 
     def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
         """Give whole free segments back; see `Heap.release_idle`."""
@@ -177,8 +181,8 @@ class SegmentHeap:
         return self._small.size_at(address) or self._rest.size_at(address)
 
     def is_gap(self, address: int) -> bool:
-        """Return whether a gap starts at `address`."""
-        return self._small.gap_at(address) is not None or self._rest.gap_at(address) is not None
+        """Return whether `address` lies in a gap."""
+        return any(arena.gap_around(address) is not None for arena in (self._small, self._rest))
 
     def blocks(self) -> Iterator[Range]:
         """Yield the blocks, in no order."""
@@ -188,7 +192,7 @@ class SegmentHeap:
     def free_ranges(self) -> Iterator[int]:
         """Yield the sizes of the gaps."""
         for arena in (self._small, self._rest):
-            yield from (gap.size for gap in arena.gaps_by_size())
+            yield from arena.sizes()
 
     def memory(self) -> Iterator[Range]:
         """Yield the segments."""

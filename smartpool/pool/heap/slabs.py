@@ -13,12 +13,17 @@ Invariants, proved by `check()`::
 
 from __future__ import annotations
 
+from typing import Final
+
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import Arena, Range, Uses
 from smartpool.pool.heap.growing import Growing
 from smartpool.pool.heap.home import Home
 
-__all__ = ["Slabs"]
+__all__ = ["SMALL_SHARE", "Slabs"]
+
+SMALL_SHARE: Final = 1 / 128
+"""Of what is reserved: as long as slabs are less, free blocks in them are left alone."""
 
 
 class Slabs:
@@ -78,7 +83,7 @@ class Slabs:
         Emptying the bins of small requests instead costs a search for each block in them later on.
         """
         size = self._slab_bytes
-        if self.arena.extent_bytes + size > self._growing.policy.trifle / 4 * self._home.extent_bytes:
+        if self.arena.extent_bytes + size > SMALL_SHARE / 4 * self._home.extent_bytes:
             return False
         return self._home.find(size) is not None and self.add()
 

@@ -109,11 +109,7 @@ class ExtraBin(FaceBin):
 
     def append(self, pointer: int) -> None:
         """Put the block into the bin."""
-        home = self.home
-        home.append(pointer)  # first: see `Bin`
-        if home.quiet:
-            home.quiet = False
-            home.touched.add(home)
+        self.home.put(pointer)
 
 
 class Seat:

@@ -1,6 +1,6 @@
 """Planned steps: a repetition that was seen before is served from its plan, by index.
 
-Problem: a training step asks for the same blocks in the same order each time. Best fit finds places
+Problem: a training step asks for the same blocks in the same order each time. First fit finds places
 for them again and again; a plan knows them.
 Method: the requests of one repetition, and between which requests each was freed, are intervals,
 which the planner colours on a thread of its own. From then on a step has one *region*, a block of

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 
 from smartpool.errors import StepError
+from smartpool.forks import renewed
 from smartpool.pool.steps.plans import StepPlan
 
 __all__ = ["Planning"]
@@ -32,7 +33,7 @@ class Planning:
         self._work = work
         self._plans: Plans = {}
         self._error: Exception | None = None
-        self._done = threading.Event()
+        self._done = renewed(self, "_done", threading.Event)
 
     @property
     def done(self) -> bool:

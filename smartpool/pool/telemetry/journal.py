@@ -187,7 +187,8 @@ class ObservedTable(LiveTable):
                 hooks.freed(pointer, bin_)
         except BaseException:  # it is free for all that
             bin_.append(pointer)
-            bin_.quiet = False
-            bin_.touched.add(bin_)
+            if bin_.quiet:
+                bin_.quiet = False
+                bin_.touched.add(bin_)
             raise
         return bin_.closing(self) if self.closed else bin_

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Final
 
 from smartpool.errors import InvalidRequestError
+from smartpool.scopes import holds, scoped
 from smartpool.values import encodable
 
 __all__ = ["NOBODY", "Label", "StackLabels", "current_label", "tagged"]
@@ -75,7 +75,7 @@ current_label: Final = _current.get
 """Return the label of a request that is made here, without its stack."""
 
 
-@contextmanager
+@scoped
 def tagged(name: str) -> Iterator[None]:
     """Label requests that are made in this context with the tag `name`; the innermost one counts.
 
@@ -85,11 +85,8 @@ def tagged(name: str) -> Iterator[None]:
     """
     if not isinstance(name, str) or not name:
         raise InvalidRequestError(f"tag: expected a name, got {name!r}")
-    token = _current.set(Label(encodable(name)))
-    try:
+    with holds(_current, Label(encodable(name))):
         yield
-    finally:
-        _current.reset(token)
 
 
 class StackLabels:

@@ -57,13 +57,13 @@ class MemorySnapshot:
     reserved_bytes, peak_reserved_bytes
         Physical memory that the pool holds, now and at most.
     peak_live_bytes
-        The largest `live_bytes` seen at a search, a flush or a snapshot; exact while tracking.
+        The largest `live_bytes` seen when the pool grew or was looked at; exact while tracking.
     largest_free_bytes
         The largest gap.
     cap_bytes, device_free_bytes, device_total_bytes
         The pool's limit, and what the driver says.
     searches, flushes, grows
-        How often a request missed its bin, the bins were emptied, and memory was mapped.
+        How often a request had to look for a gap, bins were emptied, and no gap was found.
     waits
         Waits between streams that were queued on the device.
     steps

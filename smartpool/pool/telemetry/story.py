@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,6 @@ TOO_LARGE: Final = "REQUEST_TOO_LARGE"  # the code of a request that could never
 
 _MOST_HOLDERS: Final = 8  # of each kind
 _READABLE: Final = 1 << 90  # from here on the digits of a size tell nobody anything
-_dumps: Final = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,11 +286,16 @@ def _enter(group: dict[str, list[int]], name: str, nbytes: int) -> None:
 def write_dump(
     folder: str, story: OutOfMemoryStory, now: MemorySnapshot, shown: MemoryMap, *, stack: str
 ) -> Path:
-    """Write the story with statistics and memory map into `folder`; return the file. May raise `OSError`."""
+    """Write the story with statistics and memory map into `folder`; return the file. May raise `OSError`.
+
+    Its name cannot be foreseen, and nothing that is there is written to: not a file that another process left
+    (in containers each has the same number), nor what a link names that somebody planted.
+    """
+    time = datetime.now(UTC)
     document = {
         "format": DUMP_FORMAT,
         "version": DUMP_VERSION,
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "time": time.isoformat(timespec="milliseconds"),
         "smartpool": __version__,
         "process": {"pid": os.getpid(), "thread": threading.current_thread().name},
         "stack": stack,
@@ -299,10 +303,16 @@ def write_dump(
         "snapshot": now.as_dict(),
         "memory_map": shown.as_dict(),
     }
-    target = Path(folder)
+    text, target = json.dumps(document), Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    path = target / f"smartpool-oom-{os.getpid()}-{next(_dumps)}.json"
+    path = target / f"smartpool-oom-{time:%Y%m%dT%H%M%SZ}-{os.getpid()}-{secrets.token_hex(4)}.json"
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(document), encoding="utf-8")
-    unfinished.replace(path)  # a reader finds all of it or nothing
+    file = unfinished.open("x", encoding="utf-8")
+    try:
+        with file:
+            file.write(text)
+        unfinished.replace(path)  # a reader finds all of it or nothing
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     return path

@@ -7,6 +7,7 @@ does, it is the plain one, and requests pay nothing.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -232,15 +233,16 @@ class WatchedPool(SearchingPool):
         failed = (RequestTooLargeError if code == TOO_LARGE else OutOfMemoryError)(story.message())
         failed.story = story
         self._failures += 1
-        LOGGER.warning("%s", str(failed))  # a record that is kept is not to keep the frames, and the pool
         folder = self.config.out_of_memory_dump or os.environ.get(DUMP_VARIABLE)
         if folder:
             try:
                 shown = self._map_maker()(labels=labels)
                 stack = StackLabels(_STORY_FRAMES).here().site
-                failed.dump_path = str(write_dump(folder, story, now, shown, stack=stack))
+                failed.dump_path = path = str(write_dump(folder, story, now, shown, stack=stack))
+                failed.add_note(f"all of it is in {path}; to read it: smartpool report {shlex.quote(path)}")
             except (OSError, ValueError) as reason:  # text or a number that cannot be written
                 failed.add_note(f"the dump that was asked for could not be written: {explain(reason)}")
+        LOGGER.warning("%s", "\n".join((str(failed), *getattr(failed, "__notes__", ()))))
         for hooks in self._hooks:
             hooks.out_of_memory(story)
         return failed

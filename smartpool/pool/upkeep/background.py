@@ -6,7 +6,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from smartpool.forks import renewed
@@ -63,8 +62,10 @@ class Background:
 
         An event of `threading` has a lock inside, for which a destructor in the middle of `set` would wait.
         """
-        with suppress(RuntimeError):  # it is asked for already
+        try:  # noqa: SIM105 - at the end of the interpreter there is no `suppress` any more
             self._wake.release()
+        except RuntimeError:  # it is asked for already
+            pass
 
     def stop(self, timeout: float | None = 5.0) -> None:
         """End the thread, and wait for a pass that is under way. Idempotent."""

@@ -16,6 +16,7 @@ from typing import Final
 from smartpool.csv_rows import cell_of, mistaken, read_rows, text_of
 from smartpool.errors import TraceError, TraceFormatError
 from smartpool.npz import MAX_EVENTS
+from smartpool.trace.builder import Places
 from smartpool.trace.trace import ALLOCATE, FREE, Trace
 
 __all__ = ["from_csv", "is_event_header", "site_cell"]
@@ -60,7 +61,7 @@ def from_csv(path: str | PathLike[str]) -> Trace:
     if wrong:
         raise TraceFormatError(f"{path}: expected a header with {', '.join(_KNOWN)}, got {wrong}")
     columns: dict[str, list[int]] = {name: [] for name in names if name in _KNOWN}
-    sites: dict[str, int] = {}
+    sites, left_out = Places(), 0
     for line, row in rows:
         if len(row) != len(names):
             raise TraceFormatError(f"{path}, line {line}: expected {len(names)} fields, got {len(row)}")
@@ -68,12 +69,14 @@ def from_csv(path: str | PathLike[str]) -> Trace:
             raise TraceFormatError(f"{path}: expected at most {MAX_EVENTS} events")
         for name, cell in zip(names, row, strict=True):
             if name == "site":
-                columns[name].append(sites.setdefault(_site_of(cell), len(sites)) if cell else -1)
+                columns[name].append(sites.number(_site_of(cell)) if cell else -1)
+                left_out += bool(cell) and columns[name][-1] < 0
             elif name in columns:
                 columns[name].append(_number(path, line, name, cell))
-    places = {"sites": list(sites)} if "site" in columns else {}
+    places = {"sites": sites.names()} if "site" in columns else {}
+    settled = {"settled": {"sites_left_out": left_out}} if left_out else {}
     try:
-        return Trace.from_columns(Path(path).stem, **columns, meta={"recorder": "csv", **places})
+        return Trace.from_columns(Path(path).stem, **columns, meta={"recorder": "csv", **places, **settled})
     except TraceError as error:
         raise type(error)(f"{path}: {error}") from None
 

@@ -34,8 +34,14 @@ def fake_cupy():
     cuda.MemoryPointer, cuda.UnownedMemory = MemoryPointer, UnownedMemory
     cuda.device = types.SimpleNamespace(get_device_id=lambda: state.device)
     cuda.get_current_stream = lambda: state.stream
-    state.captured = set()
-    cuda.runtime = types.SimpleNamespace(streamIsCapturing=lambda handle: handle in state.captured)
+    state.captured, state.ruined = set(), set()
+
+    def is_capturing(handle):
+        if handle in state.ruined:
+            raise RuntimeError("the stream was capturing, but an error has invalidated the capture sequence")
+        return handle in state.captured
+
+    cuda.runtime = types.SimpleNamespace(streamIsCapturing=is_capturing)
     cuda.get_allocator = lambda: state.local or state.allocator
 
     def set_allocator(allocator):

@@ -12,6 +12,7 @@ from smartpool.errors import (
     DriverError,
     InvalidRequestError,
     InvariantError,
+    OutOfMemoryError,
     RequestTooLargeError,
 )
 from smartpool.memory.chunks import MappedChunk
@@ -133,3 +134,23 @@ def test_check_finds_what_does_not_agree():
         damage(pool._heap)
         with pytest.raises(InvariantError):
             pool.check()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_request_that_cannot_be_served_is_refused_before_anything_is_made(policy):
+    driver = ModelDriver(1024 * MiB)
+    other = driver.create_chunk(600 * MiB)  # a neighbor's
+    pool = open_pool(driver, policy=policy)
+    held = [pool.malloc(20 * MiB) for _ in range(10)]
+    for block in held[::2]:
+        pool.free(block)
+    before, reserved = driver.calls.copy(), pool.reserved_bytes
+    for size in (900 * MiB, 600 * MiB, 425 * MiB):
+        with pytest.raises(OutOfMemoryError):
+            pool.malloc(size)
+    made = {call: count - before[call] for call, count in driver.calls.items() if count > before[call]}
+    assert set(made) <= {"memory_info"}
+    assert pool.reserved_bytes == reserved
+    assert pool.malloc(150 * MiB)
+    driver.release_chunk(other)
+    pool.check()

@@ -409,7 +409,10 @@ def test_frees_that_are_put_aside_are_seen_in_time(pool):
     once()
     after = pool.snapshot()
     assert (after.steps.hits - before.steps.hits, after.steps.misses) == (100, 0)
-    assert after.searches == before.searches
+    plan = pool._steps._plans["step"][pool.driver.default_stream]
+    left_to_the_heap = sum(offset < 0 for offset in plan.offsets)
+    assert after.searches - before.searches <= left_to_the_heap
+    assert after.reserved_bytes == before.reserved_bytes
     live = peak = 0
     sizes = [value for kind, value in steps if kind == "take"]
     for kind, value in steps:
@@ -418,7 +421,7 @@ def test_frees_that_are_put_aside_are_seen_in_time(pool):
     assert after.steps.planned_bytes <= 1.1 * peak
 
 
-def test_extra_requests_are_counted_also_where_their_bin_serves(pool):
+def test_extra_requests_are_counted_also_beside_a_plan(pool):
     player, steps = Player(pool), program(14, 60)
     player.give(player.take(123_456))
     repeat(pool, player, steps, 3)
@@ -428,7 +431,7 @@ def test_extra_requests_are_counted_also_where_their_bin_serves(pool):
         player.play(steps, extra={5, 30})
     after = pool.snapshot()
     assert (after.steps.hits - before.steps.hits, after.steps.misses - before.steps.misses) == (60, 2)
-    assert after.searches == before.searches
+    assert after.searches - before.searches <= 2
 
 
 def test_a_program_that_never_repeats_is_recorded_ever_less_often(pool):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
+import secrets
+import shlex
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE_S
 
 from smartpool import KiB, MiB, OutOfMemoryError, RequestTooLargeError, SmartPool, SmartPoolConfig
 from smartpool.driver import open_driver
@@ -26,7 +31,8 @@ def failed(pool, nbytes):
 
 
 def test_the_figures_are_those_of_the_pool_at_that_moment():
-    with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB")) as pool:
+    config = SmartPoolConfig(max_bytes="64MiB", enable_auto_defragmentation=False)
+    with SmartPool("model:1GiB", config) as pool:
         held = [pool.malloc(4 * MiB) for _ in range(14)]
         for pointer in held[::4]:
             pool.free(pointer)
@@ -171,6 +177,47 @@ def test_the_dump_holds_everything_and_the_error_names_it(tmp_path, monkeypatch)
         assert "failed" in document["stack"]
         assert document["snapshot"]["live_bytes"] == 40 * MiB
         assert document["process"].keys() == {"pid", "thread"}
+
+
+def test_the_error_and_the_log_say_how_to_read_the_dump(tmp_path, caplog):
+    folder = tmp_path / "dumps of today"
+    with SmartPool("model:64MiB", SmartPoolConfig(out_of_memory_dump=str(folder))) as pool:
+        pool.malloc(40 * MiB)
+        error = failed(pool, 30 * MiB)
+        (note,) = error.__notes__
+        command = shlex.split(note.rpartition(": ")[2])
+        assert command == ["smartpool", "report", error.dump_path]
+        (record,) = caplog.records
+        assert record.message == f"{error}\n{note}"
+
+
+def test_a_dump_is_not_written_through_a_link_that_was_planted(tmp_path, monkeypatch):
+    """Even by who could foresee the name."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "foreseen")
+    for ahead in range(PATIENCE_S):
+        time = datetime.now(UTC) + timedelta(seconds=ahead)
+        name = f"smartpool-oom-{time:%Y%m%dT%H%M%SZ}-{os.getpid()}-foreseen"
+        (tmp_path / f"{name}.part").symlink_to(precious)
+        (tmp_path / f"{name}.json").symlink_to(precious)
+    with SmartPool("model:64MiB", SmartPoolConfig(out_of_memory_dump=str(tmp_path))) as pool:
+        pool.malloc(40 * MiB)
+        error = failed(pool, 30 * MiB)
+        assert error.dump_path is None
+        assert "could not be written" in error.__notes__[0]
+    assert precious.read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1 + 2 * PATIENCE_S  # what is not ours is not removed, either
+
+
+def test_processes_of_one_number_do_not_write_over_each_other(tmp_path, monkeypatch):
+    """As in containers, where each is number 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with SmartPool("model:64MiB", SmartPoolConfig(out_of_memory_dump=str(tmp_path))) as pool:
+        pool.malloc(40 * MiB)
+        paths = {failed(pool, 30 * MiB).dump_path for _ in range(20)}
+    assert {str(path) for path in tmp_path.iterdir()} == paths
+    assert len(paths) == 20
 
 
 def test_the_environment_asks_for_a_dump(tmp_path, monkeypatch):

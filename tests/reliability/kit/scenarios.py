@@ -169,6 +169,24 @@ def capturing(caller):
     memory.close()
 
 
+def closed_beside_a_capture(caller):
+    """The device is waited for when nothing captures any more."""
+    graph, other = GraphMemory(caller.pool), GraphMemory(caller.pool)
+    caller.memories += [graph, other]
+    begin_capture(caller.pool, graph, caller.stream)
+    try:
+        caller.free(caller.malloc(4 * MiB, caller.stream))
+    finally:
+        end_capture(caller.pool)
+    begin_capture(caller.pool, other, caller.stream)
+    try:
+        graph.close()
+    finally:
+        end_capture(caller.pool)
+    caller.pool.flush()
+    other.close()
+
+
 def broken_off(caller):
     """A call ends in the middle for a reason that is not ours: the next one mends the books first."""
     blocks = [caller.malloc(3 * MiB + 512) for _ in range(8)]
@@ -233,11 +251,15 @@ SCENARIOS = [
     buffers,
     copies,
     capturing,
+    closed_beside_a_capture,
     questions,
     closing,
     closing_before_the_last_free,
 ]
-NEED_A_HEAP = (many_pending_events, planned_steps, a_step_that_is_left, slabs_come_and_go, capturing)
+NEED_A_HEAP = (
+    many_pending_events, planned_steps, a_step_that_is_left, slabs_come_and_go, capturing,
+    closed_beside_a_capture,
+)  # fmt: skip
 """Scenarios that mean nothing where every request goes to the driver."""
 READ = (copies,)
 """Scenarios that read memory, which a model has none of."""
