@@ -37,7 +37,11 @@ def must_be_empty(driver):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "measured"])
 @pytest.mark.parametrize("scenario", scenarios.SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_whatever_it_did_before(scenario, kind):
-    cannot = {"direct": scenarios.NEED_A_HEAP, "debug": (scenarios.capturing, scenarios.out_of_memory)}
+    cannot = {
+        "direct": scenarios.NEED_A_HEAP,
+        "segments": (scenarios.a_step_that_is_left,),
+        "debug": (scenarios.capturing, scenarios.closed_beside_a_capture, scenarios.out_of_memory),
+    }
     caller = Caller(kind)
     if scenario in cannot.get(kind, ()) or (scenario in scenarios.READ and not caller.readable):
         pytest.skip("it needs what this pool has not")

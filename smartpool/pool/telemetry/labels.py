@@ -53,10 +53,11 @@ class Label:
     def site(self) -> str:
         """The stack as text, a line a frame: ``file:line function``, the innermost first."""
         if self._site is None:
-            self._site = "\n".join(
-                f"{encodable(code.co_filename)}:{_line(code, offset)} {code.co_qualname}"
+            calls = (
+                f"{code.co_filename}:{_line(code, offset)} {code.co_qualname}"
                 for code, offset in self.stack or ()
             )
+            self._site = encodable("\n".join(calls))
         return self._site
 
     @property
