@@ -90,6 +90,40 @@ def test_planned_steps_on_the_device(pool):
     assert manager.snapshot().steps.hits == 12
 
 
+def test_what_a_plan_left_in_a_window_goes_back_to_the_device():
+    """Chunk by chunk, out of mappings that showed all of its region, while one of its blocks is live."""
+    config = SmartPoolConfig(policy="tight", enable_auto_defragmentation=False)
+    with SmartPool("cuda:0", config) as pool:
+        driver = pool.managers[0].driver
+        small = [pool.malloc(nbytes * MiB) for nbytes in (16, 2) * 4]
+        for pointer in small[::2]:
+            pool.free(pointer)
+        for repetition in range(2):
+            with pool.step():
+                blocks = [pool.malloc(nbytes * MiB) for nbytes in (30, 20, 10)]
+                for number, pointer in enumerate(blocks):
+                    driver.fill(pointer, number + 1, (30, 20, 10)[number] * MiB, 0)
+                for pointer in (blocks[0], blocks[2]):
+                    pool.free(pointer)
+                if repetition:
+                    assert pool.statistics.devices[0].steps.hits == 3
+                    pool.free(pool.malloc(30 * MiB))  # more than is free beside the region
+                    assert pool.statistics.devices[0].steps.left == 1
+                    pool.trim(wait=True)
+                    assert pool.managers[0].reserved_bytes <= (20 + 12) * MiB
+                    other = pool.malloc(60 * MiB)
+                    driver.fill(other, 9, 60 * MiB, 0)
+                    assert driver.read(blocks[1], 20 * MiB) == b"\2" * (20 * MiB)
+                    assert driver.read(other, 60 * MiB) == b"\t" * (60 * MiB)
+                    pool.free(other)
+                pool.free(blocks[1])
+        for pointer in small[1::2]:
+            pool.free(pointer)
+        pool.check()
+        pool.trim(wait=True)
+        assert pool.managers[0].reserved_bytes == 0
+
+
 def test_a_closed_pool_gives_all_back():
     driver = open_driver("cuda:0")
     before = driver.memory_info().free

@@ -155,7 +155,7 @@ class Windows:
 
     def split(self, window: Window, parts: Mapping[Range, tuple[Range, ...]]) -> None:
         """Turn the block of an open window into several with these pieces; the last to end retires it."""
-        self._split[window.mapped.start] = (window, None)
+        self._split.setdefault(window.mapped.start, (window, None))  # some of it may be unmapped already
         self._open.update(
             {block.start: replace(window, block=block, pieces=pieces) for block, pieces in parts.items()}
         )

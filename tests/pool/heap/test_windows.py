@@ -218,7 +218,7 @@ def test_memory_under_kept_windows_is_given_back():
 
 
 def test_a_block_in_a_larger_window_keeps_the_chunks_under_it_alone():
-    driver = CpuDriver(capacity=CAPACITY)
+    driver = CpuDriver(capacity=2 * CAPACITY)
     pool = open_pool(driver, policy="tight")
     held = fragmented(pool, 2 * MiB, 16)
     window = pool.malloc(16 * MiB)
@@ -235,7 +235,16 @@ def test_a_block_in_a_larger_window_keeps_the_chunks_under_it_alone():
     other = pool.malloc(24 * MiB)
     write(driver, other, 24 * MiB, 2)
     verify(driver, window, 3 * MiB, 1)
-    pool.free(window)
+    with pool._writing():
+        pool._heap.split(window, [MiB, 2 * MiB])
+        for part, nbytes in ((window, MiB), (window + MiB, 2 * MiB)):
+            pool._heap.free_all([[part]], nbytes, None)
+    dict.pop(pool._live, window)
+    again = pool.malloc(16 * MiB)  # the window has no memory for it any more
+    assert again != window
+    write(driver, again, 16 * MiB, 3)
+    verify(driver, other, 24 * MiB, 2)
+    pool.free(again)
     pool.free(other)
     pool.trim(wait=True)
     assert (pool.reserved_bytes, driver.held()["mappings"]) == (0, 0)
