@@ -326,3 +326,4 @@ def test_check_finds_a_lost_mapping():
     del pool._heap.windows._open[window]
     with pytest.raises(InvariantError):
         pool.check()
+    pool.disown()  # its books are damaged: nothing is to be given back by them
