@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import pytest
 import scenarios
-from attack import Caller
+from attack import DEBUG_AT_ONCE, Caller
 from lines import break_off, lines_of
 
 from smartpool.errors import OutOfMemoryError
@@ -50,6 +50,14 @@ def test_what_is_promised_holds_at_every_line():
                 failure.add_note(f"{type(error).__name__} at line {nth} of {scenario.__name__} on {kind}")
                 raise
     assert EVERY or len(tried) > 600  # lines of `smartpool/pool` and `smartpool/memory`
+
+
+@pytest.mark.parametrize("kind", ["debug", DEBUG_AT_ONCE])
+def test_debug_mode_goes_on_after_it_was_broken_off(kind):
+    lines = lines_of(scenarios.buffers, kind)
+    parts = ("pool/debug/", "buffer.py", "owner.py")
+    for nth in chosen(lines, {place for place in lines if not EVERY and not place[0].startswith(parts)}):
+        break_off(scenarios.buffers, kind, nth, KeyboardInterrupt(f"broken off at line {nth}"))
 
 
 def test_an_interrupt_while_another_failure_is_undone():

@@ -84,13 +84,14 @@ KINDS = {
     "measured": (MeasuredDevice, 2 * MiB, SmartPoolConfig()),
     "debug": (CpuDevice, 2 * MiB, SmartPoolConfig()),
 }
+DEBUG_AT_ONCE = "debug without a quarantine"
 
 
 class Caller:
     """Who makes requests, and knows what is live whatever fails."""
 
     def __init__(self, kind):
-        device, granularity, config = KINDS[kind]
+        device, granularity, config = KINDS["debug" if kind == DEBUG_AT_ONCE else kind]
         self.kind = kind
         self.driver = device(granularity)
         self.config = config
@@ -106,6 +107,8 @@ class Caller:
         self.pool = AdvancedMemoryPoolManager(self.driver, self.config)
         if self.kind == "debug":
             self.pool = DebuggingManager(self.pool, DebugOptions())
+        if self.kind == DEBUG_AT_ONCE:
+            self.pool = DebuggingManager(self.pool, DebugOptions(quarantine_bytes=0))
 
     @property
     def elastic(self):
