@@ -29,8 +29,8 @@ import sys
 import time
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakMethod
@@ -186,7 +186,8 @@ class DebuggingManager:
                 pointer=address + front, nbytes=nbytes, inner=address, front=front, back=back,
                 stream=handle, allocated=self._here(), time=time.monotonic(),
             )  # fmt: skip
-            self._inspector.guard(block)
+            with inner.working():
+                self._inspector.guard(block)
             self._inners.add(address)
             self._live[block.pointer] = block
         except BaseException:
@@ -310,7 +311,7 @@ class DebuggingManager:
         try:
             try:
                 self._look(quietly=True)
-                with self._inner._lock:  # noqa: SLF001
+                with self._at_work():
                     for block in list(self._live.values()) if first else ():
                         self._inspector.check_guards(block)
                 self._empty_quarantine()
@@ -366,7 +367,7 @@ class DebuggingManager:
     def _look_at_everything(self) -> None:
         """Look at the guards of all live blocks and at all freed ones; what is found is raised later."""
         self._look(quietly=True)
-        with self._inner._lock:  # noqa: SLF001 - we are its outside
+        with self._at_work():
             for block in list(self._live.values()):
                 self._inspector.check_guards(block)
             for block in list(self._quarantine.values()):
@@ -382,15 +383,23 @@ class DebuggingManager:
                 # In the middle of the pool's own work, or of this: whoever is there looks later.
                 if inner._busy or self._worker:  # noqa: SLF001
                     return
-                own = self.__dict__  # not by `__setattr__`: an interrupt may come as a function begins
-                try:
-                    own["_worker"] = get_ident()
-                    with inner.driver.beside_capture():
-                        self._take_in_pending()
-                finally:
-                    own["_worker"] = 0
+                with self._at_work(), inner.driver.beside_capture():
+                    self._take_in_pending()
         if not quietly:
             self._inspector.raise_found()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Hold the pool's lock, and refuse what this thread asks for meanwhile: the driver works for us."""
+        own = self.__dict__  # not by `__setattr__`: an interrupt may come as a function begins
+        with self._inner._lock:  # noqa: SLF001 - we are its outside
+            if self._worker:
+                raise reentered()
+            try:
+                own["_worker"] = get_ident()
+                yield
+            finally:
+                own["_worker"] = 0
 
     # A block is in one place after an interrupt, and counted once: what moves it stands on one line, in which
     # CPython looks at no signal.
@@ -429,7 +438,7 @@ class DebuggingManager:
         self._inner.free(block.inner)
 
     def _empty_quarantine(self) -> None:
-        with self._inner._lock:  # noqa: SLF001
+        with self._at_work():
             while self._quarantine:
                 self._let_go()
 

@@ -627,3 +627,38 @@ class DebugMachine(RuleBasedStateMachine):
 
 DebugMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
 test_a_program_without_faults = DebugMachine.TestCase
+
+
+@pytest.mark.parametrize("quarantine_bytes", [0, 1 << 20])
+def test_a_request_in_the_middle_of_any_call_of_the_driver_waits_for_nothing(quarantine_bytes):
+    """A destructor or a signal handler makes it, on the thread that holds the driver's lock already."""
+    pool = debugged(quarantine_bytes=quarantine_bytes)
+    driver, told, inside = pool.managers[0].driver, [], []
+
+    def request(call, _):
+        if not inside:
+            inside.append(call)
+            try:
+                pool.free(pool.malloc(5_000_000))
+            except (ReentrantCallError, PoolClosedError) as error:
+                told.append((call, error))
+            inside.clear()
+        return False
+
+    def program():
+        for _ in range(2):
+            blocks = [pool.malloc(nbytes) for nbytes in (1000, 3_000_000)]
+            for block in blocks:
+                pool.free(block)
+            held = pool.malloc(500)
+            pool.check()
+            pool.free(held)
+            pool.trim()
+        pool.close()
+
+    driver.faults.fail("*", when=request)
+    thread = threading.Thread(target=program, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), f"hangs in a request in the middle of {inside}"
+    assert {"fill", "read", "synchronize"} <= {call for call, _ in told}
