@@ -248,7 +248,7 @@ class SearchingPool(PoolBooks):
     def _obtainable_bytes(self) -> int:
         """Return what a request could get at most, if every free byte were in the right place."""
         free = min(self.driver.memory_info().free, self._memory.room_bytes)
-        return free + self._heap.extent_bytes - self._heap.live_bytes
+        return free + self._memory.reserved_bytes - self._heap.live_bytes  # unwanted chunks are reserved, too
 
     def _was_freed_meanwhile(self) -> bool:
         """Return whether another thread, or a destructor, freed a large block since the last flush."""
