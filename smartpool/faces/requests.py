@@ -91,7 +91,8 @@ class RequestFace(DevicePool):
 
         It returns True when it freed something, and the request is tried again; False to let it
         fail. It may free and trim, and must not allocate from this pool. A True after which no less
-        is live than before counts as False the second time.
+        is live than before counts as False the second time. Before the request fails garbage is collected,
+        and callbacks are asked once more.
 
         It is called under the pool's lock, on the thread whose request is short of memory: it must not
         wait for a lock that another thread may hold while that one allocates from this pool.

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from smartpool.forks import ModuleLock, held_if_free
 from smartpool.interop._torch_callbacks import AllocateFunction, FreeFunction, address_of
 from smartpool.interop._torch_rescue import raise_later
+from smartpool.pool.garbage import uncollected
 
 if TYPE_CHECKING:
     from smartpool.pool.manager import AdvancedMemoryPoolManager
@@ -189,7 +190,7 @@ class Segments:
     def _find(self, manager: AdvancedMemoryPoolManager, size: int, device: int, stream: int | None) -> int:
         if stream and manager.driver.is_capturing(stream):
             # PyTorch keeps the segment for the graph. All work before it is done when that first runs.
-            with manager.driver.beside_capture():
+            with manager.driver.beside_capture(), uncollected():
                 pointer = manager.malloc(size)
                 manager.driver.synchronize(manager.driver.default_stream)
             return pointer

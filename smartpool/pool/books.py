@@ -58,7 +58,15 @@ BINS: Final = 1 << 16
 
 
 class PoolBooks:
-    """State of one device's pool, and all questions about it. `AdvancedMemoryPoolManager` is the whole."""
+    """State of one device's pool, and all questions about it. `AdvancedMemoryPoolManager` is the whole.
+
+    Attributes
+    ----------
+    beside_capture
+        Whether a stream is being captured into a graph: then nothing is given back, and nothing collected.
+    """
+
+    beside_capture = False
 
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
         require_main_interpreter()
@@ -84,6 +92,7 @@ class PoolBooks:
         self.on_capture: Callable[[Any, int, int, int, int], int] | None = None
         self.out_of_memory_callbacks: list[Callable[[int], bool]] = []
         self.late_frees: Callable[[], None] | None = None
+        self._collected: dict[int, int] = {}  # thread that tries again -> bytes that garbage held
         self._several_streams = False
         # The quick path's three structures. They are never replaced, only changed: callers may
         # hold bound methods, and other threads are in the middle of them at any time.

@@ -5,8 +5,10 @@ See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` 
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 from operator import attrgetter
+from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from smartpool.errors import (
@@ -19,6 +21,7 @@ from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin, DeferredFrees, LargeBin, LiveTable, enter
 from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady
 from smartpool.pool.direct import DirectBin
+from smartpool.pool.garbage import GarbageMayHelpError, collection_allowed
 from smartpool.pool.heap.slabs import SMALL_SHARE
 from smartpool.pool.telemetry.story import TOO_LARGE
 from smartpool.pool.tiers import tier_of
@@ -85,26 +88,33 @@ class SearchingPool(PoolBooks):
                     "know what to do then; make a SmartPool"
                 )
             return self.on_capture(self, nbytes, handle, capture, max(alignment, ALIGNMENT))
-        with self._writing():
-            if self._closed:
-                raise self._closed_error()
-            if handle != self._home and not self._several_streams:
-                self._begin_several_streams()
-            bin_ = self._bin(nbytes, handle)
-            if len(self._bins_of[handle]) > self._bins_limit:
-                self._forget_bins()
-            if self._steps.attentive and alignment <= ALIGNMENT:
-                if self.late_frees is not None:
-                    self.late_frees()  # what is due may be among them
-                pointer = self._steps.serve(bin_, self) or 0
-                if pointer:
-                    return pointer
-            if self._pooling:
-                pointer = self._find_place(bin_, max(alignment, ALIGNMENT))
-            else:
-                bin_, pointer = self._allocate_directly(bin_, max(alignment, ALIGNMENT))
-            enter(self._live, pointer, bin_)
-            return pointer
+        try:
+            with self._writing():
+                return self._place_request(nbytes, handle, alignment)
+        except GarbageMayHelpError:
+            pass  # what is raised from here on is not about this
+        return self._search_without_garbage(nbytes, handle, alignment)
+
+    def _place_request(self, nbytes: int, handle: int, alignment: int) -> int:
+        if self._closed:
+            raise self._closed_error()
+        if handle != self._home and not self._several_streams:
+            self._begin_several_streams()
+        bin_ = self._bin(nbytes, handle)
+        if len(self._bins_of[handle]) > self._bins_limit:
+            self._forget_bins()
+        if self._steps.attentive and alignment <= ALIGNMENT:
+            if self.late_frees is not None:
+                self.late_frees()  # what is due may be among them
+            pointer = self._steps.serve(bin_, self) or 0
+            if pointer:
+                return pointer
+        if self._pooling:
+            pointer = self._find_place(bin_, max(alignment, ALIGNMENT))
+        else:
+            bin_, pointer = self._allocate_directly(bin_, max(alignment, ALIGNMENT))
+        enter(self._live, pointer, bin_)
+        return pointer
 
     def _refill(self, bin_: Bin) -> int:
         """Serve a request whose bin is empty: the usual one, after all that could be checked was."""
@@ -125,40 +135,57 @@ class SearchingPool(PoolBooks):
                     bin_.append(pointer)
                     raise
                 return pointer
-        with self._lock:  # `_writing`, written out: a microsecond less
-            if self._busy:
-                raise reentered()
-            try:
-                self._busy = True
-                if self._torn:
-                    self._mend()
-                if self._closed:
-                    raise self._closed_error()  # noqa: TRY301 - and not a function more on this path
-                arena = bin_.arena
-                if (
-                    bin_.__class__ is not LargeBin
-                    or arena is None
-                    or len(self._bins_of) > 1
-                    or self.late_frees
-                ):
-                    bin_ = bin_.home  # where it stood for another until a moment ago
-                    pointer = self._find_place(bin_, ALIGNMENT)
-                else:  # `_find_place` written out, for one stream
-                    self._searches += 1
-                    deferred = self._home_deferred
-                    if arena.live_bytes > self.high_water_bytes:  # noqa: PLR1730 - `max` takes thrice the time
-                        self.high_water_bytes = arena.live_bytes  # it only rises between two of these
-                    found = arena.serve(bin_.size, deferred, self._heap.free_elsewhere)
-                    pointer = self._grow(bin_, ALIGNMENT) if found is None else found
-                    self._latest[0], self._latest_nbytes = pointer, bin_.nbytes
-                enter(self._live, pointer, bin_)
-                return pointer  # noqa: TRY300
-            except BaseException as error:
-                self._torn = True
-                self._torn = self._mending or not is_whole(error)
-                raise
-            finally:
-                self._busy = False
+        try:
+            with self._lock:  # `_writing`, written out: a microsecond less
+                if self._busy:
+                    raise reentered()
+                try:
+                    self._busy = True
+                    if self._torn:
+                        self._mend()
+                    if self._closed:
+                        raise self._closed_error()  # noqa: TRY301 - and not a function more on this path
+                    arena = bin_.arena
+                    if (
+                        bin_.__class__ is not LargeBin
+                        or arena is None
+                        or len(self._bins_of) > 1
+                        or self.late_frees
+                    ):
+                        bin_ = bin_.home  # where it stood for another until a moment ago
+                        pointer = self._find_place(bin_, ALIGNMENT)
+                    else:  # `_find_place` written out, for one stream
+                        self._searches += 1
+                        deferred = self._home_deferred
+                        if arena.live_bytes > self.high_water_bytes:  # noqa: PLR1730 - `max` takes thrice the time
+                            self.high_water_bytes = arena.live_bytes  # it only rises between two of these
+                        found = arena.serve(bin_.size, deferred, self._heap.free_elsewhere)
+                        pointer = self._grow(bin_, ALIGNMENT) if found is None else found
+                        self._latest[0], self._latest_nbytes = pointer, bin_.nbytes
+                    enter(self._live, pointer, bin_)
+                    return pointer  # noqa: TRY300
+                except BaseException as error:
+                    self._torn = True
+                    self._torn = self._mending or not is_whole(error)
+                    raise
+                finally:
+                    self._busy = False
+        except GarbageMayHelpError:
+            pass
+        return self._search_without_garbage(bin_.nbytes, bin_.stream, ALIGNMENT)
+
+    def _search_without_garbage(self, nbytes: int, handle: int, alignment: int) -> int:
+        """Collect garbage, which may hold memory, and search once more. Holds no lock."""
+        here, before = get_ident(), self.live_bytes
+        gc.collect()
+        if self.late_frees is not None:
+            with self._writing():
+                self.late_frees()
+        self._collected[here] = max(0, before - self.live_bytes)
+        try:
+            return self._search(nbytes, handle, alignment)
+        finally:
+            del self._collected[here]
 
     def _find_place(self, bin_: Bin, alignment: int) -> int:
         if self.late_frees is not None:
@@ -241,7 +268,7 @@ class SearchingPool(PoolBooks):
                         raise
                     raise theirs from self._out_of_memory(bin_, error.code)
                 if not again:
-                    raise self._out_of_memory(bin_, error.code) from error
+                    raise self._failure(bin_, error.code, alignment) from error
                 if self._closed:
                     raise self._closed_error() from error
 
@@ -253,6 +280,13 @@ class SearchingPool(PoolBooks):
     def _was_freed_meanwhile(self) -> bool:
         """Return whether another thread, or a destructor, freed a large block since the last flush."""
         return any(self._deferred.values()) or bool(self._touched)
+
+    def _failure(self, bin_: Bin, code: str, alignment: int) -> OutOfMemoryError:
+        """Return the error of a request for which there is no memory; garbage may hold some."""
+        collected = get_ident() in self._collected
+        if code == TOO_LARGE or collected or self.beside_capture or not collection_allowed():
+            return self._out_of_memory(bin_, code, alignment)
+        return GarbageMayHelpError()
 
     def _ask_for_room(self, nbytes: int) -> bool:
         """Return whether a callback freed something. The books are whole here: it may do anything."""
@@ -437,7 +471,7 @@ class SearchingPool(PoolBooks):
                 segment = self._memory.allocate_segment(size)
         except DriverOutOfMemoryError as error:
             too_large = size > self._memory.cap_bytes
-            raise self._out_of_memory(bin_, TOO_LARGE if too_large else error.code, alignment) from error
+            raise self._failure(bin_, TOO_LARGE if too_large else error.code, alignment) from error
         return DirectBin(bin_, segment, self._free_directly), align_up(segment, alignment)
 
     def _free_directly(self, segment: int, streams: tuple[int, ...]) -> None:

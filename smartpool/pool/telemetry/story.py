@@ -92,6 +92,8 @@ class OutOfMemoryStory:
         full; ``CAP_REACHED`` is the pool's limit, ``REQUEST_TOO_LARGE`` a request that could never succeed.
     limited
         Whether `cap_bytes` is a limit that the pool was given, and not what the device has.
+    collected_bytes
+        What collecting garbage freed before the request was tried a last time; None where it was not safe.
     """
 
     device: str
@@ -113,6 +115,7 @@ class OutOfMemoryStory:
     code: str
     alignment: int = ALIGNMENT
     limited: bool = True
+    collected_bytes: int | None = None
 
     def message(self) -> str:
         """Return the story in two sentences, for the error. Programs look for the words of the first."""
@@ -128,12 +131,14 @@ class OutOfMemoryStory:
         parts = ", ".join(f"{name} {value:.1%}" for name, value in self.fragmentation.items())
         held = [one for one in self.holders if one.kind == self.holders[0].kind][:3] if self.holders else []
         best = self.advice[0].text if self.advice else "free what is not needed"
+        garbage = self.collected_bytes
+        tried = "" if garbage is None else f"collecting garbage freed {format_size(garbage)} before; "
         return (
             f"{head}: {format_size(self.live_bytes)} live in {self.live_blocks} blocks "
             f"(most: {', '.join(map(str, held)) or 'none'}), {format_size(self.reserved_bytes)} reserved of "
             f"{format_size(self.cap_bytes)}, largest free range {format_size(self.largest_free_bytes)}, "
             f"{format_size(self.device_free_bytes)} free on the device; fragmentation: {parts}; "
-            f"{best} ({self.code})"
+            f"{tried}{best} ({self.code})"
         )
 
     def text(self) -> str:
@@ -148,6 +153,8 @@ class OutOfMemoryStory:
             f"device     {size(self.device_free_bytes)} free of {size(self.device_total_bytes)}",
             "fragments  " + ", ".join(f"{name} {value:.1%}" for name, value in self.fragmentation.items()),
         ]
+        if self.collected_bytes is not None:
+            lines.append(f"garbage    {size(self.collected_bytes)}, collected before")
         lines += [f"{'holders' if not i else '':10} {holder}" for i, holder in enumerate(self.holders)]
         lines += [f"{'advice' if not i else '':10} {advice.text}" for i, advice in enumerate(self.advice)]
         return "\n".join(lines)
@@ -167,6 +174,7 @@ def tell(
     *,
     alignment: int,
     limited: bool,
+    collected: int | None,
     tightest: bool,
     tracked: bool,
 ) -> OutOfMemoryStory:
@@ -194,6 +202,7 @@ def tell(
         code=code,
         alignment=alignment,
         limited=limited,
+        collected_bytes=collected,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -227,6 +228,7 @@ class WatchedPool(SearchingPool):
             holders(live, labels),
             alignment=alignment,
             limited=self._memory.limited,
+            collected=self._collected.get(threading.get_ident()),
             tightest=self.config.policy in ("tight", POLICIES["tight"]),
             tracked=self.tracker is not None,
         )

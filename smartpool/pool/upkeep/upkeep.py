@@ -28,13 +28,9 @@ class UpkeepPool(WatchedPool):
 
     Attributes
     ----------
-    beside_capture
-        Whether a stream is being captured into a graph: then nothing is given back.
     forecast
         What the pool will need, as far as it can be known.
     """
-
-    beside_capture = False
 
     def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
         super().__init__(driver, config)
