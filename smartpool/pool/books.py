@@ -51,8 +51,10 @@ from smartpool.pool.telemetry.statistics import MemorySnapshot, by_stream, by_ti
 from smartpool.pool.tiers import tier_of
 from smartpool.units import format_size
 
-__all__ = ["BINS", "PoolBooks", "is_whole", "reentered", "steady"]
+__all__ = ["BINS", "STREAMS", "PoolBooks", "is_whole", "reentered", "steady"]
 
+STREAMS: Final = 64
+"""Streams, before what is kept of those that hold nothing is forgotten."""
 BINS: Final = 1 << 16
 """Bins of one stream, about 20 MB, before those that nobody uses are forgotten."""
 
@@ -102,6 +104,7 @@ class PoolBooks:
         self._touched_small: set[Bin] = set()  # of requests below the policy's slab limit
         self._bins_of: dict[int, dict[int, Bin]] = {self._home: self._bins}
         self._bins_limit = BINS
+        self._streams_limit = STREAMS
         self._home_deferred = DeferredFrees(self._home)
         self._deferred = {self._home: self._home_deferred}  # by stream
         self._latest_nbytes, self._latest = -1, [0]  # request and address of the large block placed last
@@ -164,7 +167,7 @@ class PoolBooks:
         self._mending = True  # until it is done: what fails here is to be done again
         if self._disowned:  # and never is: what they say is the parent's
             raise self._closed_error()
-        self._heap.mend(self._clock.mark(list(self._bins_of)) if self._several_streams else None)
+        self._heap.mend(self._clock.mark_all(self._bins_of) if self._several_streams else None)
         self._steps.mend(self._heap.block_size)
         self._touch_every_bin()
         self._torn = self._mending = False

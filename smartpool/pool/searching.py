@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from contextlib import suppress
 from operator import attrgetter
+from sys import getrefcount
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +20,7 @@ from smartpool.errors import (
 )
 from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.bins import Bin, DeferredFrees, LargeBin, LiveTable, enter
-from smartpool.pool.books import BINS, PoolBooks, is_whole, reentered, steady
+from smartpool.pool.books import BINS, STREAMS, PoolBooks, is_whole, reentered, steady
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.garbage import GarbageMayHelpError, collection_allowed
 from smartpool.pool.heap.slabs import SMALL_SHARE
@@ -38,6 +39,8 @@ __all__ = ["SearchingPool"]
 _size_and_stream = attrgetter("nbytes", "stream")
 
 _EVERYTHING: Final = 1 << 62
+_ONE_TABLE: Final[list[list[int]]] = [[]]
+_ALONE: Final = getrefcount(_ONE_TABLE[0])  # references to what one table has and nobody else
 
 
 class SearchingPool(PoolBooks):
@@ -190,6 +193,8 @@ class SearchingPool(PoolBooks):
     def _find_place(self, bin_: Bin, alignment: int) -> int:
         if self.late_frees is not None:
             self.late_frees()
+        if len(self._bins_of) > self._streams_limit:
+            self._forget_streams()
         if bin_ and alignment == ALIGNMENT:
             try:
                 return bin_.pop()  # freed meanwhile, or requested through a face without a quick path
@@ -394,6 +399,25 @@ class SearchingPool(PoolBooks):
                     del bins[nbytes]
         self._bins_limit = max(BINS, *(2 * len(bins) for bins in list(self._bins_of.values())))
 
+    def _forget_streams(self) -> None:
+        """Take out what is kept of streams that hold nothing: a program may make one for each of its tasks.
+
+        O(live blocks + streams), and at least as many new streams as remain pass before the next time.
+        """
+        self._empty_bins(self._touched_small)
+        live = set(steady(self._live))
+        used = {self._home, *(bin_.stream for bin_ in live), *(one for bin_ in live for one in bin_.others)}
+        for stream in list(self._bins_of)[:-1]:  # one stays: that there were several is to be seen
+            if stream not in used and not any(list(self._bins_of[stream].values())):
+                del self._bins_of[stream]
+        for stream in [*self._deferred]:
+            # A free on its way has the list, or the bin that has it.
+            unknown = stream not in self._bins_of and getrefcount(self._deferred[stream]) == _ALONE
+            if unknown and not self._deferred[stream]:
+                del self._deferred[stream]
+        self._clock.forget(kept=self._bins_of.keys() | self._deferred.keys())
+        self._streams_limit = max(STREAMS, 2 * len(self._bins_of))
+
     def _begin_several_streams(self) -> None:
         """From now on gaps carry their uses; those that are there were used on the first stream."""
         uses = self._clock.mark([self._home])
@@ -462,6 +486,8 @@ class SearchingPool(PoolBooks):
     def _allocate_directly(self, bin_: Bin, alignment: int) -> tuple[Bin, int]:
         """Serve a request by a raw segment of its own (`enable_advanced_pooling=False`)."""
         size = bin_.size + alignment - ALIGNMENT
+        if len(self._bins_of) > self._streams_limit:
+            self._forget_streams()
         self._free_doomed(wait=size > self._memory.room_bytes)
         try:
             try:

@@ -1,5 +1,6 @@
 """The cuda driver's own code over a fake `cuda.bindings.driver`; `tests/gpu` has the real one."""
 
+import gc
 import sys
 import threading
 
@@ -396,6 +397,34 @@ def test_a_handle_that_the_driver_gives_again_is_another_stream(fake, driver):
         driver.stream(0x7F0000002000)
 
 
+def test_streams_and_threads_that_are_gone_leave_nothing(fake, driver):
+    fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
+    table = driver._streams
+    for number in range(500):
+        fake.ids[0x7F0000001000] = number
+        latest = driver.stream(0x7F0000001000)
+    assert len(table.known) < 10
+    assert int(driver.stream_handle(latest)) == 0x7F0000001000
+    gone = (1 << 56 | 3) << 3 | 3
+    assert driver.stream(gone) == gone
+    assert not driver.is_capturing(gone)
+    with pytest.raises(StreamError, match="was destroyed"):
+        driver.fill(1 << 40, 0, 1, gone)
+    tokens = []
+    for _ in range(100):
+        thread = threading.Thread(target=lambda: tokens.append(driver.stream(2)))
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert len(set(tokens)) == 100
+    assert len(table.lasting) < 10
+    assert {driver.stream(token) for token in tokens} == set(tokens)
+    assert {int(driver.stream_handle(token)) for token in tokens} == {0}  # the legacy default stream
+    for number in (3, 10, 11, 4095, 1 << 64, -5):
+        with pytest.raises(StreamError, match="no stream has that handle"):
+            driver.stream(number)
+
+
 def test_a_stream_that_is_being_captured_is_not_asked_for_its_id(fake, driver):
     """It would ruin the capture. What it was last, it still is; what was never seen gets a name for now."""
     fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
@@ -497,7 +526,7 @@ def test_an_event_behind_a_stream_that_may_be_gone_stands_for_the_whole_context(
     foreign = 0x7F0000001000
     fake.cuStreamGetCtx = lambda stream: (CUresult(0), fake_context(driver))
     fake._stream = lambda stream: 0
-    assert driver.stream(foreign) == foreign << 3 | 3
+    assert driver.stream(foreign) == (1 << 56 | foreign) << 3 | 3
     event, recorded = driver.create_event(), []
     everything = driver._events._record_context
     driver._events._record_context = lambda *values: recorded.append(values) or everything(*values)

@@ -81,6 +81,40 @@ def test_events_are_few_however_often_streams_are_stamped(driver, busy):
     clock.close()
 
 
+def test_what_was_forgotten_stays_done_and_may_come_back(driver):
+    clock = StreamClock(driver)
+    first, second = driver.create_stream(), driver.create_stream()
+    old = clock.stamp(first)
+    clock.forget(kept=())
+    assert len(clock) == 0
+    assert clock.ready(old, second)
+    assert clock.idle(old)
+    driver.pause(first)
+    new = clock.mark([first])
+    clock.forget(kept=())
+    assert len(clock) == 1  # it has something to do
+    assert clock.idle(old)
+    assert not clock.idle(new)
+    clock.wait(new, second)
+    assert is_behind(driver, second)
+    driver.resume(first)
+    clock.forget(kept=())
+    assert (len(clock), clock._joined) == (0, {})
+    clock.close()
+
+
+def test_the_host_waits_once_for_all_streams_that_were_destroyed(driver):
+    clock = StreamClock(driver)
+    streams = [driver.create_stream() for _ in range(100)]
+    uses = clock.mark(streams)
+    for stream in streams:
+        driver.destroy_stream(stream)
+    assert clock.idle(uses)
+    assert driver.calls["synchronize"] == 1
+    assert len(clock) == 0
+    clock.close()
+
+
 def test_a_stream_that_was_destroyed_bricks_nothing(driver):
     """Its memory is taken for done once the host has waited for the device."""
     pool = AdvancedMemoryPoolManager(driver)
@@ -121,6 +155,7 @@ def test_a_gap_from_before_the_second_stream_is_waited_for(driver):
     pool.flush()
     pool.malloc(60 * MiB, stream)
     assert is_behind(driver, stream)
+    driver.resume(0)
 
 
 def test_what_is_freed_during_a_flush_is_covered_too():
@@ -153,6 +188,7 @@ def test_what_is_freed_during_a_flush_is_covered_too():
     pool.flush()
     pool.malloc(60 * MiB, second)
     assert is_behind(driver, second)
+    driver.resume(first)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +213,65 @@ def test_every_user_of_a_block_finds_its_own_bytes(policy, device, by):
         **{"examples": 40, **EXPLORE, **pool_promises(24 * MiB)},
     )
     assert report.checked[Invariant.STREAM_ORDER] > 300
+
+
+def test_streams_that_are_forgotten_and_come_back(monkeypatch):
+    """As above, in a pool that forgets at every occasion all that it can."""
+    monkeypatch.setattr("smartpool.pool.searching.STREAMS", 0)
+
+    class Forgetful(AdvancedMemoryPoolManager):
+        @property
+        def _streams_limit(self):
+            return 0
+
+        @_streams_limit.setter
+        def _streams_limit(self, value):
+            pass
+
+    report = check_stream_order(
+        Forgetful,
+        driver=lambda: ModelDriver(capacity=24 * MiB),
+        by="events",
+        **{"examples": 60, **EXPLORE, **pool_promises(24 * MiB)},
+    )
+    assert report.checked[Invariant.STREAM_ORDER] > 300
+
+
+@pytest.mark.parametrize("nbytes", [1000, 3 * MiB])
+@pytest.mark.parametrize("how", ["requests", "frees", "records"])
+def test_streams_that_were_destroyed_leave_nothing(driver, nbytes, how):
+    """A stream for each task: tables stay small, and a capture begins as quickly as ever."""
+    with AdvancedMemoryPoolManager(driver) as pool:
+        driver.create_stream()
+        for _ in range(2000):
+            stream = driver.create_stream()
+            block = pool.malloc(nbytes, stream if how == "requests" else None)
+            if how == "records":
+                pool.record_stream(block, stream)
+            pool.free(block, stream if how == "frees" else None)
+            driver.destroy_stream(stream)
+        assert max(len(pool._bins_of), len(pool._deferred), len(pool._clock)) < 300
+        assert len(pool._clock._joined) < 300
+        pool.check()
+        pool.trim(wait=True)
+        assert pool.reserved_bytes == 0
+
+
+def test_a_free_on_its_way_finds_the_stream_that_is_being_forgotten(driver):
+    """It has the bin already as the tables are cleaned up: its block is found all the same."""
+    with AdvancedMemoryPoolManager(driver) as pool:
+        stream = driver.create_stream()
+        for nbytes in (1000, 3 * MiB):
+            block = pool.malloc(nbytes, stream)
+            bin_ = pool._live.pop(block)
+            pool._streams_limit = 0
+            pool.free(pool.malloc(nbytes, driver.create_stream()))
+            pool.free(pool.malloc(2 * nbytes, driver.create_stream()))
+            assert stream not in pool._bins_of
+            bin_.put(block)
+            pool.flush()
+            pool.check()
+            assert pool._heap.live_bytes == 0
 
 
 def test_a_free_on_a_new_stream_amid_a_flush_is_waited_for(driver):

@@ -37,6 +37,8 @@ class Captures:
         """Return the id of the capture that `stream` is in, 0 for none. Asking never harms the capture."""
         if not stream:  # never captured, and asking about it would ruin the capture of a blocking stream
             return 0
+        if self._streams.is_gone(stream):
+            return 0
         context, values = self._context, (self._streams.handle(stream),)
         status = context.call("is_capturing", context.api.cuStreamIsCapturing, values, stream=stream)[1]
         if status is self._none:

@@ -12,8 +12,10 @@ at once, while the destroyed stream's work is still pending (49 of 50 times on a
 the handle for the stream would hand the new one memory that the old one's work still touches. So a handle
 from outside is asked for its id each time that it comes, and once for its context; what is not of this
 device is refused. A green context is a part of the device's, and an event of that covers its streams.
-While a stream is being captured, asking for its id is forbidden, and it is what it was last. A number that
-never was a stream cannot be told from one: the driver itself may crash on it.
+Of a handle that comes back with another id the old stream is gone; nothing is kept of it, and its token is a
+name for what it left behind, as is that of a thread that has ended. While a stream is being captured, asking
+for its id is forbidden, and it is what it was last. A number that never was a stream cannot be told from one:
+the driver itself may crash on it.
 
 Nor can one that no longer is: a framework may destroy its stream as soon as it has freed the
 memory, while the pool has yet to record an event behind that free. The streams that are known to
@@ -37,7 +39,9 @@ __all__ = ["StreamTable"]
 _LEGACY = 0
 _LEGACY_ALIAS = 1
 _PER_THREAD = 2
-_FOREIGN = 3  # the last bits of a token; pointers end in zeros, per-thread tokens in 2
+_TOKENS = 1 << 56  # a token is this with a number, and three bits behind: no pointer, and no small number
+_TOKEN_BITS = 7
+_FOREIGN = 3  # the last bits of a token; per-thread tokens end in 2, and pointers in zeros
 _JOINED = 5  # of a token that is a handle's, during a capture
 _FIRST_HANDLE = 4096  # no pointer lies in the first page
 _NO_HANDLE = 1 << 64
@@ -61,14 +65,13 @@ class StreamTable:
         "_bindings",
         "_context",
         "_device",
-        "_issued",
         "_latest",
         "_legacy",
         "_name",
         "_not_captured",
+        "_numbers",
         "_per_thread",
         "_thread",
-        "_tokens",
         "known",
         "lasting",
         "owned",
@@ -85,8 +88,7 @@ class StreamTable:
         self.owned: set[int] = set()
         self.lasting: set[int] = {_LEGACY}
         self._thread = threading.local()
-        self._tokens = itertools.count(1)
-        self._issued: set[int] = set()
+        self._numbers = itertools.count(1)
         self._ask_id = bindings.api.cuStreamGetId
         self._latest: dict[int, int] = {}  # handle -> token, of streams of others
         self._not_captured = bindings.api.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
@@ -96,7 +98,7 @@ class StreamTable:
         if obj is None:
             return _LEGACY
         handle = obj if obj.__class__ is int else handle_of(obj)
-        return handle if handle in self.known or handle in self._issued else self._admit(handle)
+        return handle if handle in self.known or _is_token(handle) else self._admit(handle)
 
     def add(self, stream: Any) -> int:
         """Take in a stream that the driver created here."""
@@ -108,7 +110,7 @@ class StreamTable:
 
     def keep(self, obj: object) -> int:
         """Take the caller's word that a stream lasts as long as the process; return its integer."""
-        if isinstance(obj, int) and obj >= _FIRST_HANDLE and obj not in self._issued and not obj & _FOREIGN:
+        if isinstance(obj, int) and obj >= _FIRST_HANDLE and not obj & _TOKEN_BITS:
             if obj not in self.known:
                 stream = self._bindings.api.CUstream(obj)
                 self._check_context(obj, stream)
@@ -120,7 +122,7 @@ class StreamTable:
 
     def native(self, stream: int) -> int | None:
         """Return the handle by which everybody knows a stream that lasts; None where there is none."""
-        return stream if stream in self.lasting and stream not in self._issued else None
+        return stream if stream in self.lasting and not stream & _TOKEN_BITS else None
 
     def remove(self, handle: int) -> Any:
         """Forget a stream of ours and return what to destroy."""
@@ -137,18 +139,23 @@ class StreamTable:
         known = self.known.get(stream)
         if known is not None:
             return known
-        if stream in self._issued:
+        if self.is_gone(stream):
+            raise StreamError(f"expected a stream of {self._name} that exists, {stream:#x} was destroyed")
+        if _is_token(stream):
             return self._per_thread if stream == self._token() else self._legacy
         return self.handle(self._admit(stream))
 
+    def is_gone(self, stream: int) -> bool:
+        """Return whether `stream` is the token of a stream of others of which nothing is known any more."""
+        return _is_token(stream) and stream & _TOKEN_BITS == _FOREIGN and stream not in self.known
+
     def _token(self) -> int:
         """Return the calling thread's name for its per-thread stream: no pointer ends in these bits."""
-        token: int | None = getattr(self._thread, "token", None)
-        if token is None:
-            token = self._thread.token = next(self._tokens) << 3 | _PER_THREAD
-            self._issued.add(token)
-            self.lasting.add(token)
-        return token
+        held: _ThreadToken | None = getattr(self._thread, "token", None)
+        if held is None:
+            held = _ThreadToken(_token_of(next(self._numbers), _PER_THREAD), self.lasting)
+            self._thread.token = held
+        return held.token
 
     def _admit(self, handle: int) -> int:
         """Check a handle from outside and remember it."""
@@ -165,11 +172,14 @@ class StreamTable:
         answer = self._ask_id(stream)
         if answer[0] is not self._bindings.success:
             raise StreamError(f"expected a stream of {self._name}, got {handle:#x}: {answer[0].name}")
-        token = int(answer[1]) << 3 | _FOREIGN
+        token = _token_of(int(answer[1]), _FOREIGN)
         if token not in self.known:
             self._check_context(handle, stream)
             self.known[token] = stream
+        before = self._latest.get(handle, token)
         self._latest[handle] = token
+        if before != token:  # the stream that had this handle exists no more
+            self.known.pop(before, None)
         return token
 
     def _is_captured(self, stream: Any) -> bool:
@@ -203,3 +213,25 @@ class StreamTable:
             answer = function(stream) if function is not None else (None, 0)
             asked.append(int(answer[1]) if answer[0] is success else -1)
         return asked[0] > 0 and asked[1] == self._device
+
+
+def _token_of(number: int, kind: int) -> int:
+    return (_TOKENS | number) << 3 | kind
+
+
+def _is_token(stream: int) -> bool:
+    return stream >> 3 >= _TOKENS and stream & _TOKEN_BITS in {_PER_THREAD, _FOREIGN}
+
+
+class _ThreadToken:
+    """A thread's name for its per-thread stream, which lasts as long as the thread."""
+
+    __slots__ = ("_lasting", "token")
+
+    def __init__(self, token: int, lasting: set[int]) -> None:
+        self.token = token
+        self._lasting = lasting
+        lasting.add(token)
+
+    def __del__(self) -> None:
+        self._lasting.discard(self.token)  # from here on it means the default stream: see `StreamTable`

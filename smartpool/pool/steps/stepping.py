@@ -39,6 +39,8 @@ AT_ONCE: Final = 256
 _HERE_SECONDS: Final = 1.0  # for planning it there; nearly all such steps take 2 to 6 ms
 _THERE_SECONDS: Final = 5.0  # on a thread
 _AGREEMENT: Final = 0.99  # of two repetitions' requests, for threads to take part in the same order
+MOST_NAMES: Final = 64
+"""Kinds of steps of which plans are kept."""
 _PATIENCE: Final = 64  # steps that are served unplanned, at most, after plans that were of no use
 _LOWER: Final = 1 / 8  # of a region, by which it is made lower where there is too little memory for it
 _LOWERED: Final = 3  # times
@@ -96,6 +98,7 @@ class Steps:
         self._planning: dict[str, Planning] = {}
         self._before: dict[str, dict[int, Sequence]] = {}  # last time, where several threads took part
         self._doubts: dict[str, tuple[int, int]] = {}  # plans that were of no use, and steps to wait
+        self._names: dict[str, None] = {}  # that the above know of; the latest is the last
         self._name: str | None = None
         self._owner = 0
         self._watch: Watch | None = None
@@ -119,6 +122,7 @@ class Steps:
         """Begin a step: planned when its plan is there, recorded when none is under way."""
         if self._name is not None:
             raise StepError(f"expected no step under way, {self._name!r} is; steps do not nest")
+        self._remember(name)
         self._adopt(name)
         ready = self._enabled and not self._waits(name)
         plans = self._plans.get(name) if ready else None
@@ -178,11 +182,22 @@ class Steps:
                 same = earlier is not None and _agree(earlier, together)
                 chosen[stream] = together if same else sequence
             else:  # threads that follow one another in the same order take part, others do not
-                self._before[name] = everyone
+                if name in self._names:
+                    self._before[name] = everyone
                 return {}
         self._before.pop(name, None)
         seconds = _HERE_SECONDS if len(watch.log) <= AT_ONCE else _THERE_SECONDS
         return {stream: make_plan(sequence, seconds=seconds) for stream, sequence in chosen.items()}
+
+    def _remember(self, name: str) -> None:
+        """Make `name` the latest; forget what is known of the one that did not come for longest."""
+        self._names.pop(name, None)
+        self._names[name] = None
+        if len(self._names) > MOST_NAMES:
+            oldest = next(iter(self._names))
+            del self._names[oldest]
+            for table in (self._plans, self._planning, self._before, self._doubts, self._lowered):
+                table.pop(oldest, None)
 
     def _adopt(self, name: str) -> None:
         planning = self._planning.get(name)

@@ -114,6 +114,8 @@ class StackLabels:
             code = frame.f_code
             known = own.get(id(code))
             if known is None:
+                if len(own) >= _MOST_STACKS:  # of a program that makes code as it goes
+                    own.clear()
                 known = own[id(code)] = (code.co_filename.startswith(_OWN_FOLDER), code)
             if not known[0]:
                 break

@@ -32,9 +32,10 @@ __all__ = ["ENTERED", "LEFT", "OTHER_STREAMS", "OTHER_TAGS", "UNTAGGED", "Scope"
 
 UNTAGGED: Final = "(untagged)"
 OTHER_TAGS: Final = "(other tags)"
+OTHER_SCOPES: Final = "(other scopes)"
 OTHER_STREAMS: Final = -1
 MOST_GROUPS: Final = 1000
-"""Tags, and streams, that have figures of their own; further ones are counted together."""
+"""Tags, streams and scopes that have figures of their own; further ones are counted together."""
 
 ENTERED: Final = Label("entered")
 LEFT: Final = Label("left")
@@ -279,9 +280,9 @@ class Tracker:
                     self._open.append(scope)
                 elif scope in self._open:
                     self._open.remove(scope)
-                    self._profiles[scope.name] = self._profiles.get(scope.name, ProfileRecord()).joined(
-                        scope.record
-                    )
+                    known = scope.name in self._profiles or len(self._profiles) < MOST_GROUPS
+                    name = scope.name if known else OTHER_SCOPES
+                    self._profiles[name] = self._profiles.get(name, ProfileRecord()).joined(scope.record)
             start = end
 
 

@@ -17,7 +17,7 @@ from smartpool.pool.bins import Bin, LiveTable
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.steps.faces import FaceBin
 from smartpool.pool.steps.plans import OUTLIVED, Sequence, Watch, make_plan, sequences
-from smartpool.pool.steps.stepping import StepStatistics
+from smartpool.pool.steps.stepping import MOST_NAMES, StepStatistics
 from smartpool.units import GiB, KiB, MiB
 
 
@@ -155,6 +155,20 @@ def test_planned_memory_that_is_still_live_is_never_handed_out(pool):
         player.play(steps)
     for pointer in kept:
         player.give(pointer)
+    pool.check()
+
+
+def test_names_that_come_once_are_forgotten(pool):
+    """A program that names its steps by their number: what is known of each is kept for a while only."""
+    steps = pool._steps
+    for number in range(3 * MOST_NAMES):
+        for name in ("train", f"step {number}"):
+            pool.begin_step(name, wait_for_plan=True)
+            pool.free(pool.malloc(3 * MiB))
+            pool.end_step()
+    tables = (steps._names, steps._plans, steps._planning, steps._before, steps._doubts, steps._lowered)
+    assert max(map(len, tables)) <= MOST_NAMES
+    assert "train" in steps._plans
     pool.check()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from smartpool import SmartPool, SmartPoolConfig
 from smartpool.pool.telemetry import journal as journal_module
-from smartpool.pool.telemetry import tracking
+from smartpool.pool.telemetry import labels, tracking
 from smartpool.pool.telemetry.labels import tagged
 from smartpool.pool.telemetry.tracked import Counts, ProfileRecord
 from smartpool.pool.telemetry.tracking import UNTAGGED
@@ -443,6 +443,33 @@ def test_observers_come_and_go_beside_each_other():
         pool.free(pool.malloc(10))
         assert told == [("one", "allocated", 10), ("two", "allocated", 10), ("two", "freed", held)]
         assert type(manager._live).__name__ == "LiveTable"
+
+
+def test_scopes_beyond_the_limit_are_counted_together(monkeypatch):
+    monkeypatch.setattr(tracking, "MOST_GROUPS", 3)
+    with SmartPool("model:1GiB") as pool:
+        for number in range(10):
+            with pool.profile(f"request {number}"):
+                pool.free(pool.malloc(KiB))
+        with pool.profile("request 0"):
+            pool.free(pool.malloc(KiB))
+        profiles = pool.statistics.devices[0].tracked.profiles
+        assert list(profiles) == ["request 0", "request 1", "request 2", tracking.OTHER_SCOPES]
+        assert [record.num_calls for record in profiles.values()] == [2, 1, 1, 7]
+        assert sum(record.memory_total for record in profiles.values()) == 11 * KiB
+
+
+def test_code_that_is_made_as_a_program_goes_is_not_kept(monkeypatch):
+    monkeypatch.setattr(labels, "_MOST_STACKS", 50)
+    with SmartPool("model:1GiB", SmartPoolConfig(stack_depth=4)) as pool:
+        for number in range(200):
+            exec(
+                f"def ask_{number}(pool): return pool.malloc(10)\npool.free(ask_{number}(pool))",
+                {"pool": pool},
+            )
+        here = pool.managers[0]._journal.label.__self__
+        assert len(here._own) <= 50
+        assert len(here._known) <= 50
 
 
 def test_streams_beyond_the_limit_are_counted_together(monkeypatch):
