@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import subprocess
 import sys
@@ -180,6 +181,26 @@ def test_a_pool_that_is_not_on_cuda(open_pool):
 
 
 # ------------------------------------------------------------------ out of memory
+
+
+def test_garbage_is_collected_before_a_request_fails(allocator):
+    """PyTorch frees into the ring, which is to be looked at once more after the collection."""
+
+    class Garbage:
+        def __init__(self):
+            self.myself, self.block = self, allocator.raw_alloc(40 * MiB)
+
+        def __del__(self, free=allocator.raw_delete):
+            free(self.block)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(6):
+            Garbage()
+    finally:
+        gc.enable()
+        gc.collect()
 
 
 def test_out_of_memory_is_pytorchs_error_with_the_pools_story(allocator, pool, torch):
