@@ -4,6 +4,7 @@
 what it finds goes into the tests as an explicit example.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -23,3 +24,9 @@ settings.register_profile(
     "explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector all tests and modules: each request that fails for lack of memory collects."""
+    gc.collect()
+    gc.freeze()

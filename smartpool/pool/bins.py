@@ -21,10 +21,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 from weakref import WeakMethod
 
+from smartpool.pool.tiers import Tier
+
 if TYPE_CHECKING:
     from smartpool.memory.arena import Arena
     from smartpool.pool.telemetry.journal import Journal
-    from smartpool.pool.tiers import Tier
 
 __all__ = [
     "SHARED_BINS",
@@ -32,6 +33,7 @@ __all__ = [
     "ClosedTable",
     "DeferredFrees",
     "DisownedTable",
+    "EndedTable",
     "LargeBin",
     "LiveTable",
     "RequestObserver",
@@ -191,6 +193,16 @@ class DisownedTable(LiveTable):
         """Take a block out, as `dict.pop`, to be freed into nothing."""
         bin_ = _pop(self, pointer)
         return Bin(bin_.nbytes, bin_.size, bin_.stream, bin_.tier, set())
+
+
+class EndedTable(LiveTable):
+    """The live table of a pool that is gone: buffers that end in one cycle with it come too late."""
+
+    __slots__ = ()
+
+    def pop(self, pointer: int) -> Any:  # type: ignore[override] # noqa: ARG002
+        """Take a block, whichever, to be freed into nothing."""
+        return Bin(0, 0, 0, Tier.SMALL, set())
 
 
 def enter(live: LiveTable, pointer: int, bin_: Bin) -> None:

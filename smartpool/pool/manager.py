@@ -32,7 +32,7 @@ from weakref import WeakMethod
 
 from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, DriverError, SmartPoolError
-from smartpool.pool.bins import SHARED_BINS, Bin, ClosedTable, LiveTable
+from smartpool.pool.bins import SHARED_BINS, Bin, ClosedTable, EndedTable, LiveTable
 from smartpool.pool.steps.faces import StepBin
 from smartpool.pool.upkeep.upkeep import UpkeepPool
 from smartpool.request import checked_alignment, checked_size
@@ -96,14 +96,17 @@ class AdvancedMemoryPoolManager(UpkeepPool):
         self.close()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # Every buffer holds its manager: what is live still was requested bare, and its address is of no use.
+        # Every buffer holds its manager: what is live still was requested bare, and its address is of no use,
+        # or its buffer ends in one cycle with the pool, and its free comes later, to an ended table.
         if finalizing() or getattr(self, "_released", True):  # or it was never made in full
             return
         try:
             self.__class__ = AdvancedMemoryPoolManager  # no graph is launched any more, either
             with self._writing():
                 self._end_all_blocks()
-            self.close()
+            self._refuse_requests()
+            self._live.__class__ = EndedTable
+            self._release_everything(wait=False)
         except SmartPoolError as error:
             self._warn_of(error)
 
@@ -325,9 +328,15 @@ class AdvancedMemoryPoolManager(UpkeepPool):
     def close(self) -> None:
         """Refuse requests from now on, and give the memory back once nothing is live. Idempotent.
 
-        Blocks that are live stay valid; the last `free` gives everything back. When a driver call
-        fails on the way, what was not given back yet stays on the books, and `close` can be repeated.
+        Waits for the device. Blocks that are live stay valid; the last `free` gives everything back, when
+        the device is done with it. When a driver call fails on the way, what was not given back yet stays
+        on the books, and `close` can be repeated.
         """
+        self._refuse_requests()
+        if not self._live:
+            self._release_everything()
+
+    def _refuse_requests(self) -> None:
         with self._lock:
             if not self._closed:
                 self._live.on_empty = WeakMethod(self._release_after_the_last_free)
@@ -337,8 +346,6 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                 for bins in list(self._bins_of.values()):
                     bins.clear()
                 self._closed = True  # last: a close that was interrupted begins again
-        if not self._live:
-            self._release_everything()
 
     def _end_all_blocks(self) -> None:
         """End the blocks that are live, and those that a broken-off request lost. Under the lock."""
@@ -355,26 +362,31 @@ class AdvancedMemoryPoolManager(UpkeepPool):
 
     def _release_after_the_last_free(self) -> None:
         try:
-            self._release_everything()
+            self._release_everything(wait=False)
         except DriverError as error:  # the block is free for all that
             self._warn_of(error)
 
-    def _warn_of(self, error: SmartPoolError) -> None:
+    def _warn_of(self, error: Exception) -> None:
         """Say, where nothing can be raised, that the memory could not be given back."""
         warnings.warn(
             f"{self!r} keeps its memory: {error}; close() tries again", ResourceWarning, stacklevel=1
         )
 
-    def _release_everything(self) -> None:
-        # The last free of a closed pool may come from a destructor, in the middle of anything, so
-        # it must not wait for a lock: when the lock is taken, a thread does the waiting.
+    def _release_everything(self, *, wait: bool = True) -> None:
+        # The last free of a closed pool may come from a destructor, in the middle of anything, so it must
+        # wait neither for a lock nor for the device, as the end of a pool must not: a thread does that.
         if self._lock.acquire(blocking=False):
             try:
-                if not self._busy and self._release_under_lock():
+                if not self._busy and self._release_under_lock(wait=wait):
                     return
             finally:
                 self._lock.release()
-        threading.Thread(target=self._release_when_possible, name="smartpool-closing", daemon=True).start()
+        try:
+            threading.Thread(
+                target=self._release_when_possible, name="smartpool-closing", daemon=True
+            ).start()
+        except RuntimeError as error:  # the interpreter is ending, or there are too many threads
+            self._warn_of(error)
 
     def _release_when_possible(self) -> None:
         deadline = time.monotonic() + _PATIENCE_S
@@ -396,14 +408,17 @@ class AdvancedMemoryPoolManager(UpkeepPool):
                 return
             time.sleep(0.001)
 
-    def _release_under_lock(self) -> bool:
+    def _release_under_lock(self, *, wait: bool = True) -> bool:
         """Give everything back; False when a block is neither live nor free yet.
 
-        Then another thread is between the two steps of its request or free; both are soon over.
+        Then another thread is between the two steps of its request or free; both are soon over. Without
+        `wait`, False as well while the device is at work.
         """
         if self._released or self._live:
             return True
         with self._writing():
+            if not (wait or self._clock.idle(self._clock.mark_all(self._bins_of))):
+                return False
             self._free_doomed(wait=True)
             self._steps.leave(self)
             self._flush()

@@ -265,15 +265,18 @@ class SearchingPool(PoolBooks):
             except DriverOutOfMemoryError as error:
                 progress = held is None or self._heap.live_bytes < held
                 held = self._heap.live_bytes
+                freed = self._was_freed_meanwhile()
+                if not freed and self._garbage_may_help(error.code):
+                    raise GarbageMayHelpError from error
                 try:
-                    again = progress and (self._was_freed_meanwhile() or self._ask_for_room(bin_.nbytes))
+                    again = progress and (freed or self._ask_for_room(bin_.nbytes))
                 except Exception as theirs:  # the program's own mistake, which is not to hide the story
                     # A driver's failure says by its chain whether the books are whole.
                     if self._closed or self._torn or theirs.__cause__ or isinstance(theirs, DriverError):
                         raise
                     raise theirs from self._out_of_memory(bin_, error.code)
                 if not again:
-                    raise self._failure(bin_, error.code, alignment) from error
+                    raise self._out_of_memory(bin_, error.code, alignment) from error
                 if self._closed:
                     raise self._closed_error() from error
 
@@ -286,12 +289,14 @@ class SearchingPool(PoolBooks):
         """Return whether another thread, or a destructor, freed a large block since the last flush."""
         return any(self._deferred.values()) or bool(self._touched)
 
-    def _failure(self, bin_: Bin, code: str, alignment: int) -> OutOfMemoryError:
-        """Return the error of a request for which there is no memory; garbage may hold some."""
-        collected = get_ident() in self._collected
-        if code == TOO_LARGE or collected or self.beside_capture or not collection_allowed():
-            return self._out_of_memory(bin_, code, alignment)
-        return GarbageMayHelpError()
+    def _garbage_may_help(self, code: str) -> bool:
+        """Return whether a collection is due: before callbacks are asked, and once a request."""
+        return not (
+            code == TOO_LARGE
+            or get_ident() in self._collected
+            or self.beside_capture
+            or not collection_allowed()
+        )
 
     def _ask_for_room(self, nbytes: int) -> bool:
         """Return whether a callback freed something. The books are whole here: it may do anything."""
@@ -496,8 +501,10 @@ class SearchingPool(PoolBooks):
                 self._free_doomed(wait=True)
                 segment = self._memory.allocate_segment(size)
         except DriverOutOfMemoryError as error:
-            too_large = size > self._memory.cap_bytes
-            raise self._failure(bin_, TOO_LARGE if too_large else error.code, alignment) from error
+            code = TOO_LARGE if size > self._memory.cap_bytes else error.code
+            if self._garbage_may_help(code):
+                raise GarbageMayHelpError from error
+            raise self._out_of_memory(bin_, code, alignment) from error
         return DirectBin(bin_, segment, self._free_directly), align_up(segment, alignment)
 
     def _free_directly(self, segment: int, streams: tuple[int, ...]) -> None:

@@ -167,3 +167,16 @@ def test_an_interrupt_while_it_collects_comes_out_as_itself():
         pool.free(held)
         pool.free(pool.malloc(50 * MiB))
         pool.check()
+
+
+def test_callbacks_are_asked_once_and_behind_the_collector():
+    asked = []
+    with SmartPool("model:64MiB") as pool:
+        pool.add_out_of_memory_callback(lambda nbytes: asked.append((nbytes, pool.managers[0].live_bytes)))
+        kept = pool.allocate(40 * MiB)
+        Garbage(pool.allocate(4 * MiB))
+        with pytest.raises(OutOfMemoryError) as caught:
+            pool.allocate(30 * MiB)
+        assert asked == [(30 * MiB, 40 * MiB)]
+        assert caught.value.story.collected_bytes == 4 * MiB
+        kept.free()

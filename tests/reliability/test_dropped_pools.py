@@ -6,6 +6,7 @@ An explicit close leaves live blocks valid until they are freed; once the pool i
 import gc
 import subprocess
 import sys
+import threading
 
 import pytest
 import scenarios
@@ -173,3 +174,49 @@ def test_a_buffer_or_an_array_keeps_the_pool():
     del view
     gc.collect()
     assert not any(driver.held().values())
+
+
+@pytest.mark.filterwarnings("ignore:.*never freed:RuntimeWarning")
+@pytest.mark.parametrize(
+    "settings", [{}, {"track": True}, {"debug": True}, {"enable_advanced_pooling": False}]
+)
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("buffer_first", [False, True])
+def test_in_a_cycle_with_its_buffers(alone, monkeypatch, settings, closed, buffer_first):
+    """The collector ends a pool before or after the buffers that it finds with it."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    driver = ModelDriver(64 * MiB)
+    held = []
+    if buffer_first:
+        held.append(SmartPool("model:64MiB").allocate(5))  # so that one is older than the pool
+    pool = SmartPool(driver, SmartPoolConfig(**settings))
+    held += [pool.allocate(nbytes) for nbytes in (1000, 3 * MiB, 5 * MiB)]
+    held += [pool, held, *pool.managers]
+    if closed:
+        pool.close()
+    del pool, held
+    gc.collect()
+    assert not told
+    must_be_empty(driver)
+
+
+@pytest.mark.parametrize("last", ["the pool", "a buffer of a closed pool"])
+def test_no_destructor_waits_for_the_device(alone, last):
+    driver = ModelDriver(64 * MiB)
+    pool = SmartPool(driver)
+    stream = driver.create_stream()
+    buffer = pool.allocate(4 * MiB, stream)
+    driver.pause(stream)
+    driver.fill(buffer.pointer, 1, 4 * MiB, stream)
+    if last == "the pool":
+        del pool, buffer
+    else:
+        pool.close()
+        del buffer
+    assert any(driver.held().values())
+    driver.resume(stream)
+    for thread in threading.enumerate():
+        if thread.name == "smartpool-closing":
+            thread.join(60)
+    must_be_empty(driver)

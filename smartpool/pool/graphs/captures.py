@@ -117,10 +117,10 @@ class GraphPool(AdvancedMemoryPoolManager):
             self.close_found()
         AdvancedMemoryPoolManager.close(self)
 
-    def _release_under_lock(self) -> bool:
+    def _release_under_lock(self, *, wait: bool = True) -> bool:
         if any(not memory.closed for memory in self.graphs):
             return True  # the last `close` comes back here
-        return AdvancedMemoryPoolManager._release_under_lock(self)
+        return AdvancedMemoryPoolManager._release_under_lock(self, wait=wait)
 
 
 class CapturingPool(GraphPool):
@@ -220,7 +220,7 @@ class CapturingPool(GraphPool):
         """Give nothing back beside a capture."""
         return 0
 
-    def _release_under_lock(self) -> bool:
+    def _release_under_lock(self, *, wait: bool = True) -> bool:  # noqa: ARG002
         return True  # the end of the capture comes back here
 
     def leave_capture(self) -> None:
