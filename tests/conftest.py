@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "kit"))
@@ -26,7 +27,8 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-def pytest_collection_finish() -> None:
-    """Spare the collector all tests and modules: each request that fails for lack of memory collects."""
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """Spare the collector what earlier modules left: each request that fails for lack of memory collects."""
     gc.collect()
     gc.freeze()

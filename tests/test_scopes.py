@@ -443,6 +443,7 @@ def test_every_context_manager_that_users_meet_is_a_scope():
         "settled",
         "holds",
         "held_if_free",
+        "uncollected",
         "wanting_descriptors",
     }
     for path in PACKAGE.rglob("*.py"):

@@ -26,7 +26,9 @@ be handed to the driver later than in the call that named it.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from smartpool.driver.cuda.bindings import Bindings
@@ -233,5 +235,6 @@ class _ThreadToken:
         self._lasting = lasting
         lasting.add(token)
 
-    def __del__(self) -> None:
-        self._lasting.discard(self.token)  # from here on it means the default stream: see `StreamTable`
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing():
+            self._lasting.discard(self.token)  # from here on it means the default stream: see `StreamTable`
