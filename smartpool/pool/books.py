@@ -215,8 +215,9 @@ class PoolBooks:
         """What a request could get at most: free on the device, and idle in the pool, under the cap."""
         if self._disowned:
             raise self._closed_error()
-        idle = self._memory.reserved_bytes - self.live_bytes
-        return min(self.driver.memory_info().free, self._memory.room_bytes) + idle
+        with self.working():
+            idle = self._memory.reserved_bytes - self.live_bytes
+            return min(self.driver.memory_info().free, self._memory.room_bytes) + idle
 
     def owns(self, pointer: int) -> bool:
         """Return whether `pointer` is a live block of this pool. O(1)."""

@@ -70,12 +70,13 @@ def export_buffer(buffer: Buffer) -> SharedBuffer:
         )
     sweep()
     owner = buffer._shared()  # noqa: SLF001
-    about, chunks = _described(buffer, manager.driver)
-    with wanting_descriptors():
-        files = [Descriptor.of(manager.driver.export_chunk, chunk) for chunk in chunks]
-        files.append(new_lease())
-    with manager.driver.beside_capture():
-        manager.driver.synchronize()  # what was queued so far is in the memory when somebody opens it
+    with manager.working():
+        about, chunks = _described(buffer, manager.driver)
+        with wanting_descriptors():
+            files = [Descriptor.of(manager.driver.export_chunk, chunk) for chunk in chunks]
+            files.append(new_lease())
+        with manager.driver.beside_capture():
+            manager.driver.synchronize()  # what was queued so far is in the memory when somebody opens it
     shared = SharedBuffer(about, files)
     shared._export = export = _Export(owner, buffer.nbytes, shared, files[-1])  # noqa: SLF001
     keep(export)
