@@ -401,6 +401,26 @@ def test_a_request_in_the_middle_of_a_copy_is_refused(pool, monkeypatch, target)
     assert len(told) == (4 if target == "the host" else 2)
 
 
+@pytest.mark.parametrize("asked", ["a look at what is available", "an export"])
+def test_a_request_in_the_middle_of_other_calls_is_refused(asked):
+    with SmartPool("cpu", SmartPoolConfig(shareable=True)) as pool:
+        driver, buffer, told = pool.managers[0].driver, pool.allocate(1000), []
+
+        def in_between(call, _):
+            with pytest.raises(ReentrantCallError):
+                pool.malloc(5_000_000)
+            told.append(call)
+            return False
+
+        driver.faults.fail("*", when=in_between)
+        if asked == "an export":
+            pool.export(buffer).close()
+        else:
+            assert pool.managers[0].available_bytes > 0
+        driver.faults.clear()
+        assert told
+
+
 # ------------------------------------------------------------------ any program
 
 
