@@ -7,6 +7,7 @@ what it finds goes into the tests as an explicit example.
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,13 @@ def quick_collections() -> None:
     """Spare the collector what earlier modules left: each request that fails for lack of memory collects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Let nothing but reference counts, and who asks the collector, end objects."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()

@@ -210,19 +210,16 @@ def test_cupy_in_a_capture_takes_nothing_that_lay_ready(frameworks, pool, captur
     for_cupy.uninstall()
 
 
-def test_cupy_collects_garbage_before_a_request_fails(frameworks, pool):
+def test_cupy_collects_garbage_before_a_request_fails(frameworks, pool, no_collector):
     class Garbage:
         def __init__(self):
             self.myself, self.array = self, frameworks["cupy"].alloc(40 * MiB)
 
     for_cupy.install(pool)
-    gc.collect()
-    gc.disable()
     try:
         for _ in range(6):
             Garbage()
     finally:
-        gc.enable()
         for_cupy.uninstall()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import itertools
 import subprocess
 import sys
@@ -183,7 +182,7 @@ def test_a_pool_that_is_not_on_cuda(open_pool):
 # ------------------------------------------------------------------ out of memory
 
 
-def test_garbage_is_collected_before_a_request_fails(allocator):
+def test_garbage_is_collected_before_a_request_fails(allocator, no_collector):
     """PyTorch frees into the ring, which is to be looked at once more after the collection."""
 
     class Garbage:
@@ -193,14 +192,8 @@ def test_garbage_is_collected_before_a_request_fails(allocator):
         def __del__(self, free=allocator.raw_delete):
             free(self.block)
 
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(6):
-            Garbage()
-    finally:
-        gc.enable()
-        gc.collect()
+    for _ in range(6):
+        Garbage()
 
 
 def test_out_of_memory_is_pytorchs_error_with_the_pools_story(allocator, pool, torch):

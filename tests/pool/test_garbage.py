@@ -10,6 +10,8 @@ import pytest
 from smartpool import MiB, OutOfMemoryError, RequestTooLargeError, SmartPool, SmartPoolConfig
 from smartpool.pool.garbage import uncollected
 
+pytestmark = pytest.mark.usefixtures("no_collector")
+
 SETTINGS = [{}, {"enable_advanced_pooling": False}, {"track": True}, {"debug": True}]
 
 
@@ -18,14 +20,6 @@ class Garbage:
 
     def __init__(self, held):
         self.held, self.cycle = held, self
-
-
-@pytest.fixture(autouse=True)
-def no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

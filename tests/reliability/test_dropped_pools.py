@@ -18,15 +18,6 @@ from smartpool.driver.model import ModelDriver
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 
-@pytest.fixture
-def alone():
-    """Let nothing but reference counts end objects."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def must_be_empty(driver):
     assert not any(driver.held().values()), driver.held()
     assert not driver._queues._events
@@ -60,7 +51,7 @@ def test_whatever_it_did_before(scenario, kind):
 
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"track": True}])
-def test_at_once(alone, settings, closed):
+def test_at_once(no_collector, settings, closed):
     driver = ModelDriver(64 * MiB)
     pool = AdvancedMemoryPoolManager(driver, SmartPoolConfig(**settings))
     stream = driver.create_stream()
@@ -76,7 +67,7 @@ def test_at_once(alone, settings, closed):
     must_be_empty(driver)
 
 
-def test_what_was_lost_goes_too(alone):
+def test_what_was_lost_goes_too(no_collector):
     """An interrupt may lose a block: then a closed pool waits for it, and a dropped one does not."""
     driver = ModelDriver(64 * MiB)
     pool = AdvancedMemoryPoolManager(driver)
@@ -182,7 +173,7 @@ def test_a_buffer_or_an_array_keeps_the_pool():
 )
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("buffer_first", [False, True])
-def test_in_a_cycle_with_its_buffers(alone, monkeypatch, settings, closed, buffer_first):
+def test_in_a_cycle_with_its_buffers(no_collector, monkeypatch, settings, closed, buffer_first):
     """The collector ends a pool before or after the buffers that it finds with it."""
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
@@ -202,7 +193,7 @@ def test_in_a_cycle_with_its_buffers(alone, monkeypatch, settings, closed, buffe
 
 
 @pytest.mark.parametrize("last", ["the pool", "a buffer of a closed pool"])
-def test_no_destructor_waits_for_the_device(alone, last):
+def test_no_destructor_waits_for_the_device(no_collector, last):
     before = threading.enumerate()  # those of pools that other tests dropped for good
     driver = ModelDriver(64 * MiB)
     pool = SmartPool(driver)
