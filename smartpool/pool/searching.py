@@ -131,13 +131,17 @@ class SearchingPool(PoolBooks):
             except IndexError:
                 pass
             else:
-                try:
-                    self._live[pointer] = bin_
-                except BaseException:  # as `enter`, which to call may be too deep
-                    dict.pop(self._live, pointer, None)
-                    bin_.append(pointer)
-                    raise
-                return pointer
+                # Another thread may have freed another block meanwhile, and other requests may have placed
+                # another one there: who owns it can look.
+                if bin_.arena is not None and bin_.arena.size_at(pointer) == bin_.size:
+                    try:
+                        self._live[pointer] = bin_
+                    except BaseException:  # as `enter`, which to call may be too deep
+                        dict.pop(self._live, pointer, None)
+                        bin_.append(pointer)
+                        raise
+                    return pointer
+                self._home_deferred.append(pointer)
         try:
             with self._lock:  # `_writing`, written out: a microsecond less
                 if self._busy:

@@ -480,3 +480,19 @@ def test_one_slab_more_is_cheaper_than_emptying_the_small_bins(gap, kept):
     assert now.flushes == before.flushes + (0 if kept else 1)
     assert now.reserved_bytes == before.reserved_bytes
     pool.check()
+
+
+def test_a_block_that_lies_where_the_latest_lay_is_not_taken_for_it():
+    """Requests that are aligned place blocks, too, and leave what is known of the latest as it is."""
+    with AdvancedMemoryPoolManager(ModelDriver(256 * MiB)) as pool:
+        latest = pool.malloc(8 * MiB)
+        pool.free(latest)
+        smaller = pool.malloc_aligned(4 * MiB, 4096)
+        behind = pool.malloc_aligned(4 * MiB, 4096)
+        assert smaller == latest
+        pool.free(smaller)
+        large = pool.malloc(8 * MiB)
+        assert large + 8 * MiB <= behind or behind + 4 * MiB <= large
+        pool.check()
+        for pointer in (behind, large):
+            pool.free(pointer)
