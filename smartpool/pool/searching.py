@@ -133,14 +133,14 @@ class SearchingPool(PoolBooks):
             else:
                 # Another thread may have freed another block meanwhile, and other requests may have placed
                 # another one there: who owns it can look.
-                if bin_.arena is not None and bin_.arena.size_at(pointer) == bin_.size:
-                    try:
+                try:
+                    if bin_.arena is not None and bin_.arena.size_at(pointer) == bin_.size:
                         self._live[pointer] = bin_
-                    except BaseException:  # as `enter`, which to call may be too deep
-                        dict.pop(self._live, pointer, None)
-                        bin_.append(pointer)
-                        raise
-                    return pointer
+                        return pointer
+                except BaseException:  # as `enter`, which to call may be too deep
+                    dict.pop(self._live, pointer, None)
+                    self._home_deferred.append(pointer)
+                    raise
                 self._home_deferred.append(pointer)
         try:
             with self._lock:  # `_writing`, written out: a microsecond less
