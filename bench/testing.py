@@ -2,7 +2,7 @@
 
     python bench/testing.py [seeds]
 
-A row for each bug of `smartpool.testing.toys` and `stream_toys`, in the default budget of programs (the
+A row for each bug of `toys` and `stream_toys` in `tests/kit`, in the default budget of programs (the
 budget of time is lifted, so that a busy machine changes no row). "found" counts the seeds that found it under
 the right name; a search that finds nothing, or another name, counts as missed. Seconds are of the processor,
 shortening included.
@@ -13,13 +13,17 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from pathlib import Path
 
 from common import write_results
 
 from smartpool.driver.cpu import CpuDriver
 from smartpool.testing import Invariant, ViolationError, check_allocator, check_stream_order
-from smartpool.testing.stream_toys import STREAM_PLANTED, StreamToy
-from smartpool.testing.toys import CAPACITY, PLANTED, ToyPool
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "kit"))
+
+from stream_toys import STREAM_PLANTED, StreamToy
+from toys import CAPACITY, PLANTED, ToyPool
 
 TOY = {
     "capacity": CAPACITY,

@@ -1,8 +1,8 @@
 """Attack any allocator: the kit that tests SmartPool's own, for everybody's.
 
 >>> from smartpool.testing import check_allocator
->>> from smartpool.testing.toys import ToyPool
->>> report = check_allocator(ToyPool, capacity=4096, accounting="figures", examples=20)
+>>> from smartpool import AdvancedMemoryPoolManager
+>>> report = check_allocator(AdvancedMemoryPoolManager, driver="model:4MiB", close="close", examples=20)
 >>> report.examples
 20
 

@@ -44,11 +44,11 @@ class AllocatorMachine(RuleBasedStateMachine):
     --------
     >>> from hypothesis import settings
     >>> from hypothesis.stateful import run_state_machine_as_test
-    >>> from smartpool.testing.toys import ToyPool
-    >>> class ToyMachine(AllocatorMachine):
-    ...     contract = Contract(factory=ToyPool, capacity=4096)
+    >>> from smartpool import AdvancedMemoryPoolManager
+    >>> class PoolMachine(AllocatorMachine):
+    ...     contract = Contract(factory=AdvancedMemoryPoolManager, driver="model:4MiB", close="close")
     >>> few = settings(max_examples=10, database=None, deadline=None)
-    >>> run_state_machine_as_test(ToyMachine, settings=few)
+    >>> run_state_machine_as_test(PoolMachine, settings=few)
     """
 
     contract: ClassVar[Contract]

@@ -34,11 +34,12 @@ def run_program(session: Session, steps: Sequence[Step]) -> ViolationError | Non
     Examples
     --------
     >>> from smartpool.testing import Contract
-    >>> from smartpool.testing.toys import RoundsDown, ToyPool
     >>> steps = [Malloc(name=name, number=0, nbytes=17) for name in "ab"]
-    >>> run_program(Session(Contract(factory=RoundsDown)), steps).invariant.value
+    >>> one_address = Contract(factory=lambda: (lambda nbytes: 4096, lambda address: None))
+    >>> run_program(Session(one_address), steps).invariant.value
     'no overlap'
-    >>> run_program(Session(Contract(factory=ToyPool)), steps)
+    >>> arrays = Contract(factory=lambda: (bytearray, lambda array: None))
+    >>> run_program(Session(arrays), steps)
     """
     blocks: dict[str, Block] = {}
     try:

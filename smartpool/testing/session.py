@@ -59,8 +59,9 @@ class Session(Checks):
     Examples
     --------
     >>> from smartpool.testing import Contract
-    >>> from smartpool.testing.toys import ToyPool
-    >>> session = Session(Contract(factory=ToyPool, capacity=4096))
+    >>> from smartpool import AdvancedMemoryPoolManager
+    >>> contract = Contract(factory=AdvancedMemoryPoolManager, driver="model:4MiB", close="close")
+    >>> session = Session(contract)
     >>> session.free(session.malloc(100))
     >>> session.finish()
     >>> session.checked["no overlap"], session.checked["no leak"]

@@ -205,9 +205,8 @@ def play(trace: Trace, session: Session) -> None:
 
     Examples
     --------
-    >>> from smartpool.testing.toys import ToyPool
     >>> trace = Trace.from_columns("two", op=[0, 0, 1], id=[0, 1, 0], size=[10, 20, 10])
-    >>> session = Session(Contract(factory=ToyPool))
+    >>> session = Session(Contract(factory=lambda: (bytearray, lambda array: None)))
     >>> play(trace, session)
     >>> [block.nbytes for block in session.live.values()]
     [20]

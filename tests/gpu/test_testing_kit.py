@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from stream_toys import STREAM_PLANTED
 
 from smartpool import SmartPoolConfig
 from smartpool.driver import open_driver
 from smartpool.errors import SmartPoolError
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import Invariant, ViolationError, check_allocator, check_stream_order
-from smartpool.testing.stream_toys import STREAM_PLANTED
 from smartpool.units import MiB
 
 try:

@@ -7,6 +7,7 @@ import threading
 from random import Random
 
 import pytest
+from promises import pool_promises
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
@@ -23,7 +24,6 @@ from smartpool.errors import (
 )
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import Invariant, check_allocator
-from smartpool.testing.promises import pool_promises
 from smartpool.units import MiB
 
 CAPACITY = 64 * MiB

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from promises import pool_promises
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
@@ -14,7 +15,6 @@ from smartpool.pool.bins import DeferredFrees
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.streams import PENDING, StreamClock
 from smartpool.testing import Invariant, check_stream_order
-from smartpool.testing.promises import pool_promises
 from smartpool.units import MiB
 
 CAPACITY = 64 * MiB

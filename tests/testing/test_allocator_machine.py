@@ -8,9 +8,9 @@ import unittest
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import rule, run_state_machine_as_test
+from toys import CAPACITY, RoundsDown, ToyPool
 
 from smartpool.testing import AllocatorMachine, Contract, Invariant, ViolationError, check_allocator
-from smartpool.testing.toys import CAPACITY, RoundsDown, ToyPool
 
 FEW = settings(max_examples=20, deadline=None, database=None)
 

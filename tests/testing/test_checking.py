@@ -6,10 +6,12 @@ import ctypes
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from toys import BASE, CAPACITY, PLANTED, Planted, ToyPool, must_serve
 from waiting import PATIENCE_S
 
 from smartpool.errors import ConfigurationError
@@ -22,8 +24,8 @@ from smartpool.testing import (
     host_write,
     hunt,
 )
-from smartpool.testing.toys import BASE, CAPACITY, PLANTED, Planted, ToyPool, must_serve
 
+KIT = Path(__file__).parents[1] / "kit"
 TOY = {
     "capacity": CAPACITY,
     "alignment": 16,
@@ -57,8 +59,8 @@ def test_every_invariant_but_the_streams_has_a_bug():
 
 
 def test_a_sound_pool_passes_and_the_report_says_what_was_looked_at():
-    report = check_allocator(ToyPool, **TOY, examples=60, must_serve=must_serve)
-    assert report.examples == 60
+    report = check_allocator(ToyPool, **TOY, examples=150, must_serve=must_serve, seconds=PATIENCE_S)
+    assert report.examples == 150
     assert set(report.unchecked) == {Invariant.STREAM_ORDER}
     assert "no overlap" in str(report)
     assert "check_stream_order" in str(report)
@@ -263,8 +265,9 @@ def test_without_hypothesis_the_error_says_what_to_install():
 
 def test_outside_of_pytest():
     code = (
+        f"import sys; sys.path.append({str(KIT)!r})\n"
         "from smartpool.testing import check_allocator\n"
-        "from smartpool.testing.toys import RoundsDown\n"
+        "from toys import RoundsDown\n"
         "check_allocator(RoundsDown, capacity=4096)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

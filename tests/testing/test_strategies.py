@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_toys import ForgetsToWait, StreamToy
+from toys import PLANTED, RoundsDown, ToyPool
 
 from smartpool.driver import ModelDriver
 from smartpool.driver.faults import CALLS
@@ -28,8 +30,6 @@ from smartpool.testing import (
     stream_programs,
     traces,
 )
-from smartpool.testing.stream_toys import ForgetsToWait, StreamToy
-from smartpool.testing.toys import PLANTED, RoundsDown, ToyPool
 from smartpool.units import MiB
 
 FEW = settings(max_examples=40, deadline=None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from stream_toys import STREAM_PLANTED, StreamToy
 
 from smartpool.driver.cpu import CpuDriver
 from smartpool.errors import ConfigurationError
 from smartpool.testing import Invariant, ViolationError, check_stream_order
-from smartpool.testing.stream_toys import STREAM_PLANTED, StreamToy
 
 TOY = {
     "capacity": 4096,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from promises import pool_promises
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
@@ -18,7 +19,6 @@ from smartpool.errors import (
 from smartpool.memory.chunks import MappedChunk
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import check_allocator
-from smartpool.testing.promises import pool_promises
 from smartpool.units import MiB
 
 CAPACITY = 64 * MiB

@@ -1,7 +1,7 @@
 """A small correct pool, and the same with one bug planted for each invariant.
 
-They are what the kit is tested with, and examples of what it finds: `PLANTED` lists every bug with the
-invariant that it breaks. Addresses are made up and the same in each run; the bytes are a NumPy array.
+`smartpool.testing` is tested with them, and they are examples of what it finds: `PLANTED` lists every bug
+with the invariant that it breaks. Addresses are made up, the same in each run; the bytes are a NumPy array.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ToyPool:
         raise MemoryError(f"no gap holds {size} bytes")
 
     def give(self, address: int, size: int) -> None:
-        """Put a gap back and join it with its neighbours."""
+        """Put a gap back and join it with its neighbors."""
         joined: list[tuple[int, int]] = []
         for start, length in sorted([*self.gaps, (address, size)]):
             if joined and sum(joined[-1]) == start:
@@ -129,7 +129,7 @@ class RoundsDown(ToyPool):
 
 
 class MergesTooFar(ToyPool):
-    """A gap that is freed between two others swallows a live neighbour of one unit."""
+    """A gap that is freed between two others swallows a live neighbor of one unit."""
 
     def give(self, address: int, size: int) -> None:
         after = address + size
@@ -225,7 +225,7 @@ class LosesSmallGaps(ToyPool):
 
 
 class NeverJoins(ToyPool):
-    """Free neighbours stay apart: a fresh pool serves what a used one does not."""
+    """Free neighbors stay apart: a fresh pool serves what a used one does not."""
 
     def give(self, address: int, size: int) -> None:
         self.gaps = sorted([*self.gaps, (address, size)])
