@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from smartpool.errors import InvalidRequestError, MissingPackageError, SmartPoolError
 from smartpool.forks import ModuleLock
 from smartpool.log import LOGGER
-from smartpool.pool.telemetry.statistics import MemorySnapshot, PoolStatistics
+from smartpool.pool.telemetry.statistics import COUNTERS, GAUGES, MemorySnapshot, PoolStatistics
 from smartpool.values import encodable, shown
 
 if TYPE_CHECKING:
@@ -28,26 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PoolsCollector", "register", "unregister"]
 
-_GAUGES: Final = {  # of a device, under the names of `MemorySnapshot`
-    "live_bytes": "Bytes in live blocks, as requested.",
-    "live_blocks": "Live blocks.",
-    "cached_bytes": "Freed blocks in bins, ready for a request of their size.",
-    "gap_bytes": "Free ranges between blocks, mapped.",
-    "reserved_bytes": "Physical memory that the pool holds.",
-    "peak_reserved_bytes": "The most physical memory that the pool ever held.",
-    "peak_live_bytes": "The most live bytes that were seen.",
-    "largest_free_bytes": "The largest free range.",
-    "cap_bytes": "What the pool may hold at most.",
-    "device_free_bytes": "Free on the device, by its driver.",
-    "device_total_bytes": "Memory of the device.",
-}
-_COUNTERS: Final = {
-    "searches": "Requests that had to look for a gap.",
-    "flushes": "Times that the bins were emptied.",
-    "grows": "Times that memory was mapped.",
-    "waits": "Waits between streams that were queued on the device.",
-    "out_of_memory_errors": "Requests that failed for lack of memory.",
-}
 _RENAMED: Final = {"device_total_bytes": "device_capacity_bytes"}  # `total` is for counters
 _DEVICE: Final = ("device", "pool")
 _GROUPED: Final = {
@@ -67,8 +47,8 @@ _COUNTED: Final = {
     "allocated_bytes": ("tier", "Bytes requested, while tracked."),
 }
 _FAMILIES: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
-    **{_RENAMED.get(name, name): ("Gauge", text, _DEVICE) for name, text in _GAUGES.items()},
-    **{name: ("Counter", text, _DEVICE) for name, text in _COUNTERS.items()},
+    **{_RENAMED.get(name, name): ("Gauge", text, _DEVICE) for name, text in GAUGES.items()},
+    **{name: ("Counter", text, _DEVICE) for name, text in COUNTERS.items()},
     **{name: ("Gauge", text, (*_DEVICE, label)) for name, (label, text) in _GROUPED.items()},
     **{name: ("Counter", text, (*_DEVICE, label)) for name, (label, text) in _COUNTED.items()},
     "pressure_ratio": (
@@ -216,7 +196,7 @@ def _figures(name: str, statistics: PoolStatistics) -> Iterator[_Sample]:
 
 
 def _simple(now: MemorySnapshot) -> Iterator[tuple[str, float]]:
-    for name in (*_GAUGES, *_COUNTERS):
+    for name in (*GAUGES, *COUNTERS):
         yield _RENAMED.get(name, name), getattr(now, name)
     yield "pressure_ratio", now.pressure
     yield "driver_seconds", now.driver_seconds

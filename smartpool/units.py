@@ -14,7 +14,18 @@ from typing import Final
 from smartpool.errors import InvalidSizeError
 from smartpool.values import BINARY_UNITS, as_integer, in_units
 
-__all__ = ["BINARY_UNITS", "GiB", "KiB", "MiB", "TiB", "align_down", "align_up", "format_size", "parse_size"]
+__all__ = [
+    "BINARY_UNITS",
+    "GiB",
+    "KiB",
+    "MiB",
+    "TiB",
+    "align_down",
+    "align_up",
+    "format_bytes",
+    "format_size",
+    "parse_size",
+]
 
 KiB: Final = 1 << 10
 MiB: Final = 1 << 20
@@ -94,6 +105,15 @@ def format_size(nbytes: int) -> str:
             "round it, or read text with parse_size()"
         ) from None
     return in_units(nbytes)
+
+
+def format_bytes(nbytes: float) -> str:
+    """Return a number of bytes for a column: always three digits, so that columns line up.
+
+    >>> format_bytes(1215 * MiB), format_bytes(11 * GiB), format_bytes(0)
+    ('1.19 GiB', '11.0 GiB', '0 B')
+    """
+    return in_units(nbytes, zeros=True)
 
 
 def align_up(value: int, alignment: int) -> int:

@@ -6,11 +6,12 @@ that UTF-8 can encode it: whatever writes it later, to a file, a page or a socke
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from operator import index
 from typing import Final
 
-__all__ = ["BINARY_UNITS", "as_integer", "as_number", "encodable", "in_units", "shown"]
+__all__ = ["BINARY_UNITS", "as_integer", "as_number", "encodable", "in_units", "shown", "three_digits"]
 
 BINARY_UNITS: Final = tuple((f"{letter}iB", 1 << 60 - 10 * power) for power, letter in enumerate("EPTGMK"))
 """Names and factors, the largest first."""
@@ -76,16 +77,26 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def in_units(nbytes: int) -> str:
-    """Return `nbytes` as `smartpool.units.format_size` does, which says more.
+def in_units(nbytes: float, *, zeros: bool = False) -> str:
+    """Return `nbytes` as `smartpool.units.format_size` does, which says more; or with `zeros` at its end.
 
-    >>> in_units(629145600), in_units(-3), in_units(10**400)
-    ('600 MiB', '-3 B', '2**1328 B or more')
+    >>> in_units(629145600), in_units(-3), in_units(10**400), in_units(10 << 20, zeros=True)
+    ('600 MiB', '-3 B', '2**1328 B or more', '10.0 MiB')
     """
-    if nbytes.bit_length() > _LONGEST_SIZE:
+    if isinstance(nbytes, int) and nbytes.bit_length() > _LONGEST_SIZE:
         return f"{'-' if nbytes < 0 else ''}2**{nbytes.bit_length() - 1} B or more"
     for unit, factor in BINARY_UNITS:
         if abs(nbytes) >= factor:
             value = nbytes / factor
-            return f"{value:.0f} {unit}" if abs(value) >= 999.5 else f"{value:.3g} {unit}"
-    return f"{nbytes} B"
+            short = f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+            return f"{three_digits(value) if zeros else short} {unit}"
+    return f"{round(nbytes)} B"
+
+
+def three_digits(value: float) -> str:
+    """Return a number of at least 1 with three digits, or with all digits before the point.
+
+    >>> three_digits(1.5), three_digits(1023)
+    ('1.50', '1023')
+    """
+    return f"{value:.{max(0, 2 - int(math.log10(abs(value))))}f}"

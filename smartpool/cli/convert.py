@@ -20,9 +20,10 @@ from typing import Any, Final
 from smartpool.cli.common import find_trace
 from smartpool.cli.targets import check_target, tell, written_to
 from smartpool.errors import ConfigurationError, InvalidRequestError
-from smartpool.report.text import counted, format_bytes, printable
+from smartpool.report.text import counted, printable
 from smartpool.trace.exporters import FORMATS, format_of, write_any
 from smartpool.trace.trace import Trace
+from smartpool.units import format_bytes
 
 __all__ = ["add_parser", "run"]
 

@@ -21,10 +21,10 @@ from smartpool.dlpack import DeviceType
 from smartpool.errors import DLPackError
 from smartpool.report.picture import write_picture
 from smartpool.report.table import new_table, print_runs, print_table
-from smartpool.report.text import format_bytes
 from smartpool.trace.baselines import PEERS
 from smartpool.trace.bundled import bundled_names
 from smartpool.trace.targets import SMARTPOOL
+from smartpool.units import format_bytes
 
 if TYPE_CHECKING:  # rich is an extra
     from rich.console import Console

@@ -13,7 +13,7 @@ from smartpool.cli.console import make_console
 from smartpool.driver import open_driver
 from smartpool.errors import DeviceNotFoundError, SmartPoolError
 from smartpool.report.table import new_table, print_table
-from smartpool.report.text import format_bytes
+from smartpool.units import format_bytes
 
 __all__ = ["add_parser", "facts", "run"]
 

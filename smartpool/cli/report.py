@@ -29,11 +29,12 @@ from smartpool.errors import InvalidRequestError
 from smartpool.report.analysis import analysis
 from smartpool.report.dump import is_dump, read_dump
 from smartpool.report.dump_report import write_dump_report
-from smartpool.report.text import counted, format_bytes, printable
+from smartpool.report.text import counted, printable
 from smartpool.report.trace_report import write_trace_report
 from smartpool.trace.baselines import PEERS
 from smartpool.trace.bundled import bundled_names
 from smartpool.trace.optimum import OPTIMUM
+from smartpool.units import format_bytes
 
 __all__ = ["add_parser", "run"]
 

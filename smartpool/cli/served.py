@@ -29,7 +29,6 @@ _LONGEST_ANSWER: Final = 16 * MiB
 _LONGEST_REASON: Final = 500
 _PIECE: Final = 1 << 16
 _MOST: Final = 1 << 63
-_TIERS: Final = 4
 
 Question = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -97,12 +96,12 @@ def check_frame(frame: object) -> None:
     """Raise `ValueError` unless `frame` is one, in all that `smartpool watch` shows."""
     _check(frame, _FRAME, "frame")
     assert isinstance(frame, dict)
-    if not frame["device"] < len(frame["devices"]) or len(frame["tiers"]) != _TIERS:
+    if not frame["device"] < len(frame["devices"]) or not frame["tiers"]:
         raise ValueError(
             "an answer that is no frame of a pool: its devices or tiers are not those it tells of"
         )
     cells = {name: base64.b64decode(frame["map"][name], validate=True) for name in _CELLS}
-    if len({len(one) for one in cells.values()}) != 1 or max(cells["tier"], default=0) >= _TIERS:
+    if len({len(one) for one in cells.values()}) != 1 or max(cells["tier"], default=0) >= len(frame["tiers"]):
         raise ValueError("an answer that is no frame of a pool: the cells of its map do not agree")
 
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from smartpool.drawing.assets import palette, tier_color
 from smartpool.report.table import fit, natural_width
 from smartpool.report.text import counted, printable
 from smartpool.units import format_size
@@ -26,9 +27,6 @@ __all__ = ["MAP_LINES", "TerminalView"]
 
 MAP_LINES: Final = 8
 _HISTORY: Final = 240
-_TIERS: Final = ((226, 189, 74), (47, 211, 192), (122, 167, 255), (199, 155, 245))
-_GAP: Final = (48, 56, 68)
-_PLANNED: Final = (90, 104, 132)
 _SHADES: Final = " .:-=+*#%@"
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH: Final = 30
@@ -191,9 +189,10 @@ class TerminalView:
         from rich.text import Text  # noqa: PLC0415
 
         table = _new_table("tier", "live blocks", "live", "cached")
-        for color, tier in zip(_TIERS, frame["tiers"], strict=True):
+        for number, tier in enumerate(frame["tiers"]):
+            mark = Text("■ ", style=_hex(palette(dark=True)[tier_color(number)]))
             table.add_row(
-                Text("■ ", style=_hex(color)).append(printable(tier["name"]), style="default"),
+                mark.append(printable(tier["name"]), style="default"),
                 f"{tier['live_blocks']:,}",
                 format_size(tier["live_bytes"]),
                 format_size(tier["cached_bytes"]),
@@ -225,12 +224,13 @@ def _new_table(first: str, *figures: str) -> Table:
 
 def _color(parts: Mapping[str, bytes], cell: int) -> str:
     """Return the colour of a cell: shares of its tier's, paler where cached, and of the gap's."""
-    tier = _TIERS[parts["tier"][cell]]
+    colors = palette(dark=True)
+    names = (tier_color(parts["tier"][cell]), "s-free", "planned")
     live, cached, planned = (parts[name][cell] / 255 for name in ("live", "cached", "planned"))
     gap = max(0.0, 1 - live - cached - planned)
     mixed = (
         live * t + cached * (0.38 * t + 0.62 * g) + planned * p + gap * g
-        for t, g, p in zip(tier, _GAP, _PLANNED, strict=True)
+        for t, g, p in zip(*(colors[name] for name in names), strict=True)
     )
     return _hex(tuple(min(255, round(channel / 8) * 8) for channel in mixed))  # few styles, not millions
 

@@ -2,13 +2,7 @@
 // The live page: asks for a frame, draws it, asks for the next. While it is paused or hidden it asks
 // for nothing, and then the program that it looks at does nothing for it.
 
-import {
-  TIERS, bytesOf, cellColors, css, drawChart, drawRows, formatBytes, formatCount, formatShare, palette,
-  roundedShare, roundedUp,
-} from "./drawing.js";
-
-const COLORS = [...TIERS, "gap", "planned", "flash", "ink", "soft", "rule", "accent", "interval", "pool", "gpu", "bad"];
-const PARTS = [["interval_graph", "interval graph", "interval"], ["pool", "pool", "pool"], ["gpu", "GPU", "gpu"]];
+const PARTS = [["interval_graph", "interval graph", "c2"], ["pool", "pool", "c1"], ["gpu", "GPU", "c6"]];
 const CELL_WIDTH = 2;      // CSS pixels of a cell
 const ROW_HEIGHT = 20;     // CSS pixels of a row of cells
 const PERIOD_MS = 250;
@@ -17,10 +11,11 @@ const LONGEST_HISTORY = 1200;
 const GLOW_MS = 900;
 const SMALLEST_VIEW = 64 * 1024;
 
-const by = (id) => document.getElementById(id);
+const palette = new Palette();
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 const state = {
-  device: 0, paused: false, view: null, frame: null, previous: null, heat: null, heated: 0, colors: palette(COLORS),
-  history: [], rates: null, events: 0, hover: null, drag: null, columns: 1, shape: null,
+  device: 0, paused: false, view: null, frame: null, previous: null, heat: null, heated: 0,
+  history: [], rates: null, events: 0, hover: null, drag: null, columns: 1, shape: null, told: null,
 };
 
 // ------------------------------------------------------------------ asking
@@ -34,7 +29,7 @@ async function ask(path, question) {
 }
 
 function shapeOfMap() {
-  const { width, height } = by("map").getBoundingClientRect();
+  const { width, height } = byId("map").getBoundingClientRect();
   const columns = Math.max(16, Math.floor(width / CELL_WIDTH));
   return { columns, rows: Math.max(1, Math.floor(height / ROW_HEIGHT)) };
 }
@@ -57,8 +52,8 @@ async function tick() {
 }
 
 function say(text, lost = false) {
-  by("state").textContent = text;
-  by("state").classList.toggle("lost", lost);
+  byId("state").textContent = text;
+  byId("state").classList.toggle("lost", lost);
 }
 
 // ------------------------------------------------------------------ taking a frame in
@@ -66,7 +61,7 @@ function say(text, lost = false) {
 function take(frame) {
   const { map } = frame;
   const cells = Object.fromEntries(
-    ["tier", "edge", "live", "cached", "planned"].map((name) => [name, bytesOf(map[name])]),
+    ["tier", "edge", "live", "cached", "planned"].map((name) => [name, fromBase64(map[name])]),
   );
   const shape = [map.first, map.last, cells.tier.length, frame.device].join();
   const same = shape === state.shape;
@@ -74,7 +69,7 @@ function take(frame) {
   const fade = Math.max(0, 1 - (performance.now() - state.heated) / GLOW_MS);
   for (let cell = 0; same && cell < heat.length; cell += 1) {
     const taken = cells.live[cell] - state.cells.live[cell] > 48;  // a free shows in the colour itself
-    heat[cell] = taken ? 1 : state.heat[cell] * fade;
+    heat[cell] = taken && !still.matches ? 1 : state.heat[cell] * fade;
   }
   const now = { time: frame.time, ...frame.figures };
   const last = state.history.at(-1);
@@ -90,13 +85,9 @@ function take(frame) {
 }
 
 function addEvent(event) {
-  const list = by("events");
+  const list = byId("events");
   list.querySelector(".none")?.remove();
-  const item = document.createElement("li");
-  const when = document.createElement("time");
-  when.textContent = event.clock;
-  item.append(when, event.text);  // text, never markup: names come from the program
-  list.prepend(item);
+  list.prepend(element("li", {}, element("time", {}, event.clock), event.text));
   while (list.children.length > 50) list.lastChild.remove();
   state.events = Math.max(state.events, event.number);
 }
@@ -105,30 +96,36 @@ function addEvent(event) {
 
 function write(frame) {
   const f = frame.figures;
-  by("title").textContent = frame.devices[frame.device] + (frame.closed ? ", closed" : "");
+  byId("title").textContent = frame.devices[frame.device] + (frame.closed ? ", closed" : "");
   document.title = `${formatBytes(f.live_bytes)} live · SmartPool`;
-  by("live").textContent = formatBytes(f.live_bytes);
-  by("live-note").textContent = `${formatCount(f.live_blocks)} blocks, peak ${formatBytes(f.peak_live_bytes)}`;
-  by("reserved").textContent = formatBytes(f.reserved_bytes);
-  by("reserved-note").textContent = `peak ${formatBytes(f.peak_reserved_bytes)}, policy ${frame.policy}`;
-  by("fragmentation").textContent = formatShare(f.fragmentation.overall);
-  by("fragmentation-note").textContent = `largest free ${formatBytes(f.largest_free_bytes)}`;
-  by("device-used").textContent = formatShare(1 - f.device_free_bytes / f.device_total_bytes);
-  by("device-note").textContent = `of ${formatBytes(f.device_total_bytes)}, cap ${formatBytes(f.cap_bytes)}`;
-  by("searches").textContent = perSecond("searches");
-  by("searches-note").textContent = `${perSecond("flushes")} flushes, ${formatCount(f.counters.step_hits)} planned`;
-  by("calls").textContent = perSecond("driver_calls");
-  by("calls-note").textContent = `${formatCount(f.counters.driver_calls)} in all, ${f.driver_seconds.toFixed(2)} s`;
+  byId("live").textContent = formatBytes(f.live_bytes);
+  byId("live-note").textContent = `${formatCount(f.live_blocks)} blocks, peak ${formatBytes(f.peak_live_bytes)}`;
+  byId("reserved").textContent = formatBytes(f.reserved_bytes);
+  byId("reserved-note").textContent = `peak ${formatBytes(f.peak_reserved_bytes)}, policy ${frame.policy}`;
+  byId("fragmentation").textContent = shareText(f.fragmentation.overall);
+  byId("fragmentation-note").textContent = `largest free ${formatBytes(f.largest_free_bytes)}`;
+  byId("device-used").textContent = shareText(1 - f.device_free_bytes / f.device_total_bytes);
+  byId("device-note").textContent = `of ${formatBytes(f.device_total_bytes)}, cap ${formatBytes(f.cap_bytes)}`;
+  byId("searches").textContent = perSecond("searches");
+  byId("searches-note").textContent = `${perSecond("flushes")} flushes, ${formatCount(f.counters.step_hits)} planned`;
+  byId("calls").textContent = perSecond("driver_calls");
+  byId("calls-note").textContent = `${formatCount(f.counters.driver_calls)} in all, ${f.driver_seconds.toFixed(2)} s`;
   rows("holders", frame.holders.map((held) => [held.label, formatCount(held.blocks), formatBytes(held.bytes)]));
+  tierLegend(frame.tiers);
   rows("tiers", frame.tiers.map((tier) => [
     tier.name, formatCount(tier.live_blocks), formatBytes(tier.live_bytes), formatBytes(tier.cached_bytes),
   ]));
   devices(frame.devices);
   const { map } = frame;
   const part = map.extent_bytes ? (map.last - map.first) / map.extent_bytes : 1;
-  by("view").textContent = part < 0.9999
+  byId("view").textContent = part < 0.9999
     ? `${formatBytes(map.last - map.first)} from ${formatBytes(map.first)} on, of ${formatBytes(map.extent_bytes)} mapped`
     : `${formatBytes(map.extent_bytes)} mapped in ${formatCount(map.chunks)} chunks; drag or turn the wheel to look closer`;
+}
+
+/** A share with a digit more where it is small. */
+function shareText(share) {
+  return formatShare(share, share < 0.1 ? 2 : 1);
 }
 
 function perSecond(name) {
@@ -136,15 +133,11 @@ function perSecond(name) {
 }
 
 function rows(id, cells) {
-  by(id).replaceChildren(...cells.map((row) => {
-    const line = document.createElement("tr");
-    for (const text of row) line.append(Object.assign(document.createElement("td"), { textContent: text }));
-    return line;
-  }));
+  byId(id).replaceChildren(...cells.map((row) => element("tr", {}, ...row.map((text) => element("td", {}, text)))));
 }
 
 function devices(names) {
-  const list = by("device");
+  const list = byId("device");
   if (list.options.length === names.length) return;
   list.replaceChildren(...names.map((name, number) => new Option(name, String(number), false, number === state.device)));
 }
@@ -155,9 +148,10 @@ function draw() {
   if (!state.frame) return;
   const age = (performance.now() - state.heated) / GLOW_MS;
   const heat = state.heat.map((warmth) => warmth * Math.max(0, 1 - age));
-  const { context, width, pitch } = drawRows(by("map"), cellColors(state.cells, heat, state.colors), state.columns, 3);
+  const tiers = state.frame.tiers.map(({ color }) => palette.rgb(color));
+  const { context, width, pitch } = drawRows(byId("map"), cellColors(state.cells, heat, tiers, palette), state.columns, 3);
   if (state.drag) {
-    context.fillStyle = css(state.colors.ink, 0.25);
+    context.fillStyle = palette.css("ink", 0.25);
     const [from, to] = [state.drag.from, state.drag.to].sort((a, b) => a - b);
     for (let row = Math.floor(from / state.columns); row <= Math.floor(to / state.columns); row += 1) {
       const begin = Math.max(from - row * state.columns, 0);
@@ -170,39 +164,44 @@ function draw() {
 }
 
 function drawHistory() {
-  const { history, colors } = state;
+  const { history } = state;
   const times = history.map((now) => now.time);
-  const look = { ink: css(colors.soft), rule: css(colors.rule) };
-  const most = Math.max(1, ...history.map((now) => now.reserved_bytes));
-  drawChart(by("bytes"), times, [
-    { values: history.map((now) => now.live_bytes), color: css(colors.accent), fill: true, thick: 2 },
-    { values: history.map((now) => now.reserved_bytes), color: css(colors.ink), dash: [6, 3] },
-  ], { ...look, top: roundedUp(most), format: formatBytes });
-  const worst = Math.max(0.04, ...history.map((now) => Math.max(...PARTS.map(([name]) => now.fragmentation[name]))));
-  drawChart(by("shares"), times, [
+  const most = 1.05 * Math.max(1, ...history.map((now) => now.reserved_bytes));
+  drawChart(byId("bytes"), times, [
+    { values: history.map((now) => now.live_bytes), color: "c0", fill: true, thick: 2 },
+    { values: history.map((now) => now.reserved_bytes), color: "ink", dash: [6, 3] },
+  ], { palette, top: most, ticks: byteTicks(most, 5) });
+  const worst = 1.05 * Math.max(0.04, ...history.map((now) => Math.max(...PARTS.map(([name]) => now.fragmentation[name]))));
+  drawChart(byId("shares"), times, [
     ...PARTS.map(([name, , color]) => ({
-      values: history.map((now) => now.fragmentation[name]), color: css(colors[color]), dash: [3, 3],
+      values: history.map((now) => now.fragmentation[name]), color, dash: [3, 3],
     })),
-    { values: history.map((now) => now.fragmentation.overall), color: css(colors.ink), thick: 2.5 },
-  ], { ...look, top: roundedShare(worst), format: (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` });
+    { values: history.map((now) => now.fragmentation.overall), color: "ink", thick: 2.5 },
+  ], { palette, top: worst, ticks: roundTicks(0, worst, 4).map((value) => ({ value, label: formatShare(value) })) });
 }
 
 function legend(id, entries) {
-  by(id).replaceChildren(...entries.map(([text, color, alpha]) => {
-    const swatch = document.createElement("i");
-    swatch.style.background = css(state.colors[color], alpha);
-    const item = document.createElement("li");
-    item.append(swatch, text);
-    return item;
+  byId(id).replaceChildren(...entries.map(([text, color, alpha]) => {
+    const swatch = element("i");
+    swatch.style.background = palette.css(color, alpha);
+    return element("li", {}, swatch, text);
   }));
 }
 
-function restyle() {
-  state.colors = palette(COLORS);
+/** What the colors of the map mean; drawn again when the tiers or the theme are others than before. */
+function tierLegend(tiers) {
+  const told = [palette.version, ...tiers.map(({ title }) => title)].join();
+  if (told === state.told) return;
+  state.told = told;
   legend("legend", [
-    ["small < 1 MiB", "small"], ["medium", "medium"], ["large", "large"], ["huge > 256 MiB", "huge"],
-    ["cached: paler", "large", 0.4], ["planned step", "planned"], ["gap", "gap"],
+    ...tiers.map(({ title, color }) => [title, color]), ["cached: paler", tiers.at(-1).color, 0.4],
+    ["planned step", "planned"], ["gap", "s-free"],
   ]);
+}
+
+function restyle() {
+  palette.forget();
+  if (state.frame) tierLegend(state.frame.tiers);
   legend("parts", [...PARTS.map(([, text, color]) => [text, color]), ["overall", "ink"]]);
   draw();
 }
@@ -210,7 +209,7 @@ function restyle() {
 // ------------------------------------------------------------------ looking closer
 
 function cellAt(event) {
-  const box = by("map").getBoundingClientRect();
+  const box = byId("map").getBoundingClientRect();
   const { rows: count } = shapeOfMap();
   const row = Math.floor((event.clientY - box.top) / (box.height / count));
   const column = Math.floor((event.clientX - box.left) / (box.width / state.columns));
@@ -252,21 +251,13 @@ function pan(share) {
 
 async function describe(event) {
   const cell = cellAt(event);
-  const tip = by("tip");
-  const box = by("map").getBoundingClientRect();
-  const at = { x: event.clientX - box.left, y: event.clientY - box.top };
+  const tip = byId("tip");
+  const box = byId("map").getBoundingClientRect();
   try {
     const found = await ask("block", { device: state.device, first: positionOf(cell), last: positionOf(cell + 1) });
     if (state.hover !== cell) return;
-    tip.replaceChildren(...found.lines.map((line, number) => {
-      const part = document.createElement("p");
-      part.append(number ? line : Object.assign(document.createElement("b"), { textContent: line }));
-      part.className = number ? "soft" : "";
-      return part;
-    }));
-    tip.hidden = false;
-    const beyond = at.x + 16 + tip.offsetWidth > box.width;
-    tip.style.transform = `translate(${beyond ? Math.max(0, at.x - 16 - tip.offsetWidth) : at.x + 16}px, ${at.y + 14}px)`;
+    showTip(tip, event.clientX - box.left, event.clientY - box.top, box.width, box.height, ...found.lines.map(
+      (line, number) => (number ? element("p", { class: "soft" }, line) : element("p", {}, element("b", {}, line)))));
   } catch {
     tip.hidden = true;
   }
@@ -276,19 +267,19 @@ async function describe(event) {
 
 function pause() {
   state.paused = !state.paused;
-  by("pause").setAttribute("aria-pressed", String(state.paused));
-  by("pause").textContent = state.paused ? "resume" : "pause";
+  byId("pause").setAttribute("aria-pressed", String(state.paused));
+  byId("pause").textContent = state.paused ? "resume" : "pause";
   say(state.paused ? "paused" : "live");
   if (!state.paused) tick();
 }
 
 function listen() {
-  const map = by("map");
-  by("pause").addEventListener("click", pause);
-  by("in").addEventListener("click", () => state.frame && zoom(0.5));
-  by("out").addEventListener("click", () => state.frame && zoom(2));
-  by("whole").addEventListener("click", () => { state.view = null; refresh(); });
-  by("device").addEventListener("change", (event) => {
+  const map = byId("map");
+  byId("pause").addEventListener("click", pause);
+  byId("in").addEventListener("click", () => state.frame && zoom(0.5));
+  byId("out").addEventListener("click", () => state.frame && zoom(2));
+  byId("whole").addEventListener("click", () => { state.view = null; refresh(); });
+  byId("device").addEventListener("change", (event) => {
     Object.assign(state, { device: Number(event.target.value), view: null, history: [], rates: null, shape: null });
     refresh();
   });
@@ -320,7 +311,7 @@ function listen() {
       lookAt(positionOf(Math.min(drag.from, drag.to)), positionOf(Math.max(drag.from, drag.to) + 1));
     } else draw();
   });
-  map.addEventListener("pointerleave", () => { state.hover = null; by("tip").hidden = true; });
+  map.addEventListener("pointerleave", () => { state.hover = null; byId("tip").hidden = true; });
   document.addEventListener("keydown", (event) => {
     if (event.target.matches("select, button") && event.key === " ") return;
     const act = {

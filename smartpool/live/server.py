@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from typing import Any, Final, Self
 
+from smartpool.drawing.assets import joined
 from smartpool.errors import InvalidRequestError, SmartPoolError
 from smartpool.files import explain
 from smartpool.values import as_integer, encodable, shown
@@ -42,11 +42,10 @@ __all__ = ["Answer", "LiveServer"]
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Takes the JSON object that a page sent and returns the one to send back."""
 
-_ASSETS: Final = {
+_ASSETS: Final = {  # each of these files one behind the other
     "/": ("live.html", "text/html; charset=utf-8"),
-    "/live.css": ("live.css", "text/css; charset=utf-8"),
-    "/live.js": ("live.js", "text/javascript; charset=utf-8"),
-    "/drawing.js": ("drawing.js", "text/javascript; charset=utf-8"),
+    "/live.css": ("tokens.css live.css", "text/css; charset=utf-8"),
+    "/live.js": ("format.js kit.js drawing.js live.js", "text/javascript; charset=utf-8"),
 }
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -205,8 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
         if asset is None:
             self._refuse(HTTPStatus.NOT_FOUND, f"expected one of {', '.join(_ASSETS)}")
             return
-        name, kind = asset
-        self._send(HTTPStatus.OK, resources.files(__package__).joinpath(name).read_bytes(), kind)
+        names, kind = asset
+        self._send(HTTPStatus.OK, joined(names.split(), __package__).encode(), kind)
 
     def do_POST(self) -> None:
         if not self._may_enter():

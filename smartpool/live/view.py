@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from smartpool.drawing.assets import tier_color
+from smartpool.drawing.raster import beginnings, coverage, shares
 from smartpool.errors import InvalidRequestError
 from smartpool.forks import renewed
-from smartpool.live.raster import beginnings, coverage, shares
+from smartpool.pool.telemetry.statistics import COUNTERS, GAUGES
 from smartpool.pool.tiers import LARGEST, Tier, tier_of
 from smartpool.units import format_size
 
@@ -44,7 +46,6 @@ _MOST_CELLS: Final = 1 << 17
 _FRESH_S: Final = 0.1  # data that young serves whoever asks
 _HOLDERS: Final = 12
 _EVENTS: Final = 50
-_TIERS: Final = tuple(tier.value for tier in Tier)
 _STATES: Final = ("free", "live", "cached", "planned")
 
 
@@ -117,7 +118,15 @@ class LiveView:
             "closed": self._pool.closed,
             "policy": str(self._pool.config.policy),
             "figures": _figures(now),
-            "tiers": [{"name": name, **_tier_figures(now, name)} for name in _TIERS],
+            "tiers": [
+                {
+                    "name": tier.value,
+                    "title": tier.title,
+                    "color": tier_color(number),
+                    **_tier_figures(now, tier.value),
+                }
+                for number, tier in enumerate(Tier)
+            ],
             "holders": look.holders,
             "map": look.cells(first, last, cells),
             "events": [event for event in list(self._events) if event["number"] > after],
@@ -184,7 +193,7 @@ class _Look:
             return coverage(starts[chosen], self.ends[chosen], first, last, cells)
 
         used = self.states != _STATES.index("free")
-        by_tier = [covered(used & (self.tiers == tier)) for tier in range(len(_TIERS))]
+        by_tier = [covered(used & (self.tiers == tier)) for tier in range(len(Tier))]
         by_state = {state: covered(self.states == code) for code, state in enumerate(_STATES)}
         return {
             "first": first,
@@ -256,23 +265,15 @@ def _holders(layout: MemoryMap) -> list[dict[str, Any]]:
 
 def _figures(now: MemorySnapshot) -> dict[str, Any]:
     return {
-        **{name: getattr(now, name) for name in _FIGURES},
+        **{name: getattr(now, name) for name in GAUGES},
         "fragmentation": now.fragmentation.as_dict(),
         "driver_seconds": now.driver_seconds,
         "counters": {
-            "searches": now.searches,
-            "flushes": now.flushes,
-            "grows": now.grows,
+            **{name: getattr(now, name) for name in COUNTERS},
             "driver_calls": sum(now.driver_calls.values()),
             "step_hits": now.steps.hits,
         },
     }
-
-
-_FIGURES: Final = (
-    "live_bytes", "live_blocks", "reserved_bytes", "peak_live_bytes", "peak_reserved_bytes", "cached_bytes",
-    "gap_bytes", "largest_free_bytes", "cap_bytes", "device_free_bytes", "device_total_bytes",
-)  # fmt: skip
 
 
 def _tier_figures(now: MemorySnapshot, name: str) -> dict[str, int]:

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from smartpool.report.envelope import Envelope, envelope
+from smartpool.drawing.envelope import Envelope, envelope
+from smartpool.drawing.ticks import byte_ticks, count_ticks
 from smartpool.report.page import data_block
 from smartpool.report.svg import (
     Plot,
     area_path,
-    byte_ticks,
-    count_ticks,
     escaped,
     line_path,
     shortened,

@@ -1,14 +1,6 @@
 "use strict";
 // Reading the columns that smartpool/report/packing.py writes: integers in planes of bytes, deflated.
 
-/** Return the bytes behind a text in base64. */
-function fromBase64(text) {
-  const binary = atob(text);
-  const bytes = new Uint8Array(binary.length);
-  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
-  return bytes;
-}
-
 async function inflated(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from smartpool.report.text import format_bytes, format_count, format_duration, format_share
+from smartpool.report.text import format_count, format_duration, format_share
 from smartpool.trace.replay import Run
+from smartpool.units import format_bytes
 
 __all__ = ["COLUMNS", "FAILED", "FRAGMENTATION", "PEAK_LIVE", "Column", "Comparison", "best_of", "best_text"]
 

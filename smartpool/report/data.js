@@ -1,7 +1,6 @@
 "use strict";
 // A trace as columns, the ways to tell its allocations apart, and what is chosen on the page.
 
-const TIER_COLORS = ["t0", "t1", "t2", "t3"];
 const KIND_COLORS = Array.from({ length: 10 }, (_, i) => `k${i}`);
 const OTHER_COLORS = ["o0", "o1", "o2", "o3"];
 const GROUPS_SHOWN = 10;
@@ -85,7 +84,7 @@ class Grouping {
     const ordered = kind === "tier" ? data.meta.tiers.map((_, tier) => tier) : largestKeys(data, key, GROUPS_SHOWN);
     const groups = new Map(ordered.map((of, group) => [of, group]));
     this.names = ordered.map(name);
-    this.colors = (kind === "tier" ? TIER_COLORS : KIND_COLORS).slice(0, ordered.length);
+    this.colors = kind === "tier" ? data.meta.tiers.map(({ color }) => color) : KIND_COLORS.slice(0, ordered.length);
     this.all = new Uint8Array(data.start.length);
     const others = ordered.length;
     let numberOfOthers = 0;

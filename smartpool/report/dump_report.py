@@ -13,12 +13,13 @@ from smartpool.report.dump import Dump
 from smartpool.report.packing import packed
 from smartpool.report.page import data_block, html_page, text_block
 from smartpool.report.svg import escaped
-from smartpool.report.text import counted, format_bytes, format_count, format_share
+from smartpool.report.text import counted, format_count, format_share
+from smartpool.units import format_bytes
 
 __all__ = ["dump_report", "write_dump_report"]
 
 STYLES: Final = ("tokens.css", "report.css")
-SCRIPTS: Final = ("format.js", "columns.js", "series.js", "raster.js", "canvas.js", "dump.js")
+SCRIPTS: Final = ("format.js", "columns.js", "series.js", "raster.js", "kit.js", "dump.js")
 _STATES: Final = ("live", "cached", "planned", "free")
 _NOTHING: Final = -1
 

@@ -1,20 +1,6 @@
 "use strict";
 // The values under the pointer, and the legend's switches. The charts are complete without it.
 
-function formatBytes(bytes) {
-  for (const [unit, power] of [["EiB", 6], ["PiB", 5], ["TiB", 4], ["GiB", 3], ["MiB", 2], ["KiB", 1]]) {
-    if (bytes >= 1024 ** power) return `${(bytes / 1024 ** power).toPrecision(4)} ${unit}`;
-  }
-  return `${bytes} B`;
-}
-
-function element(tag, text, className) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;  // never innerHTML: names come from files
-  if (className) made.className = className;
-  return made;
-}
-
 function enliven(figure) {
   const data = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
   const drawing = figure.querySelector(".plot > svg");
@@ -28,7 +14,7 @@ function enliven(figure) {
   function row(name, bytes, swatch) {
     const line = element("div");
     if (swatch) line.append(swatch.cloneNode(true));
-    line.append(element("span", name), element("b", formatBytes(bytes)));
+    line.append(element("span", {}, name), element("b", {}, formatBytes(bytes)));
     return line;
   }
 
@@ -40,9 +26,9 @@ function enliven(figure) {
     cross.setAttribute("x1", x);
     cross.setAttribute("x2", x);
     cross.setAttribute("visibility", "visible");
-    const span = first === last ? `event ${first.toLocaleString("en")}`
-      : `events ${first.toLocaleString("en")} to ${last.toLocaleString("en")}, the most`;
-    tip.replaceChildren(element("p", span));
+    const span = first === last ? `event ${formatCount(first)}`
+      : `events ${formatCount(first)} to ${formatCount(last)}, the most`;
+    tip.replaceChildren(element("p", {}, span));
     data.series
       .map((series, number) => ({ series, number, bytes: series.reserved[current] }))
       .filter(({ number }) => !hidden.has(String(number)))

@@ -10,9 +10,8 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
 
+from smartpool.drawing.assets import joined
 from smartpool.report.svg import escaped
 
 __all__ = ["data_block", "html_page", "text_block"]
@@ -23,7 +22,7 @@ def html_page(
     body: str,
     *,
     styles: Sequence[str] = ("tokens.css", "page.css"),
-    scripts: Sequence[str] = ("page.js",),
+    scripts: Sequence[str] = ("format.js", "kit.js", "page.js"),
 ) -> str:
     """Return a page with styles and scripts of ours.
 
@@ -34,9 +33,9 @@ def html_page(
     body
         HTML, put in as it is: whoever builds it escapes what is in it.
     styles, scripts
-        Files of this package, put together in this order.
+        Files of this package or of the drawing kit, put together in this order.
     """
-    script = "".join(map(_asset, scripts))
+    script = joined(scripts, __package__)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     return (
@@ -44,7 +43,7 @@ def html_page(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escaped(title)}</title>\n<style>\n{''.join(map(_asset, styles))}</style>\n</head>\n"
+        f"<title>{escaped(title)}</title>\n<style>\n{joined(styles, __package__)}</style>\n</head>\n"
         f"<body>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
@@ -65,8 +64,3 @@ def text_block(text: str, *, kind: str, name: str | None = None) -> str:
         raise ValueError("expected text without '<', which could end the block early")
     identity = "" if name is None else f' id="{name}"'
     return f'<script type="{kind}"{identity}>{text}</script>'
-
-
-@cache
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -18,8 +18,9 @@ from smartpool.report.chart import chart, panels, swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, Column, Comparison, best_of, best_text
 from smartpool.report.page import html_page
 from smartpool.report.svg import escaped
-from smartpool.report.text import counted, format_bytes
+from smartpool.report.text import counted
 from smartpool.trace.replay import Run
+from smartpool.units import format_bytes
 
 __all__ = ["picture", "write_picture"]
 

@@ -7,7 +7,6 @@ of what they cover, at the resolution of the picture. Size of the file: at most 
 
 from __future__ import annotations
 
-import html
 import os
 from pathlib import Path
 from typing import Final
@@ -15,10 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from smartpool.drawing.raster import touched
+from smartpool.drawing.ticks import byte_ticks
 from smartpool.planner.intervals import IntervalSet
 from smartpool.planner.pieces import Pieces
 from smartpool.planner.plans import Plan
-from smartpool.report.text import counted, printable
+from smartpool.report.svg import escaped
+from smartpool.report.text import counted
 from smartpool.units import format_size
 
 __all__ = ["plan_picture", "write_plan_picture"]
@@ -114,7 +116,7 @@ def plan_picture(intervals: IntervalSet, plan: Plan, *, title: str = "", capacit
         parts.append(
             f'<rect x="{x[piece]:.2f}" y="{y[piece]:.2f}" width="{max(width[piece], 0.5):.2f}" '
             f'height="{max(height[piece], 0.5):.2f}" fill="{PALETTE[color[piece]]}">'
-            f"<title>{_escaped(about)}</title></rect>"
+            f"<title>{escaped(about)}</title></rect>"
         )
     parts += ["</g>", frame.lines(intervals, plan, capacity), "</svg>"]
     return "\n".join(part for part in parts if part) + "\n"
@@ -146,12 +148,13 @@ class _Frame:
         return x, y, self.x(held.end) - x, self.y(base + held.low) - y
 
     def axes(self) -> str:
-        """Return the frame, five addresses, and the first and last time."""
+        """Return the frame, round addresses, and the first and last time."""
         size = f'width="{self.width}" height="{self.height}"'
         lines = [f'<rect x="{LEFT}" y="{TOP}" {size} fill="none" stroke="#ddd"/>']
-        for share in (0, 0.25, 0.5, 0.75, 1):
-            y = TOP + self.height * (1 - share)
-            label = format_size(int(self.bytes * share))
+        for nbytes, label in byte_ticks(self.bytes):
+            if nbytes > self.bytes:
+                break
+            y = TOP + self.height * (1 - nbytes / self.bytes)
             lines.append(f'<line x1="{LEFT - 4}" x2="{LEFT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#999"/>')
             lines.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
         base = HEIGHT - BOTTOM + 18
@@ -192,8 +195,8 @@ def _heading(title: str, intervals: IntervalSet, plan: Plan) -> str:
         f"load {format_size(plan.load)} (black line), {plan.gap:.3%} above it, by {plan.method}"
     )
     return (
-        f'<text x="{LEFT}" y="24" font-size="16" font-weight="bold">{_escaped(title)}</text>'
-        f'<text x="{LEFT}" y="42" fill="#666">{_escaped(figures)}</text>'
+        f'<text x="{LEFT}" y="24" font-size="16" font-weight="bold">{escaped(title)}</text>'
+        f'<text x="{LEFT}" y="42" fill="#666">{escaped(figures)}</text>'
     )
 
 
@@ -208,18 +211,8 @@ def _cover(
     x: NDArray[np.float64], y: NDArray[np.float64], width: NDArray[np.float64], height: NDArray[np.float64]
 ) -> str:
     """Return the path of the cells of a grid that many small rectangles touch."""
-    columns, rows = int(WIDTH / CELL) + 2, int(HEIGHT / CELL) + 2
-    left, right = (x / CELL).astype(np.int64), np.ceil((x + width) / CELL).astype(np.int64)
-    upper, lower = (y / CELL).astype(np.int64), np.ceil((y + height) / CELL).astype(np.int64)
-    corners = np.zeros((columns + 1, rows + 1), np.int64)
-    for at_column, at_row, sign in (
-        (left, upper, 1),
-        (right, upper, -1),
-        (left, lower, -1),
-        (right, lower, 1),
-    ):
-        np.add.at(corners, (at_column, at_row), sign)
-    covered = corners.cumsum(axis=0).cumsum(axis=1) > 0
+    edges_of = x / CELL, y / CELL, (x + width) / CELL, (y + height) / CELL
+    covered = touched(*edges_of, columns=int(WIDTH / CELL) + 2, rows=int(HEIGHT / CELL) + 2)
     edges = np.diff(covered.astype(np.int8), axis=1, prepend=0)
     pieces = []
     for column in np.flatnonzero(covered.any(axis=1)).tolist():
@@ -227,7 +220,3 @@ def _cover(
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
             pieces.append(f"M{column * CELL:g} {begin * CELL:g}h{CELL:g}v{(end - begin) * CELL:g}h-{CELL:g}z")
     return "".join(pieces)
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))

@@ -15,8 +15,9 @@ from smartpool.report.comparison import (
     best_of,
     best_text,
 )
-from smartpool.report.text import format_bytes, printable
+from smartpool.report.text import printable
 from smartpool.trace.replay import Run
+from smartpool.units import format_bytes
 
 if TYPE_CHECKING:  # rich is an extra: this module is imported by commands that may not need it
     from rich.console import Console

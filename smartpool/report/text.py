@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from smartpool.units import BINARY_UNITS
-from smartpool.values import in_units
+from smartpool.values import three_digits
 
-__all__ = ["counted", "format_bytes", "format_count", "format_duration", "format_share", "printable"]
+__all__ = ["counted", "format_count", "format_duration", "format_share", "printable"]
 
-_NO_MEMORY: Final = 1 << 80
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -37,20 +35,6 @@ def counted(count: int, noun: str) -> str:
     return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
-def format_bytes(nbytes: float) -> str:
-    """Return a number of bytes in the unit that leaves three digits, so that columns line up.
-
-    >>> format_bytes(1215 * 2**20), format_bytes(11 * 2**30), format_bytes(0)
-    ('1.19 GiB', '11.0 GiB', '0 B')
-    """
-    if nbytes >= _NO_MEMORY:
-        return in_units(int(nbytes))  # what was asked for may be any number
-    for unit, factor in BINARY_UNITS:
-        if abs(nbytes) >= factor:
-            return f"{_three_digits(nbytes / factor)} {unit}"
-    return f"{round(nbytes)} B"
-
-
 def format_share(share: float | None) -> str:
     """Return a share in [0, 1] as a percentage with one decimal; a dash for one of nothing (None, NaN).
 
@@ -71,7 +55,7 @@ def format_duration(seconds: float) -> str:
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         value = seconds * factor
         if abs(value) >= 1:
-            return f"{_three_digits(value)} {unit}"
+            return f"{three_digits(value)} {unit}"
     return f"{seconds * 1e6:.2f} us"
 
 
@@ -82,8 +66,3 @@ def format_count(count: int) -> str:
     '392,526'
     """
     return f"{count:,}"
-
-
-def _three_digits(value: float) -> str:
-    """Return a number of at least 1 with three digits, or with all digits before the point."""
-    return f"{value:.{max(0, 2 - int(math.log10(abs(value))))}f}"

@@ -7,21 +7,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from smartpool.drawing.assets import tier_color
 from smartpool.pool.tiers import Tier
 from smartpool.report.analysis import Analysis, title_of
 from smartpool.trace.layouts import Layout
 from smartpool.trace.trace import Trace
-from smartpool.units import MiB
 
-__all__ = ["TIERS", "about", "columns_of", "slot_of", "tag_of"]
-
-TIERS: Final = (
-    (Tier.SMALL, MiB - 1, "small: below 1 MiB"),
-    (Tier.MEDIUM, 16 * MiB - 1, "medium: 1 to 16 MiB"),
-    (Tier.LARGE, 256 * MiB, "large: 16 to 256 MiB"),
-    (Tier.HUGE, None, "huge: above 256 MiB"),
-)
-"""The tiers, the largest size in each, and their names for a reader."""
+__all__ = ["about", "columns_of", "slot_of", "tag_of"]
 
 _COLOURS: Final = 8
 """Lines that can be told apart: `c0` to `c7` in tokens.css."""
@@ -67,7 +59,10 @@ def about(found: Analysis) -> dict[str, Any]:
         "name": trace.name,
         "events": trace.events,
         "streams": trace.streams,
-        "tiers": [{"name": name, "most": most} for _, most, name in TIERS],
+        "tiers": [
+            {"name": tier.title, "most": tier.most, "color": tier_color(number)}
+            for number, tier in enumerate(Tier)
+        ],
         "sites": list(trace.sites),
         "tags": [tag_of(site) for site in trace.sites],
         "layouts": [

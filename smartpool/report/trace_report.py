@@ -15,24 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool._version import __version__
-from smartpool.pool.tiers import tier_of
+from smartpool.pool.tiers import LARGEST, Tier
 from smartpool.report.analysis import Analysis, title_of
 from smartpool.report.chart import swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, PEAK_LIVE, best_of
 from smartpool.report.packing import packed
 from smartpool.report.page import data_block, html_page, text_block
 from smartpool.report.svg import escaped
-from smartpool.report.text import counted, format_bytes, format_count, format_duration, format_share
-from smartpool.report.trace_data import TIERS, about, columns_of, slot_of, tag_of
+from smartpool.report.text import counted, format_count, format_duration, format_share
+from smartpool.report.trace_data import about, columns_of, slot_of, tag_of
 from smartpool.trace.layouts import RECORDED, Layout
 from smartpool.trace.optimum import OPTIMUM
 from smartpool.trace.trace import Trace
+from smartpool.units import format_bytes
 
 __all__ = ["trace_report", "write_trace_report"]
 
 STYLES: Final = ("tokens.css", "report.css")
 SCRIPTS: Final = (
-    "format.js", "columns.js", "series.js", "raster.js", "data.js", "canvas.js", "view.js", "curves.js",
+    "format.js", "columns.js", "series.js", "raster.js", "data.js", "kit.js", "view.js", "curves.js",
     "overview.js", "timeline.js", "maps.js", "moment.js", "report.js",
 )  # fmt: skip
 _SAMPLES: Final = 24
@@ -259,13 +260,13 @@ def _peak_text(trace: Trace) -> str:
 def _peak_rows(trace: Trace) -> str:
     """Return the tiers at the peak: what the table shows until its script fills it."""
     sizes = trace.lifetimes().size[_peak_numbers(trace)]
-    tiers = np.array([tier_of(size).value for size in sizes.tolist()])
+    tiers = np.searchsorted(LARGEST, sizes)
     rows = []
-    for tier, _, name in TIERS:
-        chosen = sizes[tiers == tier.value] if len(sizes) else sizes
+    for number, tier in enumerate(Tier):
+        chosen = sizes[tiers == number]
         share = format_share(int(chosen.sum()) / max(1, trace.peak_live_bytes))
         rows.append(
-            f'<tr><th scope="row">{name}</th><td>{format_count(len(chosen))}</td>'
+            f'<tr><th scope="row">{tier.title}</th><td>{format_count(len(chosen))}</td>'
             f"<td>{format_bytes(int(chosen.sum()))}</td><td>{share}</td><td></td></tr>"
         )
     return "".join(rows)

@@ -202,24 +202,6 @@ function drawTimeAxis(context, palette, plot, name = true) {
   }
 }
 
-/** Lines and labels of bytes or shares up the side; `y` says where a value stands. */
-function drawValueAxis(context, palette, plot, ticks, y) {
-  context.font = "12px system-ui, sans-serif";
-  context.textAlign = "right";
-  context.textBaseline = "middle";
-  for (const { value, label } of ticks) {
-    const at = Math.round(y(value)) + 0.5;
-    if (at < plot.top - 1 || at > plot.bottom + 1) continue;
-    context.strokeStyle = palette.css(value ? "rule" : "axis");
-    context.beginPath();
-    context.moveTo(plot.left, at);
-    context.lineTo(plot.right, at);
-    context.stroke();
-    context.fillStyle = palette.css("soft");
-    context.fillText(label, plot.left - 8, at);
-  }
-}
-
 /** The moment that was chosen, as a line with a mark. */
 function drawMoment(context, palette, plot, position) {
   const x = Math.round(plot.x(position)) + 0.5;

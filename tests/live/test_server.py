@@ -48,7 +48,7 @@ def ask(server, method="POST", path="/echo", body=b"{}", **headers):
 
 
 def test_the_page_and_its_parts_are_served_and_closed_to_everything_else(server):
-    for path in ("/", "/live.css", "/live.js", "/drawing.js"):
+    for path in ("/", "/live.css", "/live.js"):
         status, body, headers = ask(server, "GET", path, None)
         assert status == 200
         assert body

@@ -59,6 +59,6 @@ def test_values_under_the_cursor_and_hidden_lines(tmp_path):
     assert said == ""
     tip = re.search(r'<div class="tip"[^>]*>(.*?)</figure>', shown, re.DOTALL)[1]
     words = re.sub(r"<[^>]+>", " ", tip).split()
-    assert words[:8] == ["event", "1", "ours", "2.000", "GiB", "live", "1.500", "GiB"]
+    assert words[:8] == ["event", "1", "ours", "2.00", "GiB", "live", "1.50", "GiB"]
     assert len(re.findall(r'aria-pressed="false"', shown)) == 1
     assert len(re.findall(r'class="(?:line|label)[^"]* off"', shown)) == 2

@@ -6,14 +6,15 @@ import json
 import random
 import shutil
 import subprocess
-from importlib import resources
 
 import numpy as np
 import pytest
 from waiting import PATIENCE_S
 
+from smartpool.drawing.assets import asset
 from smartpool.report.packing import packed
-from smartpool.report.text import format_bytes, format_count, format_share
+from smartpool.report.text import format_count, format_share
+from smartpool.units import format_bytes
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="no Node is installed")
@@ -21,8 +22,7 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="no Node is installed")
 
 def run(files: tuple[str, ...], program: str, given: object) -> object:
     """Return what `program`, a function body over `given`, returns beside the functions of `files`."""
-    folder = resources.files("smartpool.report")
-    source = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in files)
+    source = "\n".join(asset(name, "smartpool.report") for name in files)
     wrapped = (
         f"{source}\n(async () => {{ const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));\n"
         f"process.stdout.write(JSON.stringify(await (async () => {{ {program} }})())); }})();"
@@ -72,7 +72,7 @@ def test_columns_are_read_as_they_were_packed():
     directory, text = packed({name: np.array(values, np.int64) for name, values in columns.items()})
     program = """const columns = unpackColumns(await inflated(fromBase64(given[1])), given[0]);
     return Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, [...values]]));"""
-    assert run(("columns.js",), program, [directory, text]) == columns
+    assert run(("format.js", "columns.js"), program, [directory, text]) == columns
 
 
 def test_the_highest_of_any_stretch():

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.report.text import format_bytes, format_duration, format_share, printable
-from smartpool.units import BINARY_UNITS
+from smartpool.report.text import format_duration, format_share, printable
+from smartpool.units import BINARY_UNITS, format_bytes
 
 any_text = st.text(st.characters(exclude_categories=()))
 

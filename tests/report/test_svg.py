@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.report.envelope import Envelope, envelope
-from smartpool.report.svg import Plot, area_path, byte_ticks, count_ticks, line_path, shortened, spread
+from smartpool.drawing.envelope import Envelope, envelope
+from smartpool.report.svg import Plot, area_path, line_path, shortened, spread
 
 PLOT = Plot(left=10, top=20, width=300, height=100, top_bytes=1000)
 
@@ -59,27 +59,6 @@ def test_an_area_stands_on_the_axis_and_reaches_the_peak(series: Envelope):
 def test_a_flat_line_is_short_however_many_columns():
     flat = Envelope(*(np.full(900, 500),) * 3)
     assert line_path(flat, PLOT) == "M10 70H310"
-
-
-@given(st.integers(0, 1 << 60))
-@example(15)  # a step of 2.5 bytes
-@example(1024)  # a fifth of a KiB is no whole number of bytes
-def test_byte_ticks_begin_at_0_reach_the_most_and_are_few_and_even(most):
-    ticks = [nbytes for nbytes, _ in byte_ticks(most)]
-    assert ticks[0] == 0
-    assert ticks[-1] >= most > (ticks[-2] if most else -1)
-    assert 2 <= len(ticks) <= 8
-    assert len({b - a for a, b in pairwise(ticks)}) == 1
-    assert most > 1 << 50 or all(len(label) <= len("2.25 GiB") for _, label in byte_ticks(most))
-
-
-@given(st.integers(0, 10**9))
-def test_count_ticks_stay_within_the_count(most):
-    ticks = count_ticks(most)
-    assert ticks[0] == 0
-    assert len({b - a for a, b in pairwise(ticks)}) <= 1
-    assert ticks[-1] <= most
-    assert len(ticks) <= 10
 
 
 @given(st.lists(st.floats(-50, 150), max_size=12), st.floats(0.5, 20))

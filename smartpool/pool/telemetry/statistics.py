@@ -8,9 +8,9 @@ was recorded.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from math import nan
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from smartpool.pool.bins import Bin
 from smartpool.pool.steps.stepping import StepStatistics
@@ -20,6 +20,8 @@ from smartpool.pool.tiers import Tier
 from smartpool.units import MiB, format_size
 
 __all__ = [
+    "COUNTERS",
+    "GAUGES",
     "GroupSnapshot",
     "MemorySnapshot",
     "OptimizationOutcome",
@@ -40,9 +42,20 @@ class GroupSnapshot:
     cached_bytes: int
 
 
+def _gauge(meaning: str) -> dict[str, str]:
+    return {"gauge": meaning}
+
+
+def _count(meaning: str) -> dict[str, str]:
+    return {"counter": meaning}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class MemorySnapshot:
     """One device's memory at an instant. All sizes in bytes.
+
+    A figure that is marked as a gauge or a counter is shown by that mark: in the metrics with its text, and
+    in the frames of the live page.
 
     Attributes
     ----------
@@ -84,22 +97,22 @@ class MemorySnapshot:
     """
 
     device: str
-    live_bytes: int
-    live_blocks: int
+    live_bytes: int = field(metadata=_gauge("Bytes in live blocks, as requested."))
+    live_blocks: int = field(metadata=_gauge("Live blocks."))
     block_bytes: int
-    cached_bytes: int
-    gap_bytes: int
-    reserved_bytes: int
-    peak_reserved_bytes: int
-    peak_live_bytes: int
-    largest_free_bytes: int
-    cap_bytes: int
-    device_free_bytes: int
-    device_total_bytes: int
-    searches: int
-    flushes: int
-    grows: int
-    waits: int
+    cached_bytes: int = field(metadata=_gauge("Freed blocks in bins, ready for a request of their size."))
+    gap_bytes: int = field(metadata=_gauge("Free ranges between blocks, mapped."))
+    reserved_bytes: int = field(metadata=_gauge("Physical memory that the pool holds."))
+    peak_reserved_bytes: int = field(metadata=_gauge("The most physical memory that the pool ever held."))
+    peak_live_bytes: int = field(metadata=_gauge("The most live bytes that were seen."))
+    largest_free_bytes: int = field(metadata=_gauge("The largest free range."))
+    cap_bytes: int = field(metadata=_gauge("What the pool may hold at most."))
+    device_free_bytes: int = field(metadata=_gauge("Free on the device, by its driver."))
+    device_total_bytes: int = field(metadata=_gauge("Memory of the device."))
+    searches: int = field(metadata=_count("Requests that had to look for a gap."))
+    flushes: int = field(metadata=_count("Times that the bins were emptied."))
+    grows: int = field(metadata=_count("Times that memory was mapped."))
+    waits: int = field(metadata=_count("Waits between streams that were queued on the device."))
     steps: StepStatistics
     driver_calls: Mapping[str, int]
     driver_seconds: float
@@ -107,7 +120,7 @@ class MemorySnapshot:
     streams: Mapping[int, GroupSnapshot]
     fragmentation: Fragmentation
     tracked: Tracked | None = None
-    out_of_memory_errors: int = 0
+    out_of_memory_errors: int = field(default=0, metadata=_count("Requests that failed for lack of memory."))
 
     def __repr__(self) -> str:
         return (
@@ -147,6 +160,17 @@ class MemorySnapshot:
             "pressure": self.pressure,
             "tracked": None if self.tracked is None else self.tracked.as_dict(),
         }
+
+
+def _marked(kind: str) -> dict[str, str]:
+    return {one.name: one.metadata[kind] for one in fields(MemorySnapshot) if kind in one.metadata}
+
+
+GAUGES: Final = _marked("gauge")
+"""The figures of a `MemorySnapshot` that go up and down, with what they mean."""
+
+COUNTERS: Final = _marked("counter")
+"""Those that only grow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A memory map at the resolution of a screen: how much of each cell a set of ranges covers.
+"""Ranges and rectangles at the resolution of a screen: how much of each cell they cover.
 
 Problem: 10^5 blocks, a picture of 10^4 cells, several times a second. Method: a range adds to the
 two cells in which it ends the part that it covers there, and to the cells between them a whole; the
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["coverage", "shares"]
+__all__ = ["beginnings", "coverage", "shares", "touched"]
 
 
 def coverage(
@@ -81,3 +81,36 @@ def shares(covered: NDArray[np.float64], first: int, last: int) -> NDArray[np.ui
     width = (last - first) / len(covered)
     scaled = np.clip(np.rint(covered / width * 255), 0, 255)
     return np.where(covered > 0, np.maximum(scaled, 1), 0).astype(np.uint8)
+
+
+def touched(
+    left: NDArray[np.float64],
+    upper: NDArray[np.float64],
+    right: NDArray[np.float64],
+    lower: NDArray[np.float64],
+    *,
+    columns: int,
+    rows: int,
+) -> NDArray[np.bool_]:
+    """Return which cells of a grid (column, row) rectangles touch. O(rectangles + cells).
+
+    Parameters
+    ----------
+    left, upper, right, lower
+        The edges of the rectangles, in cells.
+    columns, rows
+        The grid; no edge is beyond it.
+
+    Examples
+    --------
+    >>> edges = (np.array([edge]) for edge in (0.5, 0.0, 1.5, 1.0))
+    >>> touched(*edges, columns=3, rows=2).tolist()
+    [[True, False], [True, False], [False, False]]
+    """
+    corners = np.zeros((columns + 1, rows + 1), np.int64)
+    first, last = (left.astype(np.int64), upper.astype(np.int64)), (np.ceil(right), np.ceil(lower))
+    end = tuple(edge.astype(np.int64) for edge in last)
+    for at, sign in ((first, 1), ((end[0], first[1]), -1), ((first[0], end[1]), -1), (end, 1)):
+        np.add.at(corners, at, sign)
+    inside: NDArray[np.bool_] = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+    return inside

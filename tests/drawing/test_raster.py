@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.live.raster import beginnings, coverage, shares
+from smartpool.drawing.raster import beginnings, coverage, shares
 
 HUGE = st.integers(1, 1 << 62)
 ranges = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 80)), max_size=12)

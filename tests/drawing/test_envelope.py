@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.report.envelope import envelope
+from smartpool.drawing.envelope import envelope
 
 
 @st.composite

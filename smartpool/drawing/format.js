@@ -1,5 +1,5 @@
 "use strict";
-// Figures as text, and round numbers for axes. Pure functions, shared by every page.
+// Figures as text, round numbers for axes, bytes out of text. Pure functions, shared by every page.
 
 const BINARY_UNITS = [["EiB", 2 ** 60], ["PiB", 2 ** 50], ["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]];
 
@@ -18,8 +18,8 @@ function formatCount(count) {
   return Math.round(count).toLocaleString("en");
 }
 
-function formatShare(share) {
-  return `${(share * 100).toFixed(1)} %`;
+function formatShare(share, digits = 1) {
+  return `${(share * 100).toFixed(digits)} %`;
 }
 
 function formatMicroseconds(us) {
@@ -60,4 +60,12 @@ function roundTicks(low, high, wanted) {
 function roundStep(rough) {
   const power = 10 ** Math.floor(Math.log10(rough));
   return [1, 2, 5, 10].map((digit) => digit * power).find((step) => step >= rough * (1 - 1e-9));
+}
+
+/** Return the bytes behind a text in base64. */
+function fromBase64(text) {
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  return bytes;
 }

@@ -1,5 +1,5 @@
 "use strict";
-// Canvases at the resolution of the screen, in the colours of the page, with a tip beside the pointer.
+// Elements, colors, canvases at the resolution of the screen, and tips beside the pointer: for every page.
 
 function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
@@ -42,6 +42,30 @@ class Palette {
   }
 }
 
+/** Pixels of the screen for one of CSS; more than two are not seen, and cost. */
+function pixelsPerPixel() {
+  return Math.min(2, devicePixelRatio || 1);
+}
+
+/** Fit a canvas to a size in CSS pixels; return its context, cleared, which draws in them. */
+function fitted(canvas, width, height, scale = pixelsPerPixel()) {
+  const pixels = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
+  if (canvas.width !== pixels[0] || canvas.height !== pixels[1]) [canvas.width, canvas.height] = pixels;
+  const context = canvas.getContext("2d");
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  context.clearRect(0, 0, width, height);
+  return context;
+}
+
+/** Show a tip beside a point of a box of some size, and within it where it can be. */
+function showTip(tip, x, y, width, height, ...content) {
+  tip.replaceChildren(...content);
+  tip.hidden = false;
+  const beyond = x + 18 + tip.offsetWidth > width;
+  const left = beyond ? Math.max(0, x - 14 - tip.offsetWidth) : x + 14;
+  tip.style.transform = `translate(${left}px, ${Math.max(0, Math.min(y + 14, height - tip.offsetHeight))}px)`;
+}
+
 /**
  * A canvas in a figure: sized by its box, drawn again when something changed, once a frame, and only
  * while it can be seen. `paint(context, width, height)` draws in CSS pixels.
@@ -70,7 +94,7 @@ class Picture {
   }
 
   get scale() {
-    return Math.min(2, devicePixelRatio || 1);
+    return pixelsPerPixel();
   }
 
   draw() {
@@ -83,14 +107,7 @@ class Picture {
     const { canvas, width, height, scale } = this;
     if (!width) return;
     this.stale = false;
-    if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
-      canvas.width = Math.round(width * scale);
-      canvas.height = Math.round(height * scale);
-    }
-    const context = canvas.getContext("2d");
-    context.setTransform(scale, 0, 0, scale, 0, 0);
-    context.clearRect(0, 0, width, height);
-    this.paint(context, width, height);
+    this.paint(fitted(canvas, width, height, scale), width, height);
   }
 
   /** Where the pointer is, in CSS pixels of the canvas. */
@@ -100,12 +117,7 @@ class Picture {
   }
 
   showTip(x, y, ...content) {
-    this.tip.replaceChildren(...content);
-    this.tip.hidden = false;
-    const beyond = x + 18 + this.tip.offsetWidth > this.width;
-    const left = beyond ? Math.max(0, x - 14 - this.tip.offsetWidth) : x + 14;
-    const top = Math.max(0, Math.min(y + 14, this.height - this.tip.offsetHeight));
-    this.tip.style.transform = `translate(${left}px, ${top}px)`;
+    showTip(this.tip, x, y, this.width, this.height, ...content);
   }
 
   hideTip() {
@@ -153,6 +165,24 @@ function paintRow(context, raster, top, height, scale) {
     }
     context.fillRect(from / scale, top, (to - from) / scale, height);
     from = to;
+  }
+}
+
+/** Lines and labels of bytes or shares up the side; `y` says where a value stands. */
+function drawValueAxis(context, palette, plot, ticks, y) {
+  context.font = "12px system-ui, sans-serif";
+  context.textAlign = "right";
+  context.textBaseline = "middle";
+  for (const { value, label } of ticks) {
+    const at = Math.round(y(value)) + 0.5;
+    if (at < plot.top - 1 || at > plot.bottom + 1) continue;
+    context.strokeStyle = palette.css(value ? "rule" : "axis");
+    context.beginPath();
+    context.moveTo(plot.left, at);
+    context.lineTo(plot.right, at);
+    context.stroke();
+    context.fillStyle = palette.css("soft");
+    context.fillText(label, plot.left - 8, at);
   }
 }
 
