@@ -28,7 +28,8 @@ def pool():
         yield pool
         gc.collect()
         pool.trim()
-        wait_until(lambda: pool.managers[0].live_bytes == 0)  # a thread that sent a buffer holds it until it ends
+        # A thread that sent a buffer holds it until it ends.
+        wait_until(lambda: pool.managers[0].live_bytes == 0)
 
 
 def exported(pool, data=b"bytes"):
