@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common import write_results
 
-from smartpool.cli.common import DEFAULT_DEVICE, play
+from smartpool.cli.replays import DEFAULT_DEVICE, play
 from smartpool.report.comparison import FRAGMENTATION, Comparison
 from smartpool.trace import read_any
 from smartpool.trace.baselines import PEERS

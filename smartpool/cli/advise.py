@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 import smartpool
-from smartpool.cli.common import find_trace, policy_of
+from smartpool.cli.arguments import add_command, policy_of
+from smartpool.cli.replays import find_trace
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.recommendations import recommend
 from smartpool.report.text import counted, printable
@@ -23,12 +24,7 @@ _SCHEMA = 1
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "advise",
-        help="what is worth changing, by replays with the change",
-        description=(__doc__ or "").replace("``", ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, run, help="what is worth changing, by replays with the change")
     parser.add_argument("trace", metavar="TRACE", help="a trace, a log, or the name of a bundled one")
     parser.add_argument(
         "--policy",
@@ -38,7 +34,6 @@ def add_parser(subparsers: Any) -> None:
         help=f"what the pool has now: {', '.join(POLICIES)}, or a number from 0 to 1 (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

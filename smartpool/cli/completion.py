@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any, Final
 
+from smartpool.cli.arguments import add_command
 from smartpool.config import POLICIES
 from smartpool.errors import MissingPackageError
 from smartpool.trace.baselines import BASELINES
@@ -29,15 +30,13 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "completion",
+    parser = add_command(
+        subparsers,
+        run,
         help="print a script for the completion of a shell",
-        description=(__doc__ or "").replace("``", ""),
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("shell", choices=_SHELLS, help="which shell")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

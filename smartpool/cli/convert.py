@@ -17,7 +17,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from smartpool.cli.common import find_trace
+from smartpool.cli.arguments import add_command
+from smartpool.cli.replays import find_trace
 from smartpool.cli.targets import check_target, tell, written_to
 from smartpool.errors import ConfigurationError, InvalidRequestError
 from smartpool.report.text import counted, printable
@@ -39,12 +40,11 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "convert",
+    parser = add_command(
+        subparsers,
+        run,
         help="turn a recording of one tool into the format of another",
-        description=(__doc__ or "").replace("``", ""),
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EPILOG,
     )
     parser.add_argument(
         "source", metavar="IN", help="a trace, bundled or a file, a PyTorch snapshot, an RMM log, or CSV"
@@ -58,7 +58,6 @@ def add_parser(subparsers: Any) -> None:
         help="leave out the frees of an RMM log that began after their allocations",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 import smartpool
-from smartpool.cli.common import DEFAULT_DEVICE, find_trace, play, runs_as_json
+from smartpool.cli.arguments import add_command
 from smartpool.cli.console import make_console
+from smartpool.cli.replays import DEFAULT_DEVICE, find_trace, play, runs_as_json
 from smartpool.cli.targets import HTML, check_target, written_to
 from smartpool.dlpack import DeviceType
 from smartpool.errors import DLPackError
@@ -69,12 +70,7 @@ class Buffers:
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="see it work: buffers, a replay of real traces, a picture",
-        description=(__doc__ or "").replace("``", ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, run, help="see it work: buffers, a replay of real traces, a picture")
     parser.add_argument(
         "--device",
         default="cpu",
@@ -94,7 +90,6 @@ def add_parser(subparsers: Any) -> None:
         help="the picture, an HTML page that opens offline (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from smartpool._version import __version__
+from smartpool.cli.arguments import add_command
 from smartpool.cli.console import make_console
 from smartpool.driver import open_driver
 from smartpool.errors import DeviceNotFoundError, SmartPoolError
@@ -31,11 +32,8 @@ _SCHEMA: Final = 1
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "info", help="versions and devices of this machine", description=(__doc__ or "").replace("``", "")
-    )
+    parser = add_command(subparsers, run, help="versions and devices of this machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from smartpool.cli.common import find_trace, size_of
+from smartpool.cli.arguments import add_command, seconds_of, size_of
+from smartpool.cli.replays import find_trace
 from smartpool.cli.targets import check_target, read_from, tell, written_to
 from smartpool.csv_rows import first_row
 from smartpool.errors import InvalidRequestError
@@ -47,12 +48,11 @@ the best plan so far.
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``plan`` to the command line."""
-    parser = subparsers.add_parser(
-        "plan",
+    parser = add_command(
+        subparsers,
+        run,
         help="give intervals with known lifetimes their offsets",
-        description=(__doc__ or "").replace("``", ""),
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EPILOG,
     )
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="intervals as CSV, or a trace (a file, or a bundled one)"
@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="bytes at hand, such as 80GiB: stop at a plan that fits",
     )
     parser.add_argument(
-        "--time-limit", metavar="S", type=_seconds, help="seconds (default: 10, and 50 us an interval)"
+        "--time-limit", metavar="S", type=seconds_of, help="seconds (default: 10, and 50 us an interval)"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same plan (default: 0)")
     parser.add_argument(
@@ -73,7 +73,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--picture", metavar="FILE.svg", type=Path, help="draw the plan as SVG")
     parser.add_argument("--progress", action="store_true", help="tell each better plan on standard error")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -169,13 +168,3 @@ class _Teller:
         if now - self.last >= 0.1 or plan.proved_optimal:
             self.last = now
             print(f"{plan.seconds:8.2f} s  {plan.gap:9.4%} above the load  {plan.method}", file=sys.stderr)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds of at least 0, got {text!r}")
-    return seconds

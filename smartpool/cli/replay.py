@@ -10,19 +10,9 @@ import argparse
 import json
 from typing import Any
 
-from smartpool.cli.common import (
-    DEFAULT_DEVICE,
-    FAILED_REQUESTS,
-    OK,
-    baselines_of,
-    count_of,
-    find_trace,
-    play,
-    policy_of,
-    runs_as_json,
-    size_of,
-)
+from smartpool.cli.arguments import add_command, baselines_of, count_of, policy_of, size_of
 from smartpool.cli.console import make_console
+from smartpool.cli.replays import DEFAULT_DEVICE, FAILED_REQUESTS, OK, find_trace, play, runs_as_json
 from smartpool.cli.targets import HTML, check_target, written_to
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.report.picture import write_picture
@@ -38,12 +28,7 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "replay",
-        help="play traces against SmartPool and models of its peers",
-        description=(__doc__ or "").replace("``", ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, run, help="play traces against SmartPool and models of its peers")
     parser.add_argument(
         "traces",
         nargs="+",
@@ -96,7 +81,6 @@ def add_parser(subparsers: Any) -> None:
         "--picture", metavar="FILE", help="draw memory over time, as an HTML page that opens offline"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,16 +13,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from smartpool.cli.common import (
-    DEFAULT_DEVICE,
-    FAILED_REQUESTS,
-    OK,
-    baselines_of,
-    find_trace,
-    policy_of,
-    size_of,
-)
+from smartpool.cli.arguments import add_command, baselines_of, policy_of, size_of
 from smartpool.cli.console import replay_progress
+from smartpool.cli.replays import DEFAULT_DEVICE, FAILED_REQUESTS, OK, find_trace
 from smartpool.cli.targets import HTML, check_target, read_from, tell, written_to
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.errors import InvalidRequestError
@@ -50,12 +43,11 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "report",
+    parser = add_command(
+        subparsers,
+        run,
         help="one page about a trace, or about an out-of-memory dump",
-        description=(__doc__ or "").replace("``", ""),
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EPILOG,
     )
     parser.add_argument(
         "source",
@@ -86,7 +78,6 @@ def add_parser(subparsers: Any) -> None:
         help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 to 1 (default: {_POLICY})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

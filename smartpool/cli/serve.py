@@ -11,7 +11,8 @@ import os
 import sys
 from typing import Any, Final
 
-from smartpool.cli.watch import add_traffic_arguments, played
+from smartpool.cli.arguments import add_command
+from smartpool.cli.traffic import add_traffic_arguments, played
 
 __all__ = ["add_parser", "run"]
 
@@ -20,12 +21,11 @@ _PORT: Final = 8765
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "serve",
+    parser = add_command(
+        subparsers,
+        run,
         help="a live page of a pool's memory, in the browser",
-        description=(__doc__ or "").replace("``", ""),
-        epilog="examples:\n  smartpool serve\n  smartpool serve trace.npz --port 9000 --rate 10000\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples="examples:\n  smartpool serve\n  smartpool serve trace.npz --port 9000 --rate 10000\n",
     )
     parser.add_argument(
         "trace", nargs="?", default="llama-train", metavar="TRACE", help="default: %(default)s"
@@ -33,7 +33,6 @@ def add_parser(subparsers: Any) -> None:
     add_traffic_arguments(parser)
     parser.add_argument("--port", type=int, default=_PORT, help="default: %(default)s; 0: one that is free")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,26 +12,22 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
-import smartpool
-from smartpool.cli.common import find_trace
+from smartpool.cli.arguments import add_command
 from smartpool.cli.console import make_console
 from smartpool.cli.served import Question, asker
 from smartpool.cli.terminal import TerminalView
+from smartpool.cli.traffic import add_traffic_arguments, played
 from smartpool.errors import InvalidRequestError
-from smartpool.live.traffic import Traffic
 from smartpool.live.view import LiveView
 
-__all__ = ["add_parser", "add_traffic_arguments", "played", "run"]
+__all__ = ["add_parser", "run"]
 
-DEFAULT_RATE: Final = 2000.0
 SCHEMA: Final = 1
 
 _JSON_CELLS: Final = 1024
 _LONGEST_PAUSE_S: Final = 86_400.0
-_FASTEST: Final = 1e9
 _EXAMPLES: Final = """\
 examples:
   smartpool watch http://127.0.0.1:8765/
@@ -41,12 +37,11 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "watch",
+    parser = add_command(
+        subparsers,
+        run,
         help="show a pool's memory in the terminal as it changes",
-        description=(__doc__ or "").replace("``", ""),
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("what", metavar="URL|TRACE", help="the address of a served pool, or a trace to play")
     add_traffic_arguments(parser)
@@ -55,18 +50,6 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--frames", type=int, metavar="N", help="end after N frames; default: never")
     parser.add_argument("--json", action="store_true", help="print one JSON object a frame, a line each")
-    parser.set_defaults(run=run)
-
-
-def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of commands that play a trace."""
-    parser.add_argument(
-        "--device", default="model:141GiB", help="where to play a trace (default: %(default)s)"
-    )
-    parser.add_argument("--policy", default="balanced", help="SmartPool's policy (default: %(default)s)")
-    parser.add_argument(
-        "--rate", type=float, default=DEFAULT_RATE, metavar="N", help="events a second (default: %(default)g)"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,24 +65,6 @@ def run(args: argparse.Namespace) -> int:
         with played(args.what, args) as pool:
             _show(LiveView(pool).frame, args)
     return 0
-
-
-@contextmanager
-def played(trace: str, args: argparse.Namespace) -> Iterator[smartpool.SmartPool]:
-    """Yield a pool against which a trace is played meanwhile."""
-    if not 0 < args.rate <= _FASTEST:
-        raise InvalidRequestError(
-            f"--rate: expected events a second above 0 and up to {_FASTEST:g}, got {args.rate:g}"
-        )
-    config = smartpool.SmartPoolConfig(policy=args.policy)
-    with smartpool.SmartPool(args.device, config) as pool:
-        traffic = Traffic(pool, find_trace(trace), args.rate)
-        traffic.start()
-        try:
-            traffic.wait_begun()  # the first frame is to show something
-            yield pool
-        finally:
-            traffic.stop()
 
 
 def _show(question: Question, args: argparse.Namespace) -> None:

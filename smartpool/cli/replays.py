@@ -1,11 +1,9 @@
-"""What commands share: a trace by its name, its replay, and arguments that are read alike."""
+"""A trace by its name, its replay on every allocator, and the runs as JSON: what several commands do."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
-import re
 from collections.abc import Sequence
 from contextlib import closing
 from difflib import get_close_matches
@@ -14,36 +12,21 @@ from typing import Final
 from smartpool._version import __version__
 from smartpool.cli.console import replay_progress
 from smartpool.cli.targets import read_from
-from smartpool.config import POLICIES, Policy, SmartPoolConfig
-from smartpool.errors import ConfigurationError, InvalidSizeError, TraceError
-from smartpool.trace.baselines import BASELINES
+from smartpool.config import Policy
+from smartpool.errors import TraceError
 from smartpool.trace.bundled import bundled, bundled_names
 from smartpool.trace.importers import read_any
 from smartpool.trace.optimum import OPTIMUM, optimum_run
 from smartpool.trace.replay import STREAM_MODES, Run, replay
 from smartpool.trace.targets import open_device, open_target
 from smartpool.trace.trace import Trace
-from smartpool.units import parse_size
 
-__all__ = [
-    "DEFAULT_DEVICE",
-    "FAILED_REQUESTS",
-    "OK",
-    "baselines_of",
-    "count_of",
-    "find_trace",
-    "machine",
-    "play",
-    "policy_of",
-    "runs_as_json",
-    "size_of",
-]
+__all__ = ["DEFAULT_DEVICE", "FAILED_REQUESTS", "OK", "find_trace", "machine", "play", "runs_as_json"]
 
 DEFAULT_DEVICE: Final = "model:141GiB"
 OK: Final = 0
 FAILED_REQUESTS: Final = 3
 SCHEMA: Final = 1
-MOST_PASSES: Final = 100_000  # each has a row in the JSON
 
 
 def play(
@@ -117,47 +100,3 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
     }
-
-
-def baselines_of(text: str) -> tuple[str, ...]:
-    """Return the baselines that ``--against`` names, each once, in order."""
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if names == ["none"]:
-        return ()
-    chosen = tuple(dict.fromkeys(BASELINES if names == ["all"] else names))
-    unknown = [name for name in chosen if name not in BASELINES and name != OPTIMUM]
-    if unknown or not chosen:
-        raise argparse.ArgumentTypeError(
-            f"expected names out of {', '.join(BASELINES)}, {OPTIMUM}, or all, or none, got {text!r}"
-        )
-    return chosen
-
-
-def count_of(text: str) -> int:
-    """Return the number that ``--passes`` names."""
-    count = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
-    if not 1 <= count <= MOST_PASSES:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST_PASSES}, got {text!r}")
-    return count
-
-
-def policy_of(text: str) -> Policy | float:
-    """Return the policy that ``--policy`` names, or its place on the axis."""
-    try:
-        return SmartPoolConfig.from_mapping({"policy": text if text in POLICIES else float(text)}).policy
-    except (ValueError, ConfigurationError):
-        names = ", ".join(POLICIES)
-        raise argparse.ArgumentTypeError(
-            f"expected one of {names}, or a number from 0 to 1, got {text!r}"
-        ) from None
-
-
-def size_of(text: str) -> int:
-    """Return the bytes that ``--capacity`` names."""
-    try:
-        size = parse_size(text)
-    except InvalidSizeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if size == 0:
-        raise argparse.ArgumentTypeError("expected a size above 0")
-    return size

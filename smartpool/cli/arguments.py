@@ -1,0 +1,106 @@
+"""How a command adds itself to the parser, and how arguments are read that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from smartpool.config import POLICIES, Policy, SmartPoolConfig
+from smartpool.errors import ConfigurationError, InvalidSizeError
+from smartpool.trace.baselines import BASELINES
+from smartpool.trace.optimum import OPTIMUM
+from smartpool.units import parse_size
+
+__all__ = ["add_command", "baselines_of", "count_of", "policy_of", "seconds_of", "size_of"]
+
+_MOST_PASSES: Final = 100_000  # each has a row in the JSON
+
+
+def add_command(
+    subparsers: Any,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    help: str,  # noqa: A002 - argparse's name
+    examples: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add the subcommand of a module, with the module's name and docstring, and return its parser.
+
+    Parameters
+    ----------
+    subparsers
+        Where `argparse` keeps them.
+    run
+        Runs it, and returns the exit status.
+    help
+        A line for the list of commands.
+    examples
+        Text below the arguments.
+    """
+    module = sys.modules[run.__module__]
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        run.__module__.rpartition(".")[2],
+        help=help,
+        description=(module.__doc__ or "").replace("``", ""),
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def baselines_of(text: str) -> tuple[str, ...]:
+    """Return the baselines that ``--against`` names, each once, in order."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if names == ["none"]:
+        return ()
+    chosen = tuple(dict.fromkeys(BASELINES if names == ["all"] else names))
+    unknown = [name for name in chosen if name not in BASELINES and name != OPTIMUM]
+    if unknown or not chosen:
+        raise argparse.ArgumentTypeError(
+            f"expected names out of {', '.join(BASELINES)}, {OPTIMUM}, or all, or none, got {text!r}"
+        )
+    return chosen
+
+
+def count_of(text: str) -> int:
+    """Return the number that ``--passes`` names."""
+    count = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+    if not 1 <= count <= _MOST_PASSES:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {_MOST_PASSES}, got {text!r}")
+    return count
+
+
+def policy_of(text: str) -> Policy | float:
+    """Return the policy that ``--policy`` names, or its place on the axis."""
+    try:
+        return SmartPoolConfig.from_mapping({"policy": text if text in POLICIES else float(text)}).policy
+    except (ValueError, ConfigurationError):
+        names = ", ".join(POLICIES)
+        raise argparse.ArgumentTypeError(
+            f"expected one of {names}, or a number from 0 to 1, got {text!r}"
+        ) from None
+
+
+def size_of(text: str) -> int:
+    """Return the bytes that ``--capacity`` names."""
+    try:
+        size = parse_size(text)
+    except InvalidSizeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if size == 0:
+        raise argparse.ArgumentTypeError("expected a size above 0")
+    return size
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds that ``--time-limit`` names."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds of at least 0, got {text!r}")
+    return seconds
