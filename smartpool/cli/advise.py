@@ -24,7 +24,7 @@ _SCHEMA = 1
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = add_command(subparsers, run, help="what is worth changing, by replays with the change")
+    parser = add_command(subparsers, __name__, run, help="what is worth changing, by replays with the change")
     parser.add_argument("trace", metavar="TRACE", help="a trace, a log, or the name of a bundled one")
     parser.add_argument(
         "--policy",

@@ -21,6 +21,7 @@ _MOST_PASSES: Final = 100_000  # each has a row in the JSON
 
 def add_command(
     subparsers: Any,
+    name: str,
     run: Callable[[argparse.Namespace], int],
     *,
     help: str,  # noqa: A002 - argparse's name
@@ -32,6 +33,8 @@ def add_command(
     ----------
     subparsers
         Where `argparse` keeps them.
+    name
+        The module's.
     run
         Runs it, and returns the exit status.
     help
@@ -39,11 +42,10 @@ def add_command(
     examples
         Text below the arguments.
     """
-    module = sys.modules[run.__module__]
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        run.__module__.rpartition(".")[2],
+        name.rpartition(".")[2],
         help=help,
-        description=(module.__doc__ or "").replace("``", ""),
+        description=(sys.modules[name].__doc__ or "").replace("``", ""),
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -32,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
         subparsers,
+        __name__,
         run,
         help="print a script for the completion of a shell",
         examples=_EXAMPLES,

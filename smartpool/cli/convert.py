@@ -42,6 +42,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
         subparsers,
+        __name__,
         run,
         help="turn a recording of one tool into the format of another",
         examples=_EPILOG,

@@ -70,7 +70,9 @@ class Buffers:
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = add_command(subparsers, run, help="see it work: buffers, a replay of real traces, a picture")
+    parser = add_command(
+        subparsers, __name__, run, help="see it work: buffers, a replay of real traces, a picture"
+    )
     parser.add_argument(
         "--device",
         default="cpu",

@@ -32,7 +32,7 @@ _SCHEMA: Final = 1
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = add_command(subparsers, run, help="versions and devices of this machine")
+    parser = add_command(subparsers, __name__, run, help="versions and devices of this machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 

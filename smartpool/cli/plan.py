@@ -50,6 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add ``plan`` to the command line."""
     parser = add_command(
         subparsers,
+        __name__,
         run,
         help="give intervals with known lifetimes their offsets",
         examples=_EPILOG,

@@ -28,7 +28,9 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = add_command(subparsers, run, help="play traces against SmartPool and models of its peers")
+    parser = add_command(
+        subparsers, __name__, run, help="play traces against SmartPool and models of its peers"
+    )
     parser.add_argument(
         "traces",
         nargs="+",

@@ -45,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
         subparsers,
+        __name__,
         run,
         help="one page about a trace, or about an out-of-memory dump",
         examples=_EPILOG,

@@ -23,6 +23,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
         subparsers,
+        __name__,
         run,
         help="a live page of a pool's memory, in the browser",
         examples="examples:\n  smartpool serve\n  smartpool serve trace.npz --port 9000 --rate 10000\n",

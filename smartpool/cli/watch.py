@@ -39,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
         subparsers,
+        __name__,
         run,
         help="show a pool's memory in the terminal as it changes",
         examples=_EXAMPLES,
