@@ -22,9 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from smartpool.containers.range_map import Range, RangeMap
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.protocol import MappedRange
-from smartpool.driver.ranges import RangeMap
 from smartpool.errors import DriverError, InvariantError
 
 __all__ = ["MOST_ADDRESSES", "AddressBook", "Chunk", "Mapping", "refusal"]
@@ -43,9 +43,9 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class Mapping:
-    """A chunk mapped whole at `address`; `accessible` once access was enabled after the map."""
+    """A chunk mapped whole at `start`; `accessible` once access was enabled after the map."""
 
-    address: int
+    start: int
     size: int
     handle: int
     accessible: bool = False
@@ -69,8 +69,8 @@ class AddressBook:
         self._footprint = footprint
         self._torn = False
         self.chunks: dict[int, Chunk] = {}
-        self._raw: RangeMap[None] = RangeMap()
-        self._reservations: RangeMap[None] = RangeMap()
+        self._raw: RangeMap[Range] = RangeMap()
+        self._reservations: RangeMap[Range] = RangeMap()
         self._mappings: RangeMap[Mapping] = RangeMap()
 
     @property
@@ -88,7 +88,7 @@ class AddressBook:
         if self._torn:
             self._mend()
         self._torn = True
-        self._raw.add(address, address + size, None)
+        self._raw.add(Range(address, size))
         if self._footprint is not None:
             self._footprint.add_raw(size)
         self._torn = False
@@ -97,10 +97,10 @@ class AddressBook:
         """Forget raw memory and return its size. Undone by `add_raw`."""
         if self._torn:
             self._mend()
-        entry = self._raw.exact(address)
-        if entry is None:
+        raw = self._raw.get(address)
+        if raw is None:
             raise refusal("free", "pass an address that allocate returned, once", address=address)
-        size = entry[0] - address
+        size = raw.size
         self._torn = True
         self._raw.remove(address)
         if self._footprint is not None:
@@ -129,18 +129,17 @@ class AddressBook:
         if self._torn:
             self._mend()
         self._torn = True
-        self._reservations.add(address, address + size, None)
+        self._reservations.add(Range(address, size))
         self._torn = False
 
     def remove_reservation(self, address: int, size: int) -> None:
         """Forget a whole, empty reservation. Undone by `add_reservation`."""
         if self._torn:
             self._mend()
-        entry = self._reservations.exact(address)
-        if entry is None or entry[0] != address + size:
+        if self._reservations.get(address) != (address, size):
             advice = "pass the address and size of one whole reservation, once"
             raise refusal("unreserve", advice, address=address, size=size)
-        if self._mappings.overlaps(address, address + size):
+        if self._mappings.touching(address, address + size):
             raise refusal(
                 "unreserve", "unmap everything in the reservation first", address=address, size=size
             )
@@ -185,16 +184,16 @@ class AddressBook:
             advice = f"expected an address that is a multiple of {self.granularity}"
             raise refusal("map_chunk", advice, address=address, chunk=handle)
         reservation = self._reservations.at(address)
-        if reservation is None or end > reservation[1]:
+        if reservation is None or end > reservation.end:
             advice = f"[address, address + {chunk.size}) does not lie inside one reservation"
             raise refusal("map_chunk", advice, address=address, chunk=handle)
-        if self._mappings.overlaps(address, end):
+        if self._mappings.touching(address, end):
             raise refusal(
                 "map_chunk", "something is mapped there: unmap it first", address=address, chunk=handle
             )
         mapping = Mapping(address, chunk.size, handle)
         self._torn = True
-        self._mappings.add(address, end, mapping)
+        self._mappings.add(mapping)
         chunk.maps += 1
         self._torn = False
         return mapping
@@ -207,7 +206,7 @@ class AddressBook:
                 self.drop(mapping)
         except BaseException:  # interrupted half-way: all or nothing
             self._mend()
-            self.restore([mapping for mapping in mappings if self._mappings.exact(mapping.address) is None])
+            self.restore([mapping for mapping in mappings if self._mappings.get(mapping.start) is None])
             raise
         return mappings
 
@@ -216,7 +215,7 @@ class AddressBook:
         if self._torn:
             self._mend()
         self._torn = True
-        self._mappings.remove(mapping.address)
+        self._mappings.remove(mapping.start)
         self.chunks[mapping.handle].maps -= 1
         self._torn = False
 
@@ -226,7 +225,7 @@ class AddressBook:
             self._mend()
         self._torn = True
         for mapping in mappings:
-            self._mappings.add(mapping.address, mapping.address + mapping.size, mapping)
+            self._mappings.add(mapping)
             self.chunks[mapping.handle].maps += 1
         self._torn = False
 
@@ -235,7 +234,7 @@ class AddressBook:
         mappings = self._window("enable_access", address, size)
         expected = address
         for mapping in mappings:
-            if mapping.address != expected:
+            if mapping.start != expected:
                 break
             expected += mapping.size
         if expected != address + size:
@@ -266,12 +265,12 @@ class AddressBook:
         end = address + size
         raw = self._raw.at(address)
         if raw is not None:
-            return end <= raw[1]
+            return end <= raw.end
         reached = address
-        for start, stop, mapping in self._mappings.overlapping(address, end):
-            if start > reached or not mapping.accessible:
+        for mapping in self._mappings.touching(address, end):
+            if mapping.start > reached or not mapping.accessible:
                 return False
-            reached = stop
+            reached = mapping.start + mapping.size
         return reached >= end
 
     # --- the whole ---
@@ -287,7 +286,7 @@ class AddressBook:
             self._mend()
         return {
             "raw": len(self._raw),
-            "raw_bytes": sum(end - start for start, end, _ in self._raw),
+            "raw_bytes": sum(raw.size for raw in self._raw),
             "reservations": len(self._reservations),
             "chunks": len(self.chunks),
             "chunk_bytes": sum(chunk.size for chunk in self.chunks.values()),
@@ -296,14 +295,14 @@ class AddressBook:
 
     def mappings(self) -> list[Mapping]:
         """Return all mappings in order of address."""
-        return [mapping for _, _, mapping in self._mappings]
+        return list(self._mappings)
 
     def mapped(self, address: int, size: int) -> list[MappedRange]:
         """Return the mappings that share an address with [address, address + size), in order."""
         if self._torn:
             self._mend()
-        found = self._mappings.overlapping(address, address + size)
-        return [MappedRange(start, end - start, mapping.handle) for start, end, mapping in found]
+        found = self._mappings.touching(address, address + size)
+        return [MappedRange(mapping.start, mapping.size, mapping.handle) for mapping in found]
 
     def check_chunk(self, call: str, handle: int) -> Chunk:
         """Return a chunk, or refuse a handle that is none."""
@@ -316,12 +315,12 @@ class AddressBook:
         for ranges in (self._raw, self._reservations, self._mappings):
             ranges.check()
         maps = dict.fromkeys(self.chunks, 0)
-        for start, end, mapping in self._mappings:
-            reservation = self._reservations.at(start)
-            if reservation is None or end > reservation[1]:
+        for mapping in self._mappings:
+            reservation = self._reservations.at(mapping.start)
+            if reservation is None or mapping.start + mapping.size > reservation.end:
                 raise InvariantError(f"{mapping} lies in no reservation")
             chunk = self.chunks.get(mapping.handle)
-            if chunk is None or chunk.size != mapping.size or mapping.address != start:
+            if chunk is None or chunk.size != mapping.size:
                 raise InvariantError(f"{mapping} does not show the whole of {chunk}")
             maps[mapping.handle] += 1
         for handle, chunk in self.chunks.items():
@@ -340,7 +339,7 @@ class AddressBook:
             ranges.rebuild()
         for chunk in self.chunks.values():
             chunk.maps = 0
-        for _, _, mapping in self._mappings:
+        for mapping in self._mappings:
             self.chunks[mapping.handle].maps += 1
         if self._footprint is not None:
             counts = self._recount()
@@ -351,8 +350,8 @@ class AddressBook:
         """Return what the footprint should count: bytes of chunks, of large and of small raw memory."""
         assert self._footprint is not None
         fresh = self._footprint.emptied()
-        for start, end, _ in self._raw:
-            fresh.add_raw(end - start)
+        for raw in self._raw:
+            fresh.add_raw(raw.size)
         return sum(chunk.size for chunk in self.chunks.values()), fresh.large_bytes, fresh.small_bytes
 
     def _chunk(self, call: str, handle: int, **arguments: object) -> Chunk:
@@ -371,23 +370,22 @@ class AddressBook:
         if self._torn:
             self._mend()
         end = address + size
-        exact = self._mappings.exact(address)
-        if exact is not None and exact[0] == end:
-            return [
-                exact[1]
-            ]  # one whole mapping, the usual case: granular and in one reservation as it stands
+        exact = self._mappings.get(address)
+        if exact is not None and exact.size == size:
+            return [exact]  # one whole mapping, the usual case: granular and in one reservation as it stands
         if size <= 0 or size % self.granularity or address % self.granularity:
             advice = f"expected an address and a positive size that are multiples of {self.granularity}"
             raise refusal(call, advice, address=address, size=size)
         reservation = self._reservations.at(address)
-        if reservation is None or end > reservation[1]:
+        if reservation is None or end > reservation.end:
             raise refusal(call, "the range does not lie inside one reservation", address=address, size=size)
-        found = self._mappings.overlapping(address, end)
-        if found and (found[0][0] < address or found[-1][1] > end):
-            start, stop, _ = found[0] if found[0][0] < address else found[-1]
-            advice = f"the mapping [{start:#x}, {stop:#x}) sticks out: pass a range of whole mappings"
-            raise refusal(call, advice, address=address, size=size)
-        return [mapping for _, _, mapping in found]
+        found = self._mappings.touching(address, end)
+        for mapping in (*found[:1], *found[-1:]):
+            start, stop = mapping.start, mapping.start + mapping.size
+            if start < address or stop > end:
+                advice = f"the mapping [{start:#x}, {stop:#x}) sticks out: pass a range of whole mappings"
+                raise refusal(call, advice, address=address, size=size)
+        return found
 
 
 def refusal(call: str, advice: str, **arguments: object) -> DriverError:

@@ -136,9 +136,9 @@ class CpuDriver(HostDriver):
     @_timed
     def _map(self, mapping: Mapping) -> None:
         if mapping.handle in self._shared:
-            self._shared.map(mapping.address, mapping.handle, mapping.size)
+            self._shared.map(mapping.start, mapping.handle, mapping.size)
         else:
-            self._file().map(mapping.address, mapping.handle - self.granularity, mapping.size)
+            self._file().map(mapping.start, mapping.handle - self.granularity, mapping.size)
 
     @_timed
     def _enable_access(self, address: int, size: int, mappings: list[Mapping]) -> None:  # noqa: ARG002

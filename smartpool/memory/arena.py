@@ -170,13 +170,7 @@ class Arena(Gaps):
 
     def place_at(self, gap: Range, start: int, size: int) -> None:
         """Lay a block onto [start, start + size), all of it inside `gap`."""
-        if start < gap.start or start + size > gap.end:
-            raise InvariantError(f"[{start:#x}, +{size}) is not inside {gap}")
-        uses = self._remove_gap(gap.start, gap.size)
-        if start > gap.start:
-            self._add_gap(gap.start, start - gap.start, uses)
-        if start + size < gap.end:
-            self._add_gap(start + size, gap.end - start - size, uses)
+        self.cut_out(gap, start, size)
         self._blocks[start] = size
         self.live_bytes += size
 
@@ -187,7 +181,7 @@ class Arena(Gaps):
         """
         size = self._blocks.pop(start)
         self.live_bytes -= size
-        self._join(start, size, uses)
+        self.join(start, size, uses)
         return size
 
     def split(self, parts: Iterable[Range]) -> None:
@@ -222,29 +216,22 @@ class Arena(Gaps):
                 size = blocks.pop(start, 0)
                 if size:
                     self.live_bytes -= size
-                    self._join(start, size, uses)
+                    self.join(start, size, uses)
                 else:
                     elsewhere(start, uses)
 
     # ------------------------------------------------------------------ ranges lent and taken back
 
-    def extend(self, start: int, size: int, *, barrier: bool = False, uses: Uses = None) -> None:
-        """Lend [start, start + size) as free addresses; a barrier keeps it apart from neighbours."""
-        if barrier:
-            for edge in (start, start + size):
-                self._barriers[edge] = self._barriers.get(edge, 0) + 1
+    def extend(self, start: int, size: int, *, barrier: bool = False, uses: Uses = None) -> Range:
+        """Lend [start, start + size) as free addresses; see `Gaps.lend`."""
         self.extent_bytes += size
-        self._join(start, size, uses)
+        return self.lend(start, size, barrier=barrier, uses=uses)
 
     def retract(self, gap: Range, start: int, size: int) -> None:
         """Take [start, start + size) back, all of it inside the free `gap`."""
-        if start < gap.start or start + size > gap.end or self.gap_at(gap.start) != gap:
+        if self.gap_at(gap.start) != gap:
             raise InvariantError(f"cannot take [{start:#x}, +{size}) out of {gap}: not a gap of {self!r}")
-        uses = self._remove_gap(gap.start, gap.size)
-        if start > gap.start:
-            self._add_gap(gap.start, start - gap.start, uses)
-        if start + size < gap.end:
-            self._add_gap(start + size, gap.end - start - size, uses)
+        self.cut_out(gap, start, size)
         self.extent_bytes -= size
         for edge in (start, start + size):
             count = self._barriers.get(edge, 0)
@@ -253,14 +240,7 @@ class Arena(Gaps):
             elif count:
                 del self._barriers[edge]
 
-    def mend(
-        self,
-        extents: Iterable[Range],
-        *,
-        blocks: Iterable[Range] | None = None,
-        barrier: bool = False,
-        uses: Uses = None,
-    ) -> None:
+    def mend(self, extents: Iterable[Range], *, barrier: bool = False, uses: Uses = None) -> None:
         """Make the books anew from what was lent and from the blocks, after an exception in the middle.
 
         A request books its block last and a free takes it out first, each in one step, so the blocks
@@ -271,29 +251,11 @@ class Arena(Gaps):
         extents
             The ranges that are lent: with a barrier around each where `barrier` says so, and else as
             long as they go.
-        blocks
-            The blocks, where the owner knows better; None for those that are booked.
         uses
             Who may still touch any of the gaps.
         """
-        booked = self._blocks if blocks is None else {block.start: block.size for block in blocks}
-        lent, kept = sorted(extents), dict[int, int]()
-        starts, at = sorted(booked), 0
-        self._clear()
-        for extent in lent:
-            for edge in (extent.start, extent.end) if barrier else ():
-                self._barriers[edge] = self._barriers.get(edge, 0) + 1
-            free_from = extent.start
-            while at < len(starts) and starts[at] < extent.end:
-                start, end, at = starts[at], starts[at] + booked[starts[at]], at + 1
-                if start < free_from or end > extent.end:
-                    continue
-                if start > free_from:
-                    self._join(free_from, start - free_from, uses)
-                kept[start] = booked[start]
-                free_from = end
-            if free_from < extent.end:
-                self._join(free_from, extent.end - free_from, uses)
+        lent = list(extents)
+        kept = self.rebuild(lent, self._blocks, barrier=barrier, uses=uses)
         self.extent_bytes = sum(extent.size for extent in lent)
         self.live_bytes = sum(kept.values())
         self._blocks = kept  # last: until then the old ones are there to begin again with

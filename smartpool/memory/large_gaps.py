@@ -77,13 +77,13 @@ class LargeGaps:
 
     def size_at(self, start: int) -> int:
         """Return the size of the gap at `start`, or 0."""
-        starts, sizes = self._leaf(start)
+        starts, sizes = self._leaves[0 if self.starts is not None else self._index(start)]
         place = bisect_left(starts, start)
         return sizes[place] if place < len(starts) and starts[place] == start else 0
 
     def covering(self, address: int) -> tuple[int, int] | None:
         """Return (start, size) of the gap that covers `address`, or None."""
-        index = self._index(address)
+        index = 0 if self.starts is not None else self._index(address)
         starts, sizes = self._leaves[index]
         place = bisect_right(starts, address) - 1
         if place < 0 and index:  # the last gap of a leaf may reach beyond where the next one begins
@@ -95,7 +95,7 @@ class LargeGaps:
 
     def add(self, start: int, size: int) -> None:
         """Add a gap."""
-        index = self._index(start)
+        index = 0 if self.starts is not None else self._index(start)
         starts, sizes = self._leaves[index]
         place = bisect_left(starts, start)
         starts.insert(place, start)
@@ -107,7 +107,7 @@ class LargeGaps:
 
     def remove(self, start: int) -> int:
         """Take out the gap at `start`, which is there, and return its size."""
-        index = self._index(start)
+        index = 0 if self.starts is not None else self._index(start)
         starts, sizes = self._leaves[index]
         place = bisect_left(starts, start)
         if place == len(starts) or starts[place] != start:
@@ -122,10 +122,7 @@ class LargeGaps:
         return size
 
     def _index(self, address: int) -> int:
-        return bisect_right(self._firsts, address) - 1 if self.starts is None else 0
-
-    def _leaf(self, address: int) -> tuple[list[int], list[int]]:
-        return self._leaves[self._index(address)]
+        return bisect_right(self._firsts, address) - 1
 
     def _split(self, index: int) -> None:
         starts, sizes = self._leaves[index]

@@ -28,8 +28,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Final
 
-from smartpool.memory.arena import Range
-from smartpool.memory.chunks import ChunkMap, MappedChunk
+from smartpool.containers.range_map import HasRange, Item, Range, RangeMap
 from smartpool.units import MiB, align_up
 
 __all__ = ["Stitching", "choose_pieces", "largest_window"]
@@ -72,13 +71,13 @@ class _Parts:
 
     left: Range | None
     right: Range | None
-    whole: list[MappedChunk]
+    whole: list[HasRange]
 
 
 def choose_pieces(
     size: int,
     gaps: Iterable[Range],
-    chunks: ChunkMap,
+    chunks: RangeMap[Item],
     *,
     budget_bytes: int,
     granularity: int,
@@ -111,7 +110,7 @@ def choose_pieces(
     parts = _parts(islice(gaps, GAPS), chunks)
     idle = sum([chunk.size for chunk in parts.whole])
     best: tuple[float, float] | None = None
-    chosen: tuple[Range | None, list[MappedChunk], int, Range | None] = (None, [], 0, None)
+    chosen: tuple[Range | None, list[HasRange], int, Range | None] = (None, [], 0, None)
     for left in (parts.left, None) if parts.left and edge_start else (None,):
         for right in (parts.right, None) if parts.right else (None,):
             edges = (left.size if left else 0) + (right.size if right else 0)
@@ -131,19 +130,19 @@ def choose_pieces(
     return _trimmed(Stitching(size, before, create, (right,) if right else ()))
 
 
-def largest_window(gaps: Iterable[Range], chunks: ChunkMap) -> int:
+def largest_window(gaps: Iterable[Range], chunks: RangeMap[Item]) -> int:
     """Return the bytes of the largest window that `gaps` make up, of which two edges are part."""
     parts = _parts(islice(gaps, GAPS), chunks)
     edges = [edge.size for edge in (parts.left, parts.right) if edge]
     return sum(edges) + sum([chunk.size for chunk in parts.whole])
 
 
-def _parts(gaps: Iterable[Range], chunks: ChunkMap) -> _Parts:
+def _parts(gaps: Iterable[Range], chunks: RangeMap[Item]) -> _Parts:
     left = right = None
-    whole: list[MappedChunk] = []
+    whole: list[HasRange] = []
     for start, size in gaps:
         end = start + size
-        under = chunks.covering(start, end)
+        under = chunks.touching(start, end)
         first, last = under[0], under[-1]
         low, high = 0, len(under)
         if first.start < start:
@@ -162,10 +161,10 @@ def _parts(gaps: Iterable[Range], chunks: ChunkMap) -> _Parts:
     return _Parts(left, right, whole)
 
 
-def _cover(whole: list[MappedChunk], need: int) -> tuple[list[MappedChunk], int]:
+def _cover(whole: list[HasRange], need: int) -> tuple[list[HasRange], int]:
     """Return chunks out of `whole` (largest first) that hold `need` bytes, and how many bytes more."""
-    chosen: list[MappedChunk] = []
-    skipped: MappedChunk | None = None
+    chosen: list[HasRange] = []
+    skipped: HasRange | None = None
     for chunk in whole:
         if need <= 0:
             break

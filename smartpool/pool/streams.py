@@ -27,9 +27,9 @@ from collections.abc import Container, Iterable
 from typing import Final
 
 from smartpool.driver.protocol import Driver
+from smartpool.driver.returning import Returning
 from smartpool.errors import StreamError
 from smartpool.memory.arena import Uses
-from smartpool.pool.heap.returning import Returning
 
 __all__ = ["PENDING", "StreamClock"]
 

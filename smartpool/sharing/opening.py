@@ -18,8 +18,8 @@ from smartpool.descriptors import Descriptor
 from smartpool.dlpack import DType
 from smartpool.driver import open_driver
 from smartpool.driver.protocol import Driver
+from smartpool.driver.returning import Returning
 from smartpool.errors import DeviceNotFoundError, DLPackError
-from smartpool.pool.heap.returning import Returning
 from smartpool.sharing.endings import end, keep, sweep
 from smartpool.sharing.lease import hold_lease
 from smartpool.sharing.wire import Description

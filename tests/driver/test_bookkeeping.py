@@ -24,7 +24,7 @@ def book():
 
 def state(book):
     chunks = {handle: (chunk.size, chunk.maps) for handle, chunk in book.chunks.items()}
-    mappings = [(m.address, m.size, m.handle, m.accessible) for m in book.mappings()]
+    mappings = [(m.start, m.size, m.handle, m.accessible) for m in book.mappings()]
     return book.describe(), chunks, mappings, list(book._reservations), list(book._raw)
 
 
@@ -108,7 +108,7 @@ def test_check_finds_damage(book):
 
 
 def test_check_finds_a_mapping_outside(book):
-    book._mappings.add(0, UNIT, Mapping(0, UNIT, 1))
+    book._mappings.add(Mapping(0, UNIT, 1))
     with pytest.raises(InvariantError, match="no reservation"):
         book.check()
 

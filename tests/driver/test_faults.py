@@ -78,7 +78,7 @@ class Scene:
 
 def state(driver):
     book, queues = driver._book, driver._queues
-    mappings = [(m.address, m.handle, m.accessible) for m in book.mappings()]
+    mappings = [(m.start, m.handle, m.accessible) for m in book.mappings()]
     streams, events = sorted(queues._streams), sorted(queues._events)
     return book.describe(), mappings, streams, events, driver._footprint.held
 

@@ -92,12 +92,12 @@ def give_back(driver):
     """Return everything that the books say is held."""
     book = driver._book
     for mapping in book.mappings():
-        driver.unmap(mapping.address, mapping.size)
-    for start, end, _ in list(book._reservations):
-        driver.unreserve(start, end - start)
+        driver.unmap(mapping.start, mapping.size)
+    for start, size in list(book._reservations):
+        driver.unreserve(start, size)
     for chunk in list(book.chunks):
         driver.release_chunk(chunk)
-    for start, _, _ in list(book._raw):
+    for start, _ in list(book._raw):
         driver.free(start)
 
 

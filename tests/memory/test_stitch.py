@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
+from smartpool.containers.range_map import Range, RangeMap
 from smartpool.memory.arena import Arena
-from smartpool.memory.chunks import ChunkMap, MappedChunk
 from smartpool.memory.stitch import choose_pieces
 from smartpool.units import MiB
 
@@ -18,11 +18,11 @@ GRANULARITY = 8 * UNIT
 def random_memory(seed):
     """Return an arena over random chunks with random live blocks, and the chunks."""
     random = Random(seed)
-    arena, chunks, address = Arena(), ChunkMap(), 0
-    for handle in range(random.randrange(1, 12)):
+    arena, chunks, address = Arena(), RangeMap(), 0
+    for _ in range(random.randrange(1, 12)):
         address += random.choice([0, 0, GRANULARITY])
         size = GRANULARITY * random.randrange(1, 4)
-        chunks.add(MappedChunk(address, size, handle))
+        chunks.add(Range(address, size))
         arena.extend(address, size)
         address += size
     blocks = []
@@ -64,7 +64,7 @@ def test_every_choice_makes_a_window(edge_start, price):
         for place, piece in enumerate(sequence):  # contiguous once their chunks are mapped side by side
             if piece is None:
                 continue
-            under = chunks.covering(piece.start, piece.end)
+            under = chunks.touching(piece.start, piece.end)
             if place or not edge_start:
                 assert under[0].start == piece.start
             if place < len(sequence) - 1:
@@ -74,5 +74,5 @@ def test_every_choice_makes_a_window(edge_start, price):
 
 
 def test_nothing_free_means_everything_new():
-    stitching = choose_pieces(5 * MiB, [], ChunkMap(), budget_bytes=0, granularity=2 * MiB, edge_price=4.0)
+    stitching = choose_pieces(5 * MiB, [], RangeMap(), budget_bytes=0, granularity=2 * MiB, edge_price=4.0)
     assert (stitching.before, stitching.create_bytes, stitching.after) == ((), 6 * MiB, ())

@@ -8,18 +8,19 @@ Each line is tried once, where it first comes up; with SMARTPOOL_EVERY_LINE=1 in
 time, which takes some minutes.
 """
 
+import inspect
 import os
 import signal
 import sys
-from itertools import pairwise
 
 import pytest
 import scenarios
 from attack import DEBUG_AT_ONCE, Caller
 from lines import break_off, lines_of
 
-from smartpool.errors import OutOfMemoryError
+from smartpool.errors import DriverError, OutOfMemoryError
 from smartpool.log import LOGGER
+from smartpool.pool.heap.mappings import Mappings
 from smartpool.units import KiB, MiB, align_up
 
 EVERY = bool(os.environ.get("SMARTPOOL_EVERY_LINE"))
@@ -60,13 +61,37 @@ def test_debug_mode_goes_on_after_it_was_broken_off(kind):
         break_off(scenarios.buffers, kind, nth, KeyboardInterrupt(f"broken off at line {nth}"))
 
 
-def test_an_interrupt_while_another_failure_is_undone():
-    """It comes out as itself there, too, whatever the steps of undoing say behind it."""
-    lines = lines_of(scenarios.out_of_memory, "balanced")
-    undoing = [nth for nth, (file, _) in enumerate(lines) if file == "pool/heap/undoing.py"]
-    steps = [nth for nth, after in pairwise(undoing) if after - nth > 10]  # between them an undo runs
-    for nth in sorted({nth + further for nth in steps[::4] for further in range(20, 80, 3)}):
-        break_off(scenarios.out_of_memory, "balanced", nth, KeyboardInterrupt("broken off"))
+def a_growth_is_refused(caller):
+    """When its chunks are mapped already."""
+    caller.malloc(2 * MiB)
+    caller.driver.faults.fail("enable_access")
+    with pytest.raises(DriverError):
+        caller.malloc(9 * MiB)
+
+
+def a_window_is_refused(caller):
+    """When its pieces are mapped, some of them new."""
+    blocks = [caller.malloc(3 * MiB) for _ in range(8)]
+    for block in blocks[::2]:
+        caller.free(block)
+    caller.driver.faults.fail("enable_access", when=lambda _, arguments: arguments["size"] > 12 * MiB)
+    with pytest.raises(DriverError):
+        caller.malloc(14 * MiB)
+
+
+@pytest.mark.parametrize("scenario", [a_growth_is_refused, a_window_is_refused])
+def test_an_interrupt_while_another_failure_is_undone(scenario):
+    """It comes out as itself there, too, and what was not undone then is undone before the next call."""
+    source, first = inspect.getsourcelines(Mappings.take_back)
+    lines = lines_of(scenario, "tight")
+    undoing = [
+        nth
+        for nth, (file, line) in enumerate(lines)
+        if file == "pool/heap/mappings.py" and first <= line < first + len(source)
+    ]
+    assert undoing, "nothing is undone in this scenario"
+    for nth in range(undoing[0], undoing[-1] + 1):
+        break_off(scenario, "tight", nth, KeyboardInterrupt(f"broken off at line {nth}"))
 
 
 class Alarm(BaseException):

@@ -1,4 +1,4 @@
-"""The physical memory that one pool holds on one device, under its cap.
+"""How much physical memory one pool holds on one device, under its cap; and its raw segments.
 
 Invariants::
 
@@ -10,16 +10,21 @@ Invariants::
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from smartpool.driver.protocol import Driver
-from smartpool.errors import DriverError, DriverOutOfMemoryError
-from smartpool.pool.heap.returning import Returning
+from smartpool.driver.returning import Returning
+from smartpool.errors import DriverOutOfMemoryError
 
 __all__ = ["DeviceMemory"]
 
+_MANY: Final = 4  # chunks cost more to make and give back than a question to the driver
+
 
 class DeviceMemory:
-    """Physical bytes on one device, by chunk or by raw segment. The pool's lock guards it.
+    """Physical bytes on one device: sums, and raw segments. The pool's lock guards it.
+
+    Chunks are in the books of their mappings (`smartpool.pool.heap.mappings`), which count them here.
 
     Parameters
     ----------
@@ -37,12 +42,10 @@ class DeviceMemory:
         self.limited = limited
         self.reserved_bytes = 0
         self.peak_reserved_bytes = 0
-        self._sizes: dict[int, int] = {}  # chunk handle -> bytes
         self._segments: dict[int, int] = {}  # address of a raw segment -> bytes
-        self._unwanted: set[int] = set()  # chunks and segments to be released when that is possible
+        self._unwanted: set[int] = set()  # raw segments to be given back when that is possible
         self._return = Returning()
         self.on_change: Callable[[str, int, int, int], None] | None = None  # told what was mapped where
-        self._pinned: set[int] = set()  # chunks with a mapping that could not be undone yet
         self.apart: set[int] = set()  # raw segments that are none of the heap's
 
     def __repr__(self) -> str:
@@ -53,54 +56,39 @@ class DeviceMemory:
         """What the cap still allows. The device itself may hold less."""
         return self.cap_bytes - self.reserved_bytes
 
-    def create_chunk(self, size: int) -> int:
-        """Return a new chunk's handle; `DriverOutOfMemoryError` when cap or device cannot hold it."""
-        self._check_cap("create_chunk", size)
-        chunk = self.driver.create_chunk(size)
-        self._sizes[chunk] = size
-        self._hold(size)
-        return chunk
+    def hold(self, size: int) -> None:
+        """Count `size` bytes more. Whoever gives them back counts them off `reserved_bytes`."""
+        self.reserved_bytes += size
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
-    def release_chunk(self, chunk: int) -> None:
-        """Give a chunk that is mapped nowhere back to the device.
+    def check_room(self, call: str, size: int, *, chunks: int = 1) -> None:
+        """Raise `DriverOutOfMemoryError` when the cap cannot hold `size` bytes more.
 
-        When the driver refuses, the chunk stays on the books, and `release_unwanted` tries again.
+        Where they are many chunks the device is asked as well, before one is made.
         """
-        self._unwanted.add(chunk)
-        self.release_unwanted()
+        if size > self.cap_bytes - self.reserved_bytes:
+            raise DriverOutOfMemoryError(
+                call,
+                "CAP_REACHED" if self.limited else "OUT_OF_MEMORY",
+                {"size": size, "reserved": self.reserved_bytes, "cap": self.cap_bytes},
+                advice=f"the pool holds {'its limit' if self.limited else 'the whole device'}",
+            )
+        if chunks > _MANY and size > (free := self.driver.memory_info().free):
+            raise DriverOutOfMemoryError(call, "OUT_OF_MEMORY", {"size": size, "free": free})
 
-    def abandon_chunk(self, chunk: int) -> None:
-        """Release a chunk while another failure is under way: what fails here is tried again later."""
-        try:
-            self.release_chunk(chunk)
-        except DriverError:
-            return  # on the books as unwanted
+    def recount(self, chunk_bytes: int) -> None:
+        """Sum up anew, after an exception in the middle of a call: the chunks hold `chunk_bytes`."""
+        self.reserved_bytes = chunk_bytes + sum(self._segments.values())
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
-    def release_unwanted(self) -> None:
-        """Release the chunks and segments that nobody wants any more, except pinned ones."""
-        for unwanted in self._unwanted - self._pinned:
-            if unwanted in self._segments:
-                self.free_segment(unwanted)
-            else:
-                self._return(self.driver.release_chunk, unwanted)
-                self.reserved_bytes -= self._sizes.pop(unwanted)
-                self._return.done(unwanted)
-            self._unwanted.remove(unwanted)
-
-    def pin(self, chunk: int) -> None:
-        """Book that a mapping of `chunk` could not be undone: the chunk cannot be released."""
-        self._pinned.add(chunk)
-
-    def unpin(self, chunk: int) -> None:
-        """Book that the mapping is gone."""
-        self._pinned.discard(chunk)
+    # ------------------------------------------------------------------ raw segments
 
     def allocate_segment(self, size: int) -> int:
         """Return the address of a new raw segment."""
-        self._check_cap("allocate", size)
+        self.check_room("allocate", size)
         address = self.driver.allocate(size)
         self._segments[address] = size
-        self._hold(size)
+        self.hold(size)
         self.tell("map", address, size)
         return address
 
@@ -119,6 +107,12 @@ class DeviceMemory:
         self._unwanted.add(address)
         self.release_unwanted()
 
+    def release_unwanted(self) -> None:
+        """Give the raw segments back that nobody wants any more."""
+        for address in list(self._unwanted):
+            self.free_segment(address)
+            self._unwanted.remove(address)
+
     def tell(self, what: str, address: int, size: int) -> None:
         """Tell whoever watches that memory came (``"map"``) or went (``"unmap"``). It does not raise."""
         if self.on_change is not None:
@@ -128,41 +122,6 @@ class DeviceMemory:
         """Return address to bytes of the raw segments."""
         return self._segments.copy()
 
-    def wants(self, chunk: int) -> bool:
-        """Return whether `chunk` is held, and not to be released."""
-        return chunk in self._sizes and chunk not in self._unwanted
-
-    def mend(self, wanted: set[int], pinned: set[int]) -> None:
-        """Make the books anew after an exception in the middle.
-
-        Parameters
-        ----------
-        wanted
-            The chunks and segments that are where they belong; the others are not wanted any more.
-        pinned
-            Chunks of which it is not known whether they are mapped somewhere.
-        """
-        self._unwanted = (self._sizes.keys() | self._segments.keys()) - wanted - self.apart
-        self._pinned = pinned & self._unwanted
-        self.reserved_bytes = sum(self._sizes.values()) + sum(self._segments.values())
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-
-    def check_room(self, call: str, size: int) -> None:
-        """Raise `DriverOutOfMemoryError` when cap or device cannot hold `size` bytes more."""
-        self._check_cap(call, size)
-        free = self.driver.memory_info().free
-        if size > free:
-            raise DriverOutOfMemoryError(call, "OUT_OF_MEMORY", {"size": size, "free": free})
-
-    def _hold(self, size: int) -> None:
-        self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-
-    def _check_cap(self, call: str, size: int) -> None:
-        if size > self.room_bytes:
-            raise DriverOutOfMemoryError(
-                call,
-                "CAP_REACHED" if self.limited else "OUT_OF_MEMORY",
-                {"size": size, "reserved": self.reserved_bytes, "cap": self.cap_bytes},
-                advice=f"the pool holds {'its limit' if self.limited else 'the whole device'}",
-            )
+    def mend_segments(self, wanted: set[int]) -> None:
+        """Let the raw segments go that are not `wanted`, after an exception; those apart stay."""
+        self._unwanted = self._segments.keys() - wanted - self.apart

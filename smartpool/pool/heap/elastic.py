@@ -4,7 +4,8 @@ Every chunk is mapped once at its *home* address and stays there; blocks are pla
 by first fit, and a chunk may be shared by many. This is where blocks begin and end, and where idle
 memory is given back. Its parts:
 
-*Home* (`smartpool.pool.heap.home`): what is mapped where, and what a failing driver call leaves behind.
+*Home* (`smartpool.memory.arena`): blocks, and the gaps between them, exactly where chunks are mapped.
+*Mappings* (`smartpool.pool.heap.mappings`): which chunk is mapped where, at home and in windows.
 *Growing* (`smartpool.pool.heap.growing`): memory for a block that fits no gap, new or stitched.
 *Windows* (`smartpool.pool.heap.windows`): the second mappings through which stitched blocks are seen.
 *Slabs* (`smartpool.pool.heap.slabs`): blocks of home in which small requests are placed.
@@ -19,7 +20,7 @@ from smartpool.memory.arena import Arena, Range, Uses, side_by_side
 from smartpool.memory.stitch import largest_window
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.growing import Growing
-from smartpool.pool.heap.home import Home
+from smartpool.pool.heap.mappings import Mappings, union
 from smartpool.pool.heap.placement import place_for_stream
 from smartpool.pool.heap.policy import Policy
 from smartpool.pool.heap.slabs import Slabs
@@ -49,12 +50,11 @@ class ElasticHeap:
     def __init__(
         self, memory: DeviceMemory, clock: StreamClock, policy: Policy, prices: Prices | None = None
     ) -> None:
-        self.windows = Windows(memory.driver, clock)
-        self._place = Home(memory)
-        self._home = self._place.arena
-        self._chunks = self._place.chunks
-        self._growing = Growing(self._place, self.windows, memory, clock, policy, prices)
-        self._slabs = Slabs(self._place, self._growing)
+        self._home = Arena()
+        self._chunks = Mappings(memory, primary=True)
+        self.windows = Windows(memory, clock)
+        self._growing = Growing(self._home, self._chunks, self.windows, memory, clock, policy, prices)
+        self._slabs = Slabs(self._home, self._growing)
         self._small = self._slabs.arena
         self._memory = memory
         self._driver = memory.driver
@@ -154,8 +154,8 @@ class ElasticHeap:
     def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
         """Give idle chunks back to the device; see `Heap.release_idle`."""
         self._slabs.give_back()
-        self._place.unmap_loose()
-        self.windows.reap(uses, wait=wait, kept=False)
+        self.windows.settle()
+        self._chunks.settle()
         released = 0
         for gap in list(self._home.gaps_by_size()):
             if released >= limit_bytes or gap.size < self._driver.granularity:
@@ -173,13 +173,16 @@ class ElasticHeap:
         """Give back whole chunks of an idle gap that no live block's window shows, and return their bytes."""
         released = 0
         rest = gap
-        for chunk in list(self._chunks.inside(gap.start, gap.end)):
+        for chunk in self._chunks.table.inside(gap.start, gap.end):
             if released >= limit_bytes:
                 break
             if exact and chunk.size > limit_bytes - released:
                 continue
-            if self.windows.uncover(chunk.handle, uses, wait=wait):
-                self._place.release(rest, chunk)
+            if self.windows.uncover(chunk.chunk, uses, wait=wait):
+                self._chunks.unmap([chunk])
+                self._home.retract(rest, chunk.start, chunk.size)
+                self._chunks.drop(chunk)
+                self._memory.tell("unmap", chunk.start, chunk.size)
                 released += chunk.size
                 rest = self._home.gap_at(chunk.end) or rest
         return released
@@ -188,14 +191,15 @@ class ElasticHeap:
         """Give everything back; see `Heap.close`."""
         self.windows.close()
         self._slabs.give_back()
-        self._place.unmap_loose()
+        self._chunks.settle()
         for gap in self._home.gaps():
             self._release_gap(gap, gap.size)
-        self._place.unreserve()
+        self._chunks.unreserve()
 
     def mend(self, uses: Uses) -> None:
         """Make the books anew after an exception in the middle; see `Heap.mend`."""
-        self._place.mend(uses)
+        self._chunks.mend()
+        self._home.mend(union(self.memory()), uses=uses)
         self.windows.mend()
         self._slabs.mend(uses)
         # A window whose pieces are not all taken was about to be made, to go, or to be split.
@@ -208,8 +212,8 @@ class ElasticHeap:
                     self._home.free(piece.start, uses)
                 self.windows.retire(window.block.start, uses)
         self._driver.synchronize()
-        self.windows.reap(None, wait=True)  # one may show a chunk that is not wanted any more
-        self._place.unmap_loose()
+        self.windows.reap()  # one may show a chunk that is to go
+        self._chunks.settle()
         self._memory.release_unwanted()
 
     # ------------------------------------------------------------------ questions
@@ -217,7 +221,8 @@ class ElasticHeap:
     @property
     def live_bytes(self) -> int:
         """Bytes in blocks."""
-        return self._home.live_bytes - self._small.free_bytes
+        small = self._small
+        return self._home.live_bytes - small.extent_bytes + small.live_bytes
 
     @property
     def peak_live_bytes(self) -> int:
@@ -237,7 +242,7 @@ class ElasticHeap:
     def room_bytes(self) -> int:
         """Return the bytes of the largest block that `place_idle` can place."""
         self._slabs.give_back()
-        return largest_window(self._home.gaps_by_size(), self._chunks)
+        return largest_window(self._home.gaps_by_size(), self._chunks.table)
 
     @property
     def largest_gap_bytes(self) -> int:
@@ -312,8 +317,10 @@ class ElasticHeap:
 
     def check(self) -> None:
         """Prove that blocks, gaps, slabs, chunks, windows and addresses agree."""
-        for part in (self._place, self._slabs, self.windows):
+        for part in (self._home, self._chunks, self._slabs, self.windows):
             part.check()
+        if union(self.memory()) != union([*self._home.blocks(), *self._home.gaps()]):
+            raise InvariantError("a block or a gap lies where no chunk is at home")
         for window in self.windows.opened():
             for piece in window.pieces:
                 if self._home.size_at(piece.start) != piece.size:

@@ -19,17 +19,15 @@ free pieces that lie in the middle of chunks (live on both sides), which no mapp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Final
 
-from smartpool.errors import DriverOutOfMemoryError, InvariantError
-from smartpool.memory.arena import ALIGNMENT, Range, Uses, join_uses
+from smartpool.errors import DriverError, DriverOutOfMemoryError, InvariantError
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, join_uses
 from smartpool.memory.stitch import Stitching, choose_pieces
 from smartpool.pool.heap.device_memory import DeviceMemory
-from smartpool.pool.heap.home import Home
-from smartpool.pool.heap.placement import place_for_stream
+from smartpool.pool.heap.mappings import Mappings
 from smartpool.pool.heap.policy import Policy
 from smartpool.pool.heap.pricing import find_prices
-from smartpool.pool.heap.undoing import Undo
 from smartpool.pool.heap.windows import Windows
 from smartpool.pool.streams import StreamClock
 from smartpool.prices import Prices
@@ -37,14 +35,18 @@ from smartpool.units import align_down
 
 __all__ = ["Growing"]
 
+_SITES_EXAMINED: Final = 32
+
 
 class Growing:
     """Who decides between new and stitched memory, and makes either. The pool's lock guards it.
 
     Parameters
     ----------
-    place
-        Home, where chunks are mapped.
+    home
+        Blocks and gaps, where chunks are mapped for good.
+    chunks
+        Those mappings.
     windows
         Where they are mapped a second time.
     memory
@@ -66,7 +68,8 @@ class Growing:
 
     def __init__(  # noqa: PLR0917 - the heap's own parts, in the order in which they stand on each other
         self,
-        place: Home,
+        home: Arena,
+        chunks: Mappings,
         windows: Windows,
         memory: DeviceMemory,
         clock: StreamClock,
@@ -75,9 +78,8 @@ class Growing:
     ) -> None:
         self.policy = policy
         self.peak_live_bytes = 0
-        self._place = place
-        self._home = place.arena
-        self._chunks = place.chunks
+        self._home = home
+        self._chunks = chunks
         self._windows = windows
         self._memory = memory
         self._driver = memory.driver
@@ -86,7 +88,7 @@ class Growing:
         self._priced = False
 
     def __repr__(self) -> str:
-        return f"<Growing: {self._place!r}, peak of {self.peak_live_bytes} bytes>"
+        return f"<Growing: {self._chunks!r}, peak of {self.peak_live_bytes} bytes>"
 
     def price(self) -> None:
         """Find out what the driver's calls cost, the first time; they are not needed before."""
@@ -97,31 +99,70 @@ class Growing:
     # ------------------------------------------------------------------ a block
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
-        """Grow within the budget; otherwise stitch what is free, and create only what is missing."""
-        shift = alignment - ALIGNMENT  # the gap to be grown may start at any multiple of 512
-        budget = max(0, self.policy.budget_bytes(self.peak_live_bytes) - self._memory.reserved_bytes)
-        start, missing = self._place.find_site(size + shift)
-        if missing > budget:
-            address = self._take_kept(size, alignment, stream, uses)
-            if address is not None:
-                return address
+        """Grow within the budget; otherwise take or stitch what is free, and create only what is missing."""
+        memory, policy, granularity = self._memory, self.policy, self._driver.granularity
+        budget = max(0, policy.budget_bytes(self.peak_live_bytes) - memory.reserved_bytes)
+        if budget < granularity and (kept := self._take_kept(size, alignment, stream, uses)) is not None:
+            return kept
+        # A gap may start at any multiple of 512.
+        start, room, missing = self._find_site(size + alignment - ALIGNMENT)
+        if granularity <= budget < missing:
+            kept = self._take_kept(size, alignment, stream, uses)
+            if kept is not None:
+                return kept
         stitching = None if missing <= budget else self._choose(size, alignment, budget)
-        grow = stitching is None or self._growing_pays(missing, stitching, budget)
-        if grow and missing <= self._memory.room_bytes:
-            with Undo() as undo:
-                try:
-                    self._place.map(start, self._cut(self._growth(start, missing, budget)), undo)
-                except DriverOutOfMemoryError:
-                    pass  # the device holds less than the cap says: stitch
-                else:
-                    undo.keep()
-                    address = place_for_stream(self._home, self._clock, size, alignment, stream)
-                    if address is None:
-                        raise InvariantError(f"no gap of {size} bytes after growing {self!r}")
-                    return address
+        most = memory.cap_bytes - memory.reserved_bytes
+        if missing <= most and (stitching is None or self._growing_pays(missing, stitching, budget)):
+            ahead = min(budget, most, room, int(policy.ahead * self.peak_live_bytes))
+            try:
+                gap = self._grow(start, max(missing, ahead // granularity * granularity))
+            except DriverOutOfMemoryError:  # the device holds less than the cap says: stitch
+                start, room, _ = self._find_site(size + alignment - ALIGNMENT)
+            else:
+                gap_uses = self._home.uses_of(gap)
+                if gap_uses:
+                    self._clock.wait(gap_uses, stream)
+                return self._home.place(gap, size, alignment)
         return self._stitch(
-            stitching or self._choose(size, alignment, budget), alignment, stream, uses, start
+            stitching or self._choose(size, alignment, budget), alignment, stream, uses, (start, room)
         )
+
+    def _find_site(self, size: int, *, fresh: bool = False) -> tuple[int, int, int]:
+        """Return address, bytes of addresses there and bytes missing there for a gap of `size` bytes.
+
+        Best is behind the largest gap that ends where nothing is mapped; with `fresh`, all of
+        `size` is to be mapped, and the best is simply an end.
+        """
+        granularity, gap_before = self._driver.granularity, self._home.gap_before
+        best = (0, 0, 0)
+        for room, start in self._chunks.sites(_SITES_EXAMINED):
+            gap = None if fresh else gap_before(start)
+            missing = -((gap[1] - size if gap else -size) // granularity) * granularity
+            if room >= missing and (not best[2] or missing < best[2]):
+                best = (start, room, missing)
+        if not best[2]:
+            start, room = self._chunks.reserve(size)
+            best = (start, room, -(-size // granularity) * granularity)
+        return best
+
+    def _grow(self, start: int, size: int) -> Range:
+        """Map `size` bytes of new chunks at `start`, in one step, and return the gap that has them."""
+        sizes = self.policy.cut(
+            size,
+            peak_live_bytes=self.peak_live_bytes,
+            cap_bytes=self._memory.cap_bytes,
+            granularity=self._driver.granularity,
+        )
+        self._chunks.map(start, sizes)
+        gap = self._home.extend(start, size)
+        self._memory.tell("map", start, size)
+        return gap
+
+    def _shrink(self, part: Range) -> None:
+        """Undo `_grow`, while another failure is under way."""
+        self._home.retract(self._gap_around(part), *part)
+        self._chunks.take_back(*part)
+        self._memory.tell("unmap", *part)
 
     def _growing_pays(self, missing: int, stitching: Stitching, budget: int) -> bool:
         # What stitching would have to create as well is better created at home: no second mapping,
@@ -139,30 +180,16 @@ class Growing:
             block_bytes=stitching.block_bytes,
         )
 
-    def _growth(self, start: int, missing: int, budget: int) -> int:
-        room = min(budget, self._memory.room_bytes, self._place.room_at(start))
-        return self.policy.growth_bytes(missing, self.peak_live_bytes, room, self._driver.granularity)
-
-    def _cut(self, size: int) -> Iterator[int]:
-        return self.policy.cut(
-            size,
-            peak_live_bytes=self.peak_live_bytes,
-            cap_bytes=self._memory.cap_bytes,
-            granularity=self._driver.granularity,
-        )
-
     # ------------------------------------------------------------------ stitching
 
     def _take_kept(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
         """Place a block in a window that was made before; None when no such window's pieces are free."""
-        window = self._windows.find(size, alignment, self._home.is_free)
+        window = self._windows.find(size, alignment, self._home.is_free) if self._windows.kept else None
         if window is None:
             return None
         self._wait_for(window.pieces, stream, uses)
-        with Undo() as undo:
-            self._place.take(window.pieces, undo)
-            self._windows.reopen(window)
-            undo.keep()
+        self._windows.reopen(window)  # first: see `ElasticHeap.mend`
+        self._take(window.pieces)
         return window.block.start
 
     def stitch_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
@@ -171,13 +198,13 @@ class Growing:
         if address is not None:
             return address
         stitching = self._choose(size, alignment, 0)
-        return None if stitching.create_bytes else self._stitch(stitching, alignment, stream, uses, 0)
+        return None if stitching.create_bytes else self._stitch(stitching, alignment, stream, uses, (0, 0))
 
     def _choose(self, size: int, alignment: int, budget: int) -> Stitching:
         return choose_pieces(
             size,
             self._home.gaps_by_size(),
-            self._chunks,
+            self._chunks.table,
             budget_bytes=budget,
             granularity=self._driver.granularity,
             edge_price=self.policy.edge_price,
@@ -186,33 +213,50 @@ class Growing:
             edge_start=alignment <= ALIGNMENT,
         )
 
-    def _stitch(self, stitching: Stitching, alignment: int, stream: int, uses: Uses, site: int) -> int:
+    def _stitch(
+        self, stitching: Stitching, alignment: int, stream: int, uses: Uses, site: tuple[int, int]
+    ) -> int:
         """Show the chosen pieces, and what is created beside them at `site`, as one block."""
-        size = stitching.block_bytes
-        with Undo() as undo:
-            created = (self._create(stitching.create_bytes, site, undo),) if stitching.create_bytes else ()
-            pieces = _joined((*stitching.before, *created, *stitching.after), size)
+        created: tuple[Range, ...] = ()
+        if stitching.create_bytes:
+            start, room = site
+            if room < stitching.create_bytes:
+                start = self._find_site(stitching.create_bytes, fresh=True)[0]
+            created = (Range(start, stitching.create_bytes),)
+            self._grow(*created[0])
+        try:
+            pieces = _joined((*stitching.before, *created, *stitching.after), stitching.block_bytes)
             self._wait_for(pieces, stream, uses)
-            if len(pieces) == 1 and pieces[0].start % alignment == 0:
-                address = pieces[0].start
-                self._place.take(pieces, undo)
-            else:
-                chunks = [c for piece in pieces for c in self._chunks.covering(piece.start, piece.end)]
-                self._place.take(pieces, undo)
+            address = pieces[0].start
+            if len(pieces) > 1 or address % alignment:
+                chunks = [c for piece in pieces for c in self._chunks.table.touching(piece.start, piece.end)]
                 address = self._windows.open(pieces, chunks, alignment).block.start
-            undo.keep()
+        except DriverError:
+            for part in created:
+                self._shrink(part)
+            raise
+        self._take(pieces)
         return address
 
-    def _create(self, size: int, site: int, undo: Undo) -> Range:
-        """Map `size` bytes of new chunks, at `site` if there is room, and return where they are."""
-        start = site if self._place.room_at(site) >= size else self._place.find_site(size, fresh=True)[0]
-        return self._place.map(start, self._cut(size), undo)
+    def _take(self, pieces: tuple[Range, ...]) -> None:
+        """Make each piece a block of home."""
+        for piece in pieces:
+            self._home.place_at(self._gap_around(piece), *piece)
+
+    def _gap_around(self, piece: Range) -> Range:
+        """Return the gap that holds `piece`, which is free."""
+        gap = self._home.gap_at(piece.start) or self._home.gap_before(piece.end)
+        if gap is None or gap.start > piece.start or gap.end < piece.end:
+            gap = self._home.gap_around(piece.start)
+        if gap is None or gap.end < piece.end:
+            raise InvariantError(f"{piece} is not free in {self._home!r}")
+        return gap
 
     def _wait_for(self, pieces: tuple[Range, ...], stream: int, uses: Uses) -> None:
         """Order `stream` behind whoever may still touch the pieces."""
         joined: Uses = None
         for piece in pieces if self._home.uses else ():
-            joined = join_uses(joined, self._home.uses_of(self._place.gap_around(piece)))
+            joined = join_uses(joined, self._home.uses_of(self._gap_around(piece)))
         self._clock.wait(joined or uses, stream)
 
     # ------------------------------------------------------------------ gaps
@@ -222,10 +266,8 @@ class Growing:
 
         Raises `DriverOutOfMemoryError` when the device holds no more.
         """
-        with Undo() as undo:
-            site, missing = self._place.find_site(size)
-            self._place.map(site, self._cut(missing), undo)
-            undo.keep()
+        start, _, missing = self._find_site(size)
+        self._grow(start, missing)
 
     def map_ahead(self, limit_bytes: int) -> int:
         """Map one new chunk of at most `limit_bytes` behind the last one; return its bytes, 0 for none.
@@ -237,11 +279,13 @@ class Growing:
         limit = align_down(min(limit_bytes, self._memory.room_bytes), self._driver.granularity)
         if limit <= 0:
             return 0
-        size = next(self._cut(limit))
-        with Undo() as undo:
-            site, _ = self._place.find_site(size, fresh=True)
-            self._place.map(site, [size], undo)
-            undo.keep()
+        size = self.policy.cut(
+            limit,
+            peak_live_bytes=self.peak_live_bytes,
+            cap_bytes=self._memory.cap_bytes,
+            granularity=self._driver.granularity,
+        )[0]
+        self._grow(self._find_site(size, fresh=True)[0], size)
         return size
 
 

@@ -23,14 +23,13 @@ every number on it is a policy. `docs/elastic.md` has the measurements behind th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from smartpool.config import POLICIES
 from smartpool.pool.heap.pricing import REFERENCE
 from smartpool.prices import Prices
-from smartpool.units import KiB, MiB, align_down, align_up
+from smartpool.units import KiB, MiB
 
 __all__ = ["POLICY_OF_NAME", "Policy", "policy_of"]
 
@@ -100,11 +99,6 @@ class Policy:
         """Return the reserved bytes up to which growing is free."""
         return int((1 + self.slack) * peak_live_bytes)
 
-    def growth_bytes(self, missing: int, peak_live_bytes: int, budget_bytes: int, granularity: int) -> int:
-        """Return how much to map when `missing` bytes, within the budget, are needed."""
-        ahead = min(budget_bytes, int(self.ahead * peak_live_bytes))
-        return max(missing, align_down(ahead, granularity))
-
     def growing_pays(
         self, missing: int, create: int, shown: int, *, chunk_bytes: int, budget_bytes: int, block_bytes: int
     ) -> bool:
@@ -126,10 +120,11 @@ class Policy:
     def largest_chunk(self, *, peak_live_bytes: int, cap_bytes: int, granularity: int) -> int:
         """Return the size that no chunk may exceed now, a multiple of the granularity."""
         largest = max(self.smallest_chunk, int(self.chunk_share * peak_live_bytes))
-        return max(align_down(min(largest, int(self.cap_share * cap_bytes)), granularity), granularity)
+        largest = min(largest, int(self.cap_share * cap_bytes))
+        return max(largest // granularity * granularity, granularity)
 
-    def cut(self, size: int, *, peak_live_bytes: int, cap_bytes: int, granularity: int) -> Iterator[int]:
-        """Yield the sizes of chunks that together make `size` bytes, as even as the granularity allows.
+    def cut(self, size: int, *, peak_live_bytes: int, cap_bytes: int, granularity: int) -> list[int]:
+        """Return the sizes of chunks that together make `size` bytes, as even as the granularity allows.
 
         >>> MiB = 1 << 20
         >>> policy = Policy(slack=0, chunk_share=0.1, smallest_chunk=4 * MiB)
@@ -140,12 +135,13 @@ class Policy:
         largest = self.largest_chunk(
             peak_live_bytes=peak_live_bytes, cap_bytes=cap_bytes, granularity=granularity
         )
-        pieces = -(-size // largest)
+        parts, left = [], -(-size // largest)
         while size:
-            part = min(size, align_up(-(-size // pieces), granularity))
-            yield part
+            part = min(size, -(-size // (left * granularity)) * granularity)
+            parts.append(part)
             size -= part
-            pieces -= 1
+            left -= 1
+        return parts
 
 
 def policy_of(policy: str | float) -> Policy:

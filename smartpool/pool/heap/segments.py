@@ -140,7 +140,8 @@ class SegmentHeap:
                 Range(start, size) for start, (owner, size) in self._segments.items() if owner is arena
             ]
             arena.mend(extents, barrier=True, uses=uses)
-        self._memory.mend(set(self._segments), set())
+        self._memory.mend_segments(set(self._segments))
+        self._memory.recount(0)
         self._memory.release_unwanted()
 
     @property

@@ -18,7 +18,6 @@ from typing import Final
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import Arena, Range, Uses
 from smartpool.pool.heap.growing import Growing
-from smartpool.pool.heap.home import Home
 
 __all__ = ["SMALL_SHARE", "Slabs"]
 
@@ -31,8 +30,8 @@ class Slabs:
 
     Parameters
     ----------
-    place
-        Home, whose blocks they are.
+    home
+        Whose blocks they are.
     growing
         Where room for one more comes from when no gap of home has it.
 
@@ -44,10 +43,10 @@ class Slabs:
         Where the slabs are.
     """
 
-    def __init__(self, place: Home, growing: Growing) -> None:
+    def __init__(self, home: Arena, growing: Growing) -> None:
         self.arena = Arena()
         self.starts: set[int] = set()
-        self._home = place.arena
+        self._home = home
         self._growing = growing
         self._slab_bytes = growing.policy.slab_bytes
 
@@ -89,7 +88,7 @@ class Slabs:
 
     def give_back(self) -> None:
         """Turn slabs in which nothing is live back into gaps of home."""
-        for gap in list(self.arena.fitting(self._slab_bytes)):
+        for gap in list(self.arena.fitting(self._slab_bytes)) if self.starts else ():
             uses = self.arena.uses_of(gap)
             self.arena.retract(gap, *gap)
             self._home.free(gap.start, uses)

@@ -16,23 +16,21 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, replace
 from typing import Final
 
-from smartpool.driver.protocol import Driver
-from smartpool.errors import DriverError, InvariantError
-from smartpool.memory.arena import Arena, Range, Uses, join_uses
-from smartpool.memory.chunks import MappedChunk
-from smartpool.pool.heap.returning import Returning
+from smartpool.errors import InvariantError
+from smartpool.memory.arena import Range, Uses, join_uses
+from smartpool.pool.heap.device_memory import DeviceMemory
+from smartpool.pool.heap.mappings import Mapping, Mappings, State
 from smartpool.pool.streams import StreamClock
-from smartpool.units import align_up
 
 __all__ = ["KEPT_MAPPINGS", "Window", "Windows", "cut"]
 
-_RESERVE_FACTOR: Final = 8
 _CANDIDATES: Final = 64  # retired windows looked at for one request, the smallest first
+_NO_OBSTACLE: Final = 1 << 63, Range(0, 0)
 
 KEPT_MAPPINGS: Final = 4096
 """Mappings of retired windows that are kept; recorded programs keep 110 to 2,500 in chunks of `balanced`."""
@@ -74,29 +72,27 @@ class Windows:
 
     Parameters
     ----------
-    driver
-        The device.
+    memory
+        The device's physical memory.
     clock
         Stream order.
 
     Attributes
     ----------
-    mappings
-        Chunk handle to the starts of the windows that show it, retired ones included.
+    aliases
+        The mappings. What is mapped lies in a window, or was left behind by a failure.
     """
 
-    def __init__(self, driver: Driver, clock: StreamClock) -> None:
-        self.mappings: dict[int, set[int]] = {}
-        self._driver = driver
+    def __init__(self, memory: DeviceMemory, clock: StreamClock) -> None:
+        self.aliases = Mappings(memory, primary=False)
         self._clock = clock
-        self._addresses = Arena()
-        self._reservations: list[Range] = []
+        self._showing: dict[int, set[int]] = {}  # chunk -> starts of windows that show it
         self._open: dict[int, Window] = {}  # by address of the block
         self._retired: OrderedDict[int, tuple[Window, Uses]] = OrderedDict()  # by start of the mapping
         self._by_room: list[tuple[int, int]] = []  # (room, start) of the retired ones that a block may take
+        self._obstacles: dict[int, tuple[int, Range]] = {}  # by start: what was taken lately, and how far in
         self._retired_mappings = 0
         self._split: dict[int, tuple[Window, Uses]] = {}  # by start, if open: what it was, uses of what ended
-        self._return = Returning()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -104,47 +100,48 @@ class Windows:
     def __contains__(self, address: int) -> bool:
         return address in self._open
 
-    def open(self, pieces: tuple[Range, ...], chunks: list[MappedChunk], alignment: int) -> Window:
+    def open(self, pieces: tuple[Range, ...], chunks: list[Mapping], alignment: int) -> Window:
         """Map `chunks`, those under `pieces`, one behind the other and return the window.
 
         Each piece ends where its last chunk ends, or is the last; each starts where its first
-        chunk starts, or is the first.
+        chunk starts, or is the first. A call that fails leaves nothing, or what `Mappings.settle` ends.
         """
-        total = sum(chunk.size for chunk in chunks)
-        mapped = Range(self._find_addresses(total, alignment), total)
-        handles: list[int] = []
-        try:
-            address = mapped.start
-            for chunk in chunks:
-                handles.append(chunk.handle)  # first: the call may be interrupted behind the deed
-                self._driver.map_chunk(address, chunk.handle)
-                address += chunk.size
-            self._driver.enable_access(*mapped)
-            start = mapped.start + pieces[0].start - chunks[0].start
-            around = len(chunks) > 1 and chunks[0] == chunks[-1]  # both edges of one chunk: live in between
-            end = pieces[0].start if around else chunks[-1].end
-            last = Range(pieces[-1].start, end - pieces[-1].start)
-            block = Range(start, sum(piece.size for piece in pieces))
-            window = Window(mapped, block, pieces, tuple(handles), (*pieces[:-1], last))
-            self._open[start] = window
-        except BaseException:
-            self._abandon(mapped, handles)
-            raise
-        self._book(window)
+        sizes, handles = [chunk.size for chunk in chunks], tuple([chunk.chunk for chunk in chunks])
+        mapped = Range(self.aliases.find(sum(sizes), alignment), sum(sizes))
+        self.aliases.map(mapped.start, sizes, handles)
+        start = mapped.start + pieces[0].start - chunks[0].start
+        around = len(chunks) > 1 and chunks[0] is chunks[-1]  # both edges of one chunk: live in between
+        end = pieces[0].start if around else chunks[-1].end
+        last = Range(pieces[-1].start, end - pieces[-1].start)
+        block = Range(start, sum([piece.size for piece in pieces]))
+        window = Window(mapped, block, pieces, handles, (*pieces[:-1], last))
+        self._open[start] = window
+        for handle in handles:
+            self._showing.setdefault(handle, set()).add(mapped.start)
         return window
 
     def find(self, size: int, alignment: int, is_free: Callable[[Range], bool]) -> Window | None:
         """Return a retired window for a block of `size` bytes, as it would be open; None if there is none.
 
-        The smallest that can show so much, all of whose pieces are free. O(log n + candidates).
+        The smallest that can show so much, all of whose pieces are free. O(log n), and a look at the piece
+        that stood in its way the last time for each of the candidates before it.
         """
         first = bisect_left(self._by_room, (size, 0))
         for room, start in self._by_room[first : first + _CANDIDATES]:
             window = self._retired[start][0]
             if window.block.start % alignment:
                 continue
+            offset, (at, nbytes) = self._obstacles.get(start, _NO_OBSTACLE)
+            if offset < size and not is_free(Range(at, min(nbytes, size - offset))):
+                continue
             pieces = window.shown if room == size else cut(window.shown, [size])[0]
-            if all(map(is_free, pieces)):
+            offset = 0
+            for piece in pieces:
+                if not is_free(piece):
+                    self._obstacles[start] = offset, piece
+                    break
+                offset += piece.size
+            else:
                 return replace(window, block=Range(window.block.start, size), pieces=pieces)
         return None
 
@@ -153,7 +150,7 @@ class Windows:
         self._open[window.block.start] = window
         self._forget(window.mapped.start)
 
-    def split(self, window: Window, parts: Mapping[Range, tuple[Range, ...]]) -> None:
+    def split(self, window: Window, parts: MappingOf[Range, tuple[Range, ...]]) -> None:
         """Turn the block of an open window into several with these pieces; the last to end retires it."""
         self._split.setdefault(window.mapped.start, (window, None))  # some of it may be unmapped already
         self._open.update(
@@ -192,6 +189,11 @@ class Windows:
         return window
 
     @property
+    def kept(self) -> int:
+        """How many windows there are that a block may take."""
+        return len(self._by_room)
+
+    @property
     def crowded(self) -> bool:
         """Whether more mappings are kept than should be."""
         return self._retired_mappings > KEPT_MAPPINGS
@@ -209,7 +211,7 @@ class Windows:
 
         Of a window that is open the chunk alone is unmapped; False when a block in it shows the chunk.
         """
-        for start in sorted(self.mappings.get(handle, ())):
+        for start in sorted(self._showing.get(handle, ())):
             if start not in self._retired:
                 if not self._uncover_part(start, handle):
                     return False
@@ -228,118 +230,112 @@ class Windows:
         Who used the chunk through this window ended a block of it, and is in the uses of the gap at home.
         """
         parts = [window for window in self._open.values() if window.mapped.start == start]
-        seen = [part for part in self._driver.mapped(*parts[0].mapped) if part.chunk == handle]
+        seen = [alias for alias in self._aliases_of(parts[0]) if alias.chunk == handle]
         for part in parts:
-            if any(part.block.start < at + size and at < part.block.end for at, size, _ in seen):
+            if any(part.block.start < alias.end and alias.start < part.block.end for alias in seen):
                 return False
         whole, own = self._split.get(start, (parts[0], None))
         self._split[start] = (replace(whole, shown=()), own)  # first: no other block is to have it
-        for at, size, _ in seen:
-            self._driver.unmap(at, size)
-        handles = tuple(other for other in whole.handles if other != handle)
-        self._split[start] = (replace(whole, handles=handles, shown=()), own)
-        self._unbook(whole, {handle})
+        for alias in seen:
+            self.aliases.unmap([alias])
+            self.aliases.drop(alias, addresses=False)  # the window keeps them
+        self._shrink(start)
         return True
 
-    def mark(self, uses: Mapping[int, int]) -> None:
+    def _shrink(self, start: int) -> None:
+        """Learn of a window some of whose chunks were unmapped which it shows still."""
+        window, own = self._split[start]
+        handles = tuple([alias.chunk for alias in self._aliases_of(window)])
+        gone = {*window.handles} - {*handles}
+        self._split[start] = (replace(window, handles=handles), own)
+        self._unbook(window, gone)
+
+    def mark(self, uses: MappingOf[int, int]) -> None:
         """Add `uses` to every window that ended, or part of one: what None stood for until now."""
         for ended in (self._retired, self._split):
             for start, (window, own) in ended.items():
                 ended[start] = (window, join_uses(own, uses))
 
-    def reap(self, uses: Uses, *, wait: bool = False, kept: bool = True) -> None:
-        """Unmap retired windows with which the device is done; with `wait`, the host waits for it.
-
-        `uses` stand for windows that were retired without any. Without `kept`, only what is left of
-        windows that could not be opened.
-        """
-        for window, own in list(self._retired.values()):
-            if window.shown and not kept:
-                continue
-            if wait:
-                self._clock.synchronize(own or uses)
-            elif not self._clock.idle(own or uses):
-                continue
+    def reap(self) -> None:
+        """Unmap retired windows, and what failures left behind. The device must be done with all of it."""
+        for window, _ in list(self._retired.values()):
             self._unmap(window)
+        self.settle()
+
+    def settle(self) -> None:
+        """Unmap what failures left behind, of which the device never knew."""
+        self.aliases.settle([window.mapped for window in self._every()])
+        for start in self._split:
+            self._shrink(start)
 
     def close(self) -> None:
         """Unmap everything and give the addresses back. The device must be idle, no block in use."""
         for address in list(self._open):
             self.retire(address, None)
-        for window, _ in list(self._retired.values()):
-            self._unmap(window)
-        while self._reservations:
-            self._return(self._driver.unreserve, *self._reservations[-1])
-            self._addresses.mend(self._reservations[:-1], barrier=True)
-            self._return.done(*self._reservations.pop())
+        self.reap()
+        self.aliases.unreserve()
 
     def mend(self) -> None:
-        """Make addresses and counts anew, after an exception in the middle, from the tables of windows."""
+        """Make the books anew after an exception in the middle, from the windows that have a block.
+
+        Retired ones are forgotten: their mappings are doubtful then, as those are which were left behind.
+        """
         self._open = {
             at: window for at, window in self._open.items() if window.mapped.start not in self._retired
         }
         opened = {window.mapped.start for window in self._open.values()}
         self._split = {start: parts for start, parts in self._split.items() if start in opened}
-        retired = [window for window, _ in self._retired.values()]
+        self._retired.clear()
+        self._by_room.clear()
+        self._obstacles.clear()
+        self._retired_mappings = 0
+        self._showing = self._shown()
         windows = self._every()
-        self._retired_mappings = sum(len(window.handles) for window in retired)
-        self._by_room = sorted((window.room, window.mapped.start) for window in retired if window.shown)
-        self.mappings = _mappings(windows)
-        self._addresses.mend(self._reservations, blocks=[window.mapped for window in windows], barrier=True)
+        self.aliases.mend([window.mapped for window in windows])
+        inside = {alias for window in windows for alias in self._aliases_of(window)}
+        for alias in self.aliases:
+            if alias not in inside:
+                alias.state = State.DOUBTFUL
 
     def check(self) -> None:
         """Prove that addresses, windows and counts agree."""
-        self._addresses.check()
         windows = self._every()
-        if sorted(window.mapped for window in windows) != self._addresses.blocks():
-            raise InvariantError(f"windows {windows} are not the taken addresses of {self._addresses!r}")
-        found = _mappings(windows)
-        if found != self.mappings:
-            raise InvariantError(f"mappings {self.mappings} noted, {found} found")
+        shown = {alias: window for window in windows for alias in self._aliases_of(window)}
+        left = [alias for alias in self.aliases.table if alias not in shown]
+        if any(alias.state is State.MAPPED for alias in left):
+            raise InvariantError(f"aliases {left} are mapped, and in none of the windows {windows}")
+        held = [window.mapped for window in windows]
+        self.aliases.check([*held, *(Range(alias.start, alias.size) for alias in left)])
+        for window in windows:
+            if tuple(alias.chunk for alias in self._aliases_of(window)) != window.handles:
+                raise InvariantError(f"what is mapped in {window} is not what it shows")
+        found = self._shown()
+        if found != self._showing:
+            raise InvariantError(f"windows {self._showing} noted by chunk, {found} found")
         rooms = sorted((w.room, w.mapped.start) for w, _ in self._retired.values() if w.shown)
         if rooms != self._by_room:
             raise InvariantError(f"retired windows {rooms} are not those in order {self._by_room}")
 
-    def _find_addresses(self, size: int, alignment: int) -> int:
-        alignment = max(alignment, self._driver.granularity)
-        start = self._addresses.allocate(size, alignment)
-        if start is None:
-            total = self._driver.memory_info().total
-            reserved = align_up(max(_RESERVE_FACTOR * total, size + alignment), self._driver.granularity)
-            reservation = Range(self._driver.reserve(reserved), reserved)
-            self._reservations.append(reservation)
-            self._addresses.extend(*reservation, barrier=True)
-            start = self._addresses.allocate(size, alignment)
-        if start is None:
-            raise InvariantError(f"no {size} addresses in {self._addresses!r}")
-        return start
-
-    def _abandon(self, mapped: Range, handles: list[int]) -> None:
-        """Undo half a window. If even that fails it is retired, to be unmapped later."""
-        window = Window(mapped, Range(mapped.start, 0), (), tuple(handles))
-        self._retired[mapped.start] = (window, None)
-        self._retired_mappings += len(handles)
-        self._book(window)
-        with suppress(DriverError):
-            self._unmap(window)
-
     def _unmap(self, window: Window) -> None:
         """Unmap a retired window and forget it."""
-        if window.shown:
-            self._driver.unmap(*window.mapped)
-        else:  # in parts: some may be missing
-            for address, size, _ in self._driver.mapped(*window.mapped):
-                self._driver.unmap(address, size)
+        here = self._aliases_of(window)
+        self.aliases.unmap(here)
         self._forget(window.mapped.start)
         self._unbook(window, set(window.handles))  # both edges may be of one chunk
-        self._addresses.free(window.mapped.start)
+        for alias in here:
+            self.aliases.drop(alias, addresses=False)
+        self.aliases.addresses.join(*window.mapped)
+
+    def _aliases_of(self, window: Window) -> list[Mapping]:
+        start, size = window.mapped
+        return self.aliases.table.inside(start, start + size)
 
     def _unbook(self, window: Window, handles: set[int]) -> None:
         for handle in handles:
-            shown = self.mappings[handle]
+            shown = self._showing[handle]
             shown.discard(window.mapped.start)
             if not shown:
-                del self.mappings[handle]
+                del self._showing[handle]
 
     def _every(self) -> list[Window]:
         """Return each window once, with its blocks or without."""
@@ -354,10 +350,15 @@ class Windows:
         self._retired_mappings -= len(window.handles)
         if window.shown:
             del self._by_room[bisect_left(self._by_room, (window.room, start))]
+            self._obstacles.pop(start, None)
 
-    def _book(self, window: Window) -> None:
-        for handle in window.handles:
-            self.mappings.setdefault(handle, set()).add(window.mapped.start)
+    def _shown(self) -> dict[int, set[int]]:
+        """Return chunk to the starts of the windows that show it, as the windows say."""
+        showing: dict[int, set[int]] = {}
+        for window in self._every():
+            for handle in window.handles:
+                showing.setdefault(handle, set()).add(window.mapped.start)
+        return showing
 
 
 def cut(pieces: Iterable[Range], sizes: Iterable[int]) -> list[tuple[Range, ...]]:
@@ -378,12 +379,3 @@ def cut(pieces: Iterable[Range], sizes: Iterable[int]) -> list[tuple[Range, ...]
             start, left, size = start + taken, left - taken, size - taken  # noqa: PLW2901
         parts.append(tuple(part))
     return parts
-
-
-def _mappings(windows: Iterable[Window]) -> dict[int, set[int]]:
-    """Return chunk handle to the starts of the windows that show it."""
-    mappings: dict[int, set[int]] = {}
-    for window in windows:
-        for handle in window.handles:
-            mappings.setdefault(handle, set()).add(window.mapped.start)
-    return mappings

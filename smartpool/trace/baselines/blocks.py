@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from smartpool.containers.ordered import OrderedIntegers
 from smartpool.errors import InvariantError
-from smartpool.memory.ordered import OrderedIntegers
 
 __all__ = ["ArrivedBlocks", "Block", "FreeBlocks", "Segment", "split"]
 

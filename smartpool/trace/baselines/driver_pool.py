@@ -30,10 +30,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from smartpool.containers.ordered import OrderedIntegers
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import Range
-from smartpool.memory.ordered import OrderedIntegers
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import ArrivedBlocks, Block, FreeBlocks, Segment
 from smartpool.units import MiB, align_up

@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+from smartpool.containers.ordered import OrderedIntegers
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import Range
-from smartpool.memory.ordered import OrderedIntegers
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import Block, FreeBlocks, Segment, split
 from smartpool.trace.baselines.pytorch import (

@@ -16,7 +16,7 @@ from smartpool.errors import (
     OutOfMemoryError,
     RequestTooLargeError,
 )
-from smartpool.memory.chunks import MappedChunk
+from smartpool.pool.heap.mappings import Mapping, State
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import check_allocator
 from smartpool.units import MiB
@@ -126,8 +126,10 @@ def test_many_live_blocks_leave_nothing_longer_to_walk():
 def test_check_finds_what_does_not_agree():
     for damage in (
         lambda heap: heap._slabs.starts.add(5),
-        lambda heap: heap._chunks.remove(next(iter(heap._chunks)).start),
-        lambda heap: heap._place._loose.update({5: MappedChunk(5, 5, 5)}),
+        lambda heap: heap._chunks.table.remove(next(iter(heap._chunks)).start),
+        lambda heap: heap._chunks.table.add(Mapping(5, 5, 5)),
+        lambda heap: setattr(next(iter(heap._chunks)), "state", State.UNMAPPED),
+        lambda heap: heap._chunks.addresses.join(512, 512),
     ):
         pool = open_pool(ModelDriver(CAPACITY))
         pool.malloc(5 * MiB)

@@ -8,10 +8,10 @@ from smartpool.config import SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import InvariantError
-from smartpool.memory.arena import Range
+from smartpool.memory.arena import Arena, Range
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.growing import Growing
-from smartpool.pool.heap.home import Home
+from smartpool.pool.heap.mappings import Mappings
 from smartpool.pool.heap.policy import policy_of
 from smartpool.pool.heap.slabs import Slabs
 from smartpool.pool.heap.windows import Windows
@@ -29,8 +29,8 @@ def open_pool(driver, **config):
 def make_slabs(driver):
     """Return slabs without a heap, and the home that they are blocks of."""
     memory, clock = DeviceMemory(driver, CAPACITY), StreamClock(driver)
-    home = Home(memory)
-    growing = Growing(home, Windows(driver, clock), memory, clock, policy_of("balanced"), None)
+    home, chunks = Arena(), Mappings(memory, primary=True)
+    growing = Growing(home, chunks, Windows(memory, clock), memory, clock, policy_of("balanced"), None)
     return Slabs(home, growing), home
 
 
@@ -61,27 +61,27 @@ def test_a_slab_is_a_block_of_home_until_nothing_is_live_in_it():
     slabs, home = make_slabs(ModelDriver(CAPACITY))
     while len(slabs) < 3:
         assert slabs.add()
-    assert home.arena.live_bytes == slabs.arena.free_bytes == 6 * MiB
+    assert home.live_bytes == slabs.arena.free_bytes == 6 * MiB
     held = slabs.arena.allocate(1024)
     slabs.give_back()
     slabs.check()
     home.check()
-    assert home.arena.blocks() == [Range(held, 2 * MiB)]
+    assert home.blocks() == [Range(held, 2 * MiB)]
     slabs.arena.free(held)
     slabs.give_back()
     assert not slabs
-    assert home.arena.live_bytes == slabs.arena.extent_bytes == 0
+    assert home.live_bytes == slabs.arena.extent_bytes == 0
 
 
 def test_only_a_gap_that_exists_is_spared_and_a_full_device_has_none():
     slabs, home = make_slabs(ModelDriver(CAPACITY))
     assert not slabs.spare()
-    assert not home.chunks
+    assert not home.extent_bytes
     driver = CpuDriver(capacity=1 * MiB, granularity=64 * KiB)
     slabs, home = make_slabs(driver)
     assert not slabs.add()
     assert not slabs
-    assert not home.chunks
+    assert not home.extent_bytes
     assert not driver.held()["chunks"]
 
 
@@ -91,7 +91,7 @@ def test_mending_forgets_slabs_without_a_block_and_keeps_what_is_live_in_the_oth
     kept = slabs.arena.allocate(1024)
     slabs.add()
     lost = max(slabs.starts)
-    home.arena.free(lost)
+    home.free(lost)
     with pytest.raises(InvariantError, match="are not blocks of"):
         slabs.check()
     slabs.mend(None)
@@ -103,7 +103,7 @@ def test_mending_forgets_slabs_without_a_block_and_keeps_what_is_live_in_the_oth
 def test_check_finds_a_slab_that_its_arena_does_not_know():
     slabs, home = make_slabs(ModelDriver(CAPACITY))
     slabs.add()
-    home.arena.extend(1 << 50, 2 * MiB)
-    slabs.starts.add(home.arena.allocate(2 * MiB))
+    home.extend(1 << 50, 2 * MiB)
+    slabs.starts.add(home.allocate(2 * MiB))
     with pytest.raises(InvariantError, match="bytes each"):
         slabs.check()

@@ -11,6 +11,7 @@ from smartpool.config import SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import InvariantError, OutOfMemoryError
+from smartpool.pool.heap.windows import cut
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.units import KiB, MiB
 
@@ -202,6 +203,37 @@ def test_a_window_is_not_taken_while_one_of_its_pieces_is():
     write(driver, piece, 2 * MiB, 1)
     write(driver, other, 16 * MiB, 2)
     verify(driver, piece, 2 * MiB, 1)
+    pool.check()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_kept_window_that_is_found_is_the_smallest_that_is_free(seed):
+    """Whatever stood in the way of earlier requests, of other sizes."""
+    random = Random(seed)
+    pool = open_pool(ModelDriver(4 * CAPACITY), policy="tight")
+    live = fragmented(pool, 2 * MiB, 32)
+    heap, found = pool._heap, 0
+    windows = heap.windows
+    for _ in range(150):
+        size = random.randrange(1, 40) * MiB // 2
+        if random.random() < 0.3 and live:
+            pool.free(live.pop(random.randrange(len(live))))
+        elif sum(map(pool.live_blocks().get, live)) + size < 100 * MiB:
+            live.append(pool.malloc(size))
+        pool.flush()
+        wanted = random.randrange(1, 60) * MiB // 2
+        rooms = sorted(
+            (w.room, at) for at, (w, _) in windows._retired.items() if w.shown and w.room >= wanted
+        )
+        free = [
+            at
+            for _, at in rooms
+            if all(map(heap._home.is_free, cut(windows._retired[at][0].shown, [wanted])[0]))
+        ]
+        window = windows.find(wanted, 512, heap._home.is_free)
+        assert (window and window.mapped.start) == next(iter(free), None)
+        found += window is not None
+    assert found
     pool.check()
 
 

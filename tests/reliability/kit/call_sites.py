@@ -13,7 +13,6 @@ from smartpool.driver.faults import CALLS
 
 PACKAGE = Path(smartpool.__file__).parent
 PARTS = ("pool/**/*.py", "memory/**/*.py", "owner.py")  # whose every driver call is made to fail
-HANDED_ON = "pool/heap/returning.py"  # makes calls that it is handed
 
 
 def _made_to_fail(path):
@@ -59,9 +58,6 @@ def running(call):
                 return None
         elif path.relative_to(PACKAGE).parts[0] != "driver":
             name = path.relative_to(PACKAGE).as_posix()
-            if name == HANDED_ON:
-                frame = frame.f_back
-                continue
             line, _, column, _ = _position(frame)
             return (name, line, column, call) if _made_to_fail(path) else None
         frame = frame.f_back

@@ -16,9 +16,12 @@ from smartpool.errors import OutOfMemoryError, StepError
 from smartpool.pool.debug.debugging import DebuggingManager
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.graphs.captures import CapturingPool, end_capture
+from smartpool.pool.heap.elastic import ElasticHeap
 from smartpool.units import KiB, MiB
 
-TRACED = tuple(f"/smartpool/{part}" for part in ("pool/", "memory/", "dlpack/", "buffer.py", "owner.py"))
+TRACED = tuple(
+    f"/smartpool/{part}" for part in ("pool/", "memory/", "containers/", "dlpack/", "buffer.py", "owner.py")
+)
 PROBES = (1000, 3 * MiB, 5 * MiB, 60 * KiB, MiB, 7 * MiB, 2 * MiB, 1000, 512 * KiB, 4 * MiB)
 
 
@@ -194,8 +197,9 @@ def _blocks_nobody_knows(pool):
 def _strays(caller):
     """Return how many things the driver handed out that the pool has not heard of."""
     heap, memory, held = caller.pool._heap, caller.pool._memory, caller.driver.held()
-    reservations = len(heap._place._reservations) + len(heap.windows._reservations) if caller.elastic else 0
-    known = (len(memory._sizes), len(memory._segments), reservations)
+    books = (heap._chunks, heap.windows.aliases) if isinstance(heap, ElasticHeap) else ()
+    chunks = len(books[0]) if books else 0
+    known = (chunks, len(memory._segments), sum(len(book._reservations) for book in books))
     return sum((held["chunks"], held["raw"], held["reservations"])) - sum(known)
 
 

@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-import smartpool.memory.ordered as module
+import smartpool.containers.ordered as module
+from smartpool.containers.ordered import OrderedIntegers
 from smartpool.errors import InvariantError
-from smartpool.memory.ordered import OrderedIntegers
 
 NUMBERS = st.integers(0, 200)
 

@@ -1,0 +1,1 @@
+"""Structures of pure integers that know nothing of memory."""
