@@ -25,15 +25,16 @@ from smartpool.testing.contract import Contract
 from smartpool.testing.invariants import Found, Invariant, ViolationError
 from smartpool.testing.machine import AllocatorMachine
 from smartpool.testing.memory import Memory, address_of, host_read, host_write
-from smartpool.testing.program import Block, Program
 from smartpool.testing.programs import programs, stream_programs
 from smartpool.testing.reducing import run_program
 from smartpool.testing.session import Session
 from smartpool.testing.shapes import Shape, play, traces
+from smartpool.testing.steps import Block
 from smartpool.testing.strategies import ScriptedFault, arm, fault_scripts, interval_sets, requests, sizes
 from smartpool.testing.stream_machine import StreamMachine, check_stream_order
 from smartpool.testing.stream_session import StreamSession
 from smartpool.testing.watching import WatchedDriver
+from smartpool.testing.wording import Program
 
 __all__ = [
     "AllocatorMachine",

@@ -12,92 +12,62 @@ The equations, for whichever figures are there (`live` is what the model knows t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from smartpool.errors import ConfigurationError
 from smartpool.testing.contract import FIGURES, Contract
+from smartpool.testing.steps import Block
 
-__all__ = ["Accounts", "Mismatch"]
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """An equation that does not hold: in words, and as Python over ``figures``."""
-
-    detail: str
-    proof: str
+__all__ = ["Accounts"]
 
 
-@dataclass(slots=True)
 class Accounts:
-    """What the figures must be; told of every request and free."""
+    """What the figures must be, and the peaks so far."""
 
-    contract: Contract
-    sizes: dict[int, int] = field(default_factory=dict)  # number of a block -> bytes asked for
-    addresses: dict[int, int] = field(default_factory=dict)  # number of a block -> address
-    counted: int = 0
-    peak: int = 0
-    last_peak_reserved: int = 0
+    def __init__(self, contract: Contract) -> None:
+        self._contract = contract
+        self._peak_live = self._peak_reserved = 0
 
-    def add(self, number: int, address: int, nbytes: int) -> None:
-        """Count a block that was served."""
-        self.sizes[number] = nbytes
-        self.addresses[number] = address
-        self.counted += self.contract.counted(nbytes)
-        self.peak = max(self.peak, self.counted)
+    def mismatch(self, figures: Mapping[str, Any], live: Collection[Block]) -> tuple[str, str] | None:
+        """Return the first equation that does not hold, in words and as Python over ``figures``, or None.
 
-    def remove(self, number: int) -> None:
-        """Count a block that was freed."""
-        del self.addresses[number]
-        self.counted -= self.contract.counted(self.sizes.pop(number))
-
-    def expected(self) -> dict[str, object]:
-        """Return the figures that the model knows exactly."""
-        return {
-            "live_bytes": self.counted,
-            "live_blocks": len(self.sizes),
-            "peak_live_bytes": self.peak,
-        }
-
-    def mismatch(self, figures: Mapping[str, Any]) -> Mismatch | None:
-        """Return the first equation that does not hold, or None."""
+        Called whenever what is live has changed.
+        """
         unknown = set(figures) - set(FIGURES)
         if unknown:
             raise ConfigurationError(
                 "accounting", f"expected figures among {', '.join(FIGURES)}, got {', '.join(sorted(unknown))}"
             )
-        for name, wanted in self.expected().items():
-            if name not in figures:
-                continue
-            got = figures[name]
-            expected: object = wanted
-            if isinstance(got, Mapping):
-                expected = {self.addresses[number]: size for number, size in self.sizes.items()}
-            if got != expected:
-                return Mismatch(f"{name} is {got}, expected {expected}", f"figures[{name!r}] == {expected}")
-        return self._inequality(figures)
+        counted = sum(self._contract.counted(block.nbytes) for block in live)
+        self._peak_live = max(self._peak_live, counted)
+        known = {"live_bytes": counted, "live_blocks": len(live), "peak_live_bytes": self._peak_live}
+        for name, number in known.items():
+            got = figures.get(name, number)
+            exactly = {block.address: block.nbytes for block in live} if isinstance(got, Mapping) else number
+            if got != exactly:
+                return f"{name} is {got}, expected {exactly}", f"figures[{name!r}] == {exactly}"
+        return self._inequality(figures, figures.get("live_bytes", sum(block.nbytes for block in live)))
 
-    def _inequality(self, figures: Mapping[str, Any]) -> Mismatch | None:
-        reserved, live = figures.get("reserved_bytes"), figures.get("live_bytes", sum(self.sizes.values()))
+    def _inequality(self, figures: Mapping[str, Any], live: int) -> tuple[str, str] | None:
+        reserved, free = figures.get("reserved_bytes"), figures.get("free_bytes")
         if reserved is not None and live > reserved:
-            return Mismatch(
-                f"{live} bytes are live in {reserved} bytes reserved", f"figures['reserved_bytes'] >= {live}"
+            return (
+                f"{live} bytes are live in {reserved} bytes reserved",
+                f"figures['reserved_bytes'] >= {live}",
             )
-        free = figures.get("free_bytes")
         if free is not None and reserved is not None and live + free != reserved:
-            return Mismatch(
+            return (
                 f"{live} bytes live + {free} free is not the {reserved} reserved",
                 f"{live} + figures['free_bytes'] == figures['reserved_bytes']",
             )
-        peak = figures.get("peak_reserved_bytes")
-        if peak is not None:
-            least = max(self.last_peak_reserved, reserved or 0)
-            self.last_peak_reserved = max(self.last_peak_reserved, peak)
-            if peak < least:
-                return Mismatch(
-                    f"peak_reserved_bytes is {peak}, and {least} were reserved",
-                    f"figures['peak_reserved_bytes'] >= {least}",
-                )
+        peak, least = figures.get("peak_reserved_bytes"), max(self._peak_reserved, reserved or 0)
+        if peak is None:
+            return None
+        self._peak_reserved = max(self._peak_reserved, peak)
+        if peak < least:
+            return (
+                f"peak_reserved_bytes is {peak}, and {least} were reserved",
+                f"figures['peak_reserved_bytes'] >= {least}",
+            )
         return None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hypothesis import given
-from hypothesis.stateful import run_state_machine_as_test
 
 from smartpool.testing.contract import Contract
 from smartpool.testing.hunt import Hunt
@@ -19,22 +18,6 @@ from smartpool.testing.shapes import play, traces
 __all__ = ["Report", "check_allocator"]
 
 _TRACE_SHARE: Final = 5  # one example in five is a trace
-
-_HOW: Final[Mapping[Invariant, str]] = {
-    Invariant.ALIGNMENT: "give alignment=",
-    Invariant.USABLE: "give read= and write=, or a driver, or return buffers",
-    Invariant.CONTENTS: "give read= and write=, or a driver, or return buffers",
-    Invariant.CAPACITY: "give capacity=",
-    Invariant.ACCOUNTING: "give accounting=",
-    Invariant.FAILURE: "no request was refused: give a small capacity=",
-    Invariant.DOUBLE_FREE: "bad_frees is 'undefined'",
-    Invariant.FOREIGN_FREE: "bad_frees is 'undefined', or blocks are no integers",
-    Invariant.BAD_SIZE: "bad_sizes is 'undefined'",
-    Invariant.ZERO_SIZE: "zero_size is 'undefined'",
-    Invariant.SERVED: "give must_serve=",
-    Invariant.OWN_CHECK: "give check=",
-    Invariant.STREAM_ORDER: "use check_stream_order",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +48,7 @@ class Report:
     @property
     def unchecked(self) -> dict[Invariant, str]:
         """The invariants that were never checked, with what the check would need."""
-        return {
-            each: _HOW.get(each, "it never came to that") for each in Invariant if not self.checked.get(each)
-        }
+        return {each: each.needs for each in Invariant if not self.checked.get(each)}
 
     def __str__(self) -> str:
         head = (
@@ -140,13 +121,6 @@ def check_allocator(
     contract = Contract(factory=factory, **options)
     hunt = Hunt(contract, examples=examples, steps=steps, seconds=seconds, seed=seed)
 
-    class Hunted(machine):  # type: ignore[misc, valid-type]
-        def make_session(self) -> Session:
-            return hunt.begin(super().make_session)
-
-    Hunted.contract = contract
-    Hunted.__name__ = Hunted.__qualname__ = machine.__name__
-
     @given(traces(contract, streams=None))
     def play_traces(trace: Any) -> None:
         session = hunt.begin(lambda: Session(contract))
@@ -158,12 +132,7 @@ def check_allocator(
         session.finish()
 
     on_traces = examples // _TRACE_SHARE
-    hunt.run(
-        lambda settings: run_state_machine_as_test(Hunted, settings=settings),
-        Hunted,
-        examples - on_traces,
-        shrink=machine is not AllocatorMachine,
-    )
+    hunt.run_machine(machine, examples - on_traces, shrink=machine is not AllocatorMachine, contract=contract)
     if on_traces:
         hunt.run(lambda settings: settings(play_traces)(), play_traces, on_traces)
     hunt.raise_if_found()

@@ -1,6 +1,6 @@
 """What must hold after every step: an allocator beside the naive model of it.
 
-The model is a table of live blocks with their addresses and sizes, and the sums of `Accounts`. Each check
+The model is a table of live blocks with their addresses and sizes, and the peaks of `Accounts`. Each check
 names the invariant that it is about; what breaks it becomes an error with the program so far.
 """
 
@@ -19,8 +19,9 @@ from smartpool.testing.accounting import Accounts
 from smartpool.testing.contract import Contract, Hook
 from smartpool.testing.invariants import Invariant, ViolationError, violation
 from smartpool.testing.memory import Memory, address_of
-from smartpool.testing.program import Block, Malloc, Program, Step, Wording
+from smartpool.testing.steps import Block, Malloc, Step
 from smartpool.testing.subject import Subject
+from smartpool.testing.wording import Program, Wording
 
 __all__ = ["Checks"]
 
@@ -87,9 +88,10 @@ class Checks:
                     self._figure_proof(f"figures[{name!r}] == {before[name]}"),
                 )
         self.checked[Invariant.ACCOUNTING] += 1
-        wrong = self._accounts.mismatch(figures)
+        wrong = self._accounts.mismatch(figures, self.live.values())
         if wrong is not None:
-            raise self._violation(Invariant.ACCOUNTING, wrong.detail, self._figure_proof(wrong.proof))
+            detail, proof = wrong
+            raise self._violation(Invariant.ACCOUNTING, detail, self._figure_proof(proof))
 
     def _looked_at(self, *, everyone: bool) -> Sequence[Block]:
         """Return whose contents are compared after this step: all of a few blocks, some of many in turn."""

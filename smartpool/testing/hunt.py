@@ -16,13 +16,14 @@ from typing import Any, Final
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import Flaky
+from hypothesis.stateful import run_state_machine_as_test
 
 from smartpool.errors import ConfigurationError
 from smartpool.testing.contract import Contract
 from smartpool.testing.invariants import Found, Invariant, ViolationError, violation
-from smartpool.testing.program import Call
 from smartpool.testing.reducing import reduced
 from smartpool.testing.session import Session
+from smartpool.testing.steps import Call
 
 __all__ = ["Hunt"]
 
@@ -97,6 +98,21 @@ class Hunt:
         with suppress(_SpentError, ViolationError, Flaky):
             search(configured)
         self._count_current()
+
+    def run_machine(self, machine: Any, examples: int, *, shrink: bool, **attributes: Any) -> None:
+        """Let Hypothesis search with a state machine that has further class attributes."""
+        begin = self.begin
+
+        def make_session(self: Any) -> Session:
+            return begin(lambda: machine.make_session(self))
+
+        hunted: Any = type(machine.__name__, (machine,), {"make_session": make_session, **attributes})
+        self.run(
+            lambda settings: run_state_machine_as_test(hunted, settings=settings),
+            hunted,
+            examples,
+            shrink=shrink,
+        )
 
     def raise_if_found(self) -> None:
         """Raise the shortest violation, with how it was found."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING
 
 from smartpool.errors import SmartPoolError
-
-if TYPE_CHECKING:
-    from smartpool.testing.program import Program
+from smartpool.testing.wording import Program
 
 __all__ = ["Found", "Invariant", "ViolationError"]
 
 
 class Invariant(StrEnum):
-    """The invariants, by name; `meaning` says each in a sentence.
+    """The invariants, by name; `meaning` says each in a sentence, `needs` what its check would need.
 
     Examples
     --------
@@ -24,49 +21,75 @@ class Invariant(StrEnum):
     ('no overlap', 'no two live blocks share a byte')
     """
 
-    NO_OVERLAP = "no overlap"
-    ALIGNMENT = "alignment"
-    VALID_ADDRESS = "valid address"
-    USABLE = "whole block usable"
-    CONTENTS = "contents intact"
-    CAPACITY = "capacity"
-    ACCOUNTING = "accounting"
-    NO_LEAK = "no leak"
-    FAILURE = "failure changes nothing"
-    DOUBLE_FREE = "double free refused"
-    FOREIGN_FREE = "foreign free refused"
-    BAD_SIZE = "bad size refused"
-    ZERO_SIZE = "zero bytes"
-    SERVED = "served when it must be"
-    ERRORS = "declared errors only"
-    OWN_CHECK = "own check"
-    STREAM_ORDER = "stream order"
+    meaning: str
+    needs: str
 
-    @property
-    def meaning(self) -> str:
-        """The invariant in one sentence."""
-        return _MEANINGS[self]
+    def __new__(cls, name: str, meaning: str, needs: str = "it never came to that") -> Invariant:  # noqa: PYI034
+        """Make the member of a name, with what it says and what its check needs of a contract."""
+        member = str.__new__(cls, name)
+        member._value_, member.meaning, member.needs = name, meaning, needs
+        return member
 
-
-_MEANINGS = {
-    Invariant.NO_OVERLAP: "no two live blocks share a byte",
-    Invariant.ALIGNMENT: "every address is a multiple of the alignment promised or asked for",
-    Invariant.VALID_ADDRESS: "a block of at least one byte has an address, and not null",
-    Invariant.USABLE: "every byte that was asked for can be written and read back",
-    Invariant.CONTENTS: "the bytes of a live block change only when its owner writes them",
-    Invariant.CAPACITY: "never more is handed out than there is",
-    Invariant.ACCOUNTING: "the allocator's own figures agree with the naive model and with each other",
-    Invariant.NO_LEAK: "once everything is freed, everything can be had again and given back",
-    Invariant.FAILURE: "a request that is refused leaves blocks, contents and figures as they were",
-    Invariant.DOUBLE_FREE: "freeing a block a second time is refused and changes nothing",
-    Invariant.FOREIGN_FREE: "freeing what is no block is refused and changes nothing",
-    Invariant.BAD_SIZE: "a size that is negative or no number is refused and changes nothing",
-    Invariant.ZERO_SIZE: "a request of no bytes gets what the contract says",
-    Invariant.SERVED: "a request that the contract says must be served is served",
-    Invariant.ERRORS: "a request fails with a declared error only, and a free of a live block never",
-    Invariant.OWN_CHECK: "the allocator's own check finds nothing",
-    Invariant.STREAM_ORDER: "memory is used on a stream only behind all work that may still touch it",
-}
+    NO_OVERLAP = "no overlap", "no two live blocks share a byte"
+    ALIGNMENT = (
+        "alignment",
+        "every address is a multiple of the alignment promised or asked for",
+        "give alignment=",
+    )
+    VALID_ADDRESS = "valid address", "a block of at least one byte has an address, and not null"
+    USABLE = (
+        "whole block usable",
+        "every byte that was asked for can be written and read back",
+        "give read= and write=, or a driver, or return buffers",
+    )
+    CONTENTS = (
+        "contents intact",
+        "the bytes of a live block change only when its owner writes them",
+        "give read= and write=, or a driver, or return buffers",
+    )
+    CAPACITY = "capacity", "never more is handed out than there is", "give capacity="
+    ACCOUNTING = (
+        "accounting",
+        "the allocator's own figures agree with the naive model and with each other",
+        "give accounting=",
+    )
+    NO_LEAK = "no leak", "once everything is freed, everything can be had again and given back"
+    FAILURE = (
+        "failure changes nothing",
+        "a request that is refused leaves blocks, contents and figures as they were",
+        "no request was refused: give a small capacity=",
+    )
+    DOUBLE_FREE = (
+        "double free refused",
+        "freeing a block a second time is refused and changes nothing",
+        "bad_frees is 'undefined'",
+    )
+    FOREIGN_FREE = (
+        "foreign free refused",
+        "freeing what is no block is refused and changes nothing",
+        "bad_frees is 'undefined', or blocks are no integers",
+    )
+    BAD_SIZE = (
+        "bad size refused",
+        "a size that is negative or no number is refused and changes nothing",
+        "bad_sizes is 'undefined'",
+    )
+    ZERO_SIZE = "zero bytes", "a request of no bytes gets what the contract says", "zero_size is 'undefined'"
+    SERVED = (
+        "served when it must be",
+        "a request that the contract says must be served is served",
+        "give must_serve=",
+    )
+    ERRORS = (
+        "declared errors only",
+        "a request fails with a declared error only, and a free of a live block never",
+    )
+    OWN_CHECK = "own check", "the allocator's own check finds nothing", "give check="
+    STREAM_ORDER = (
+        "stream order",
+        "memory is used on a stream only behind all work that may still touch it",
+        "use check_stream_order",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from smartpool.testing.contract import Contract
-from smartpool.testing.program import Block
 from smartpool.testing.session import Session
+from smartpool.testing.steps import Block
 from smartpool.testing.strategies import sizes
 
 __all__ = ["AllocatorMachine"]

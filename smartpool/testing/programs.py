@@ -7,22 +7,21 @@ make no sense by then (a free of a block that was refused) are left out when it 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 from hypothesis import strategies as st
 
 from smartpool.testing.contract import Contract
-from smartpool.testing.program import Free, Malloc, Step
+from smartpool.testing.steps import Free, Malloc, Signal, Step, Use
 from smartpool.testing.strategies import sizes
-from smartpool.testing.stream_session import Busy, GoOn, Use, Wait
 
 __all__ = ["programs", "stream_programs"]
 
 _DEPTH: Final = 12  # how far back a step reaches for its block
 
 
-@st.composite
-def programs(draw: Any, limits: Contract | int = 1 << 20, *, max_steps: int = 40) -> tuple[Step, ...]:
+def programs(limits: Contract | int = 1 << 20, *, max_steps: int = 40) -> st.SearchStrategy[tuple[Step, ...]]:
     """Return programs of requests and frees, for `run_program`.
 
     Parameters
@@ -39,25 +38,12 @@ def programs(draw: Any, limits: Contract | int = 1 << 20, *, max_steps: int = 40
     >>> [type(step).__name__ for step in steps]
     ['Malloc', 'Free']
     """
-    nbytes = sizes(limits)
-    steps: list[Step] = []
-    held: list[Malloc] = []
-    count = 0
-    for frees in draw(st.lists(st.sampled_from((True, False)), max_size=max_steps)):
-        if frees and held:
-            block = held.pop(-1 - draw(st.integers(0, _DEPTH)) % len(held))
-            steps.append(Free(name=block.name, nbytes=block.nbytes))
-        else:
-            count += 1
-            held.append(Malloc(name=f"block{count}", number=count, nbytes=draw(nbytes)))
-            steps.append(held[-1])
-    return tuple(steps)
+    return _programs(sizes(limits), ("free", "malloc"), max_steps, 0)
 
 
-@st.composite
 def stream_programs(
-    draw: Any, limits: Contract | int = 1 << 20, *, streams: int = 3, max_steps: int = 40
-) -> tuple[Step, ...]:
+    limits: Contract | int = 1 << 20, *, streams: int = 3, max_steps: int = 40
+) -> st.SearchStrategy[tuple[Step, ...]]:
     """Return programs of requests, work and frees on streams that are busy at times, for `run_program`.
 
     Parameters
@@ -74,28 +60,32 @@ def stream_programs(
     >>> [type(step).__name__ for step in steps]
     ['Malloc', 'Use']
     """
-    nbytes, number = sizes(limits), st.integers(0, streams - 1)
+    return _programs(sizes(limits), ("malloc", "use", "free", "busy", "go_on", "wait"), max_steps, streams)
+
+
+@st.composite
+def _programs(
+    draw: Any, nbytes: st.SearchStrategy[int], kinds: tuple[str, ...], max_steps: int, streams: int
+) -> tuple[Step, ...]:
+    """Draw steps of these kinds; without streams they name none."""
     steps: list[Step] = []
     held: list[Malloc] = []
-    count = 0
-    kinds = ("malloc", "use", "free", "busy", "go on", "wait")
+    numbers = itertools.count(1)
     for kind in draw(st.lists(st.sampled_from(kinds), max_size=max_steps)):
-        stream = draw(number)
+        stream = draw(st.integers(0, streams - 1)) if streams else None
         if kind in ("use", "free") and held:
             at = -1 - draw(st.integers(0, _DEPTH)) % len(held)
+            block = held[at]
             if kind == "use":
-                steps.append(Use(name=held[at].name, nbytes=held[at].nbytes, stream=stream, value=1))
+                steps.append(Use(name=block.name, nbytes=block.nbytes, stream=stream or 0, value=1))
                 continue
-            block = held.pop(at)
-            on = stream if draw(st.booleans()) else None
+            del held[at]
+            on = stream if streams and draw(st.booleans()) else None
             steps.append(Free(name=block.name, nbytes=block.nbytes, stream=on))
-        elif kind in _SIGNALS:
-            steps.append(_SIGNALS[kind](stream))
-        else:
-            count += 1
-            held.append(Malloc(name=f"block{count}", number=count, nbytes=draw(nbytes), stream=stream))
+        elif kind in ("malloc", "use", "free"):
+            number = next(numbers)
+            held.append(Malloc(name=f"block{number}", number=number, nbytes=draw(nbytes), stream=stream))
             steps.append(held[-1])
+        else:
+            steps.append(Signal(kind, stream or 0))
     return tuple(steps)
-
-
-_SIGNALS: Final[dict[str, Any]] = {"busy": Busy, "go on": GoOn, "wait": Wait}

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from smartpool.testing.invariants import ViolationError
-from smartpool.testing.program import Block, Malloc, Step
 from smartpool.testing.session import Session
+from smartpool.testing.steps import Block, Malloc, Step
 from smartpool.units import align_up
 
 __all__ = ["reduced", "run_program"]

@@ -13,8 +13,9 @@ from typing import Any
 
 from smartpool.errors import DriverError
 from smartpool.testing.checks import Checks
+from smartpool.testing.contract import Hook
 from smartpool.testing.invariants import Invariant
-from smartpool.testing.program import (
+from smartpool.testing.steps import (
     BadFree,
     BadSize,
     Block,
@@ -73,14 +74,13 @@ class Session(Checks):
     def malloc(self, nbytes: int, *, stream: int | None = None, alignment: int | None = None) -> Block | None:
         """Ask for a block, on the stream of that number; None when the request is refused."""
         step = Malloc(name="_", number=0, nbytes=nbytes, stream=stream, alignment=alignment)
+        caught: tuple[type[BaseException], ...] = (Exception, *self._allowed())
         before = self._figures()
         try:
             handle = self._ask(nbytes, stream, alignment)
-        except self._allowed() as error:
-            self._refused(replace(step, refused=True), before, error)
-            return None
-        except Exception as error:
-            if nbytes == 0 and self.contract.zero_size == "refused":
+        except caught as error:
+            expected = nbytes == 0 and self.contract.zero_size == "refused"
+            if expected or isinstance(error, self._allowed()):
                 self._refused(replace(step, refused=True), before, error)
                 return None
             self.steps.append(replace(step, name="block"))
@@ -124,7 +124,6 @@ class Session(Checks):
                 Invariant.ERRORS, f"the free of the live block {block.name} raised {error!r}"
             ) from error
         del self.live[block.name]
-        self._accounts.remove(block.number)
         self.gone[block.name] = block
         if block.nbytes:
             self.dead[block.name] = block
@@ -229,7 +228,6 @@ class Session(Checks):
         block = Block(step.name, step.number, handle, address, nbytes, step.stream, stamped=False)
         self._well_placed(block, step)
         self.live[block.name] = block
-        self._accounts.add(block.number, address, nbytes)
         self._no_longer_dead(block)
         if self._largest is None or nbytes > self._largest.nbytes:
             self._largest = step
@@ -316,12 +314,7 @@ class Session(Checks):
     def _give_back(self) -> None:
         if self.contract.trim is None:
             return
-        try:
-            self._hook(self.contract.trim)()
-        except Exception as error:
-            raise self._violation(
-                Invariant.ERRORS, f"trim raised {error!r}", self._hook_proof("trim")
-            ) from error
+        self._works("trim", self.contract.trim)
         self._agrees()
         reserved = self._figures().get("reserved_bytes")
         if self._baseline is not None and reserved != self._baseline:
@@ -333,17 +326,19 @@ class Session(Checks):
             )
 
     def _close(self) -> None:
-        close = self.contract.close
-        if close is not None:
-            try:
-                self._hook(close)()
-            except Exception as error:
-                raise self._violation(
-                    Invariant.ERRORS, f"close raised {error!r}", self._hook_proof("close")
-                ) from error
+        if self.contract.close is not None:
+            self._works("close", self.contract.close)
         self._after_close()
         if self.driver is not None:
             self._close_driver()
+
+    def _works(self, name: str, hook: Hook) -> None:
+        try:
+            self._hook(hook)()
+        except Exception as error:
+            raise self._violation(
+                Invariant.ERRORS, f"{name} raised {error!r}", lambda words: [words.hook(name)]
+            ) from error
 
     def _close_driver(self) -> None:
         if isinstance(self.contract.streams, int):

@@ -19,8 +19,8 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from smartpool.testing.contract import Contract
-from smartpool.testing.program import Block
 from smartpool.testing.session import Session
+from smartpool.testing.steps import Block
 from smartpool.testing.strategies import sizes
 from smartpool.trace.trace import ALLOCATE, FREE, Trace
 

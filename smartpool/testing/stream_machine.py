@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import precondition, rule
 
 from smartpool.errors import ConfigurationError
 from smartpool.testing.checking import Report, report_of
 from smartpool.testing.contract import Contract
 from smartpool.testing.hunt import Hunt
 from smartpool.testing.machine import AllocatorMachine
-from smartpool.testing.program import Block
 from smartpool.testing.session import Session
+from smartpool.testing.steps import Block
 from smartpool.testing.stream_session import BY, StreamSession
 
 __all__ = ["StreamMachine", "check_stream_order"]
@@ -132,18 +132,6 @@ def check_stream_order(
     contract = Contract(factory=factory, driver=driver, streams=streams, **options)
     hunt = Hunt(contract, examples=examples, steps=steps, seconds=seconds, seed=seed)
     hunt.make_session = lambda: StreamSession(contract, by=by)
-
-    class Hunted(machine):  # type: ignore[misc, valid-type]
-        def make_session(self) -> Session:
-            return hunt.begin(super().make_session)
-
-    Hunted.contract, Hunted.by = contract, by
-    Hunted.__name__ = Hunted.__qualname__ = machine.__name__
-    hunt.run(
-        lambda settings: run_state_machine_as_test(Hunted, settings=settings),
-        Hunted,
-        examples,
-        shrink=machine is not StreamMachine,
-    )
+    hunt.run_machine(machine, examples, shrink=machine is not StreamMachine, contract=contract, by=by)
     hunt.raise_if_found()
     return report_of(hunt, factory)

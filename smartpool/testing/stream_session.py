@@ -3,114 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from smartpool.testing.contract import Contract
 from smartpool.testing.invariants import Invariant
-from smartpool.testing.program import Block, Free, Malloc, Wording
 from smartpool.testing.session import Session
+from smartpool.testing.steps import Block, Free, Look, Malloc, Signal, Use
 from smartpool.testing.watching import WatchedDriver
+from smartpool.testing.wording import Wording
 
-__all__ = ["BY", "Busy", "GoOn", "Look", "StreamSession", "Use", "Wait"]
+__all__ = ["BY", "StreamSession"]
 
 BY: Final = ("events", "bytes")
 _VALUES: Final = 250
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """Work on a block: the device fills it."""
-
-    name: str
-    nbytes: int
-    stream: int
-    value: int
-    behind: tuple[int, ...] = ()
-    recorded: bool = False
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Queue it again, if the block is there."""
-        block = blocks.get(self.name)
-        if isinstance(session, StreamSession) and block is not None and block.name in session.live:
-            session.use(block, self.stream)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the caller's own order, what the allocator is told, and the work."""
-        lines = words.orders(self.stream, self.behind)
-        if self.recorded:
-            lines.append(words.hook("record_stream", self.name, *words.stream_itself(self.stream)))
-        target = words.address_of_block(self.name)
-        return [*lines, f"driver.fill({target}, {self.value}, {self.nbytes}, {words.handle(self.stream)})"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """Work that reads a block: both ends are copied to where nobody writes."""
-
-    name: str
-    nbytes: int
-    stream: int
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Look again, if the block is there."""
-        block = blocks.get(self.name)
-        if isinstance(session, StreamSession) and block is not None and block.name in session.live:
-            session.look(block, self.stream)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the look."""
-        target = words.address_of_block(self.name)
-        return [f"seen_{self.name} = driver.look({target}, {self.nbytes}, {words.handle(self.stream)})"]
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """A stream is busy from now on."""
-
-    stream: int
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
-        """Make it busy again."""
-        if isinstance(session, StreamSession):
-            session.busy(self.stream)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the call."""
-        return [f"driver.busy({words.handle(self.stream)})"]
-
-
-@dataclass(frozen=True, slots=True)
-class GoOn:
-    """A busy stream does its work."""
-
-    stream: int
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
-        """Let it go on again."""
-        if isinstance(session, StreamSession):
-            session.go_on(self.stream)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the call."""
-        return [f"driver.go_on({words.handle(self.stream)})"]
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """The host waits for a stream."""
-
-    stream: int
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
-        """Wait again."""
-        if isinstance(session, StreamSession):
-            session.wait(self.stream)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the call."""
-        return [f"driver.synchronize({words.handle(self.stream)})"]
 
 
 class StreamSession(Session):
@@ -203,18 +110,18 @@ class StreamSession(Session):
 
     def busy(self, stream: int) -> None:
         """Let a stream be busy for a while."""
-        self.steps.append(Busy(stream))
+        self.steps.append(Signal("busy", stream))
         self.driver.busy(self.subject.handles[stream])
 
     def go_on(self, stream: int) -> None:
         """Let a busy stream go on."""
-        self.steps.append(GoOn(stream))
+        self.steps.append(Signal("go_on", stream))
         self.driver.go_on(self.subject.handles[stream])
         self._agrees()
 
     def wait(self, stream: int) -> None:
         """Let the host wait for a stream."""
-        self.steps.append(Wait(stream))
+        self.steps.append(Signal("wait", stream))
         self.driver.synchronize(self.subject.handles[stream])
         self._agrees()
 

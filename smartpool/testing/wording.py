@@ -1,32 +1,16 @@
-"""Programs: what was done to an allocator, as values that can be run again and written as Python."""
+"""A program in words: the steps that lead to a violation, as Python that fails where the allocator does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from smartpool.testing.contract import Hook
+from smartpool.testing.contract import Hook
+from smartpool.testing.steps import Step
 
-__all__ = [
-    "BadFree",
-    "BadSize",
-    "Block",
-    "Call",
-    "Fault",
-    "Free",
-    "Malloc",
-    "Program",
-    "Record",
-    "Step",
-    "Upkeep",
-    "Wording",
-]
-
-Session = Any
-"""A `smartpool.testing.session.Session`: it is made of what stands here, which so cannot import it."""
+__all__ = ["Program", "Wording"]
 
 _REFUSED: Final = """\
 def refused(call):
@@ -36,19 +20,6 @@ def refused(call):
         return True
     return False
 """
-
-
-@dataclass(slots=True, eq=False)
-class Block:
-    """A block that was handed out: `handle` is what the allocator returned."""
-
-    name: str
-    number: int
-    handle: Any
-    address: int
-    nbytes: int
-    stream: int | None
-    stamped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,182 +45,10 @@ class Program:
         return len(self.steps)
 
 
-class Step(Protocol):
-    """One thing done to an allocator."""
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Do it again in another session; `blocks` has this program's names, and none of what has gone."""
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write it as Python."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Malloc:
-    """A request, and what became of it."""
-
-    name: str
-    number: int
-    nbytes: int
-    stream: int | None = None
-    alignment: int | None = None
-    refused: bool = False
-    stamped: bool = False
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Ask again."""
-        block = session.malloc(self.nbytes, stream=self.stream, alignment=self.alignment)
-        if block is not None:
-            blocks[self.name] = block
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the request; one that was refused is expected to be."""
-        arguments = [str(self.nbytes)] + ([] if self.alignment is None else [str(self.alignment)])
-        stream = words.stream(self.stream)
-        if self.alignment is None:
-            call = f"{words.malloc}({', '.join(arguments + stream)})"
-        else:
-            call = words.hook("malloc_aligned", *arguments, *stream)
-        if self.refused:
-            return [f"assert {words.refused(call)}"]
-        lines = [f"{self.name} = {call}"]
-        if self.stamped:
-            lines.append(f"{words.memory()}.stamp({self.name}, {self.nbytes}, number={self.number})")
-        return lines
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Free:
-    """A free of a live block."""
-
-    name: str
-    nbytes: int
-    stream: int | None = None
-    behind: tuple[int, ...] = ()
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Free the block again."""
-        block = blocks.get(self.name)
-        if block is not None and block.name in session.live:
-            session.free(block, stream=self.stream)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the free."""
-        return [*words.orders(self.stream, self.behind), words.release(self.name, self.nbytes, self.stream)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadFree:
-    """A free of what is no live block: one freed before, or an address beside a block's."""
-
-    name: str
-    nbytes: int
-    offset: int = 0
-    refused: bool = True
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Try it again, if that is still a mistake."""
-        block = blocks.get(self.name)
-        if block is None:
-            return
-        if not self.offset and block.name in session.dead:
-            session.free_again(block)
-        elif self.offset and session.is_foreign(block.address + self.offset):
-            session.free_foreign(block, self.offset)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write it as a call that is refused, or may be."""
-        target = f"{self.name} + {self.offset}" if self.offset else self.name
-        call = words.refused(words.release(target, self.nbytes, None))
-        return [f"assert {call}" if self.refused else call]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """A further stream that uses a live block, told to the allocator."""
-
-    name: str
-    stream: int
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Tell it again, if the block is there."""
-        block = blocks.get(self.name)
-        if block is not None and block.name in session.live:
-            session.record_stream(block, self.stream)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the call."""
-        return [words.hook("record_stream", self.name, *words.stream_itself(self.stream))]
-
-
-@dataclass(frozen=True, slots=True)
-class BadSize:
-    """A request whose size is negative or no number."""
-
-    size: object
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
-        """Ask again."""
-        session.malloc_bad(self.size)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write it as a call that is refused."""
-        return [f"assert {words.refused(f'{words.malloc}({self.size!r})')}"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upkeep:
-    """One of the contract's further operations."""
-
-    name: str
-    failed: bool = False
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
-        """Do it again."""
-        session.upkeep(self.name)
-
-    def lines(self, words: Wording) -> list[str]:
-        """Write the call."""
-        call = words.upkeep(self.name)
-        return [words.refused(call) if self.failed else call]
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A driver call that is made to fail."""
-
-    call: str
-    nth: int
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:  # noqa: ARG002
-        """Arm it again."""
-        session.script_fault(self.call, self.nth)
-
-    def lines(self, words: Wording) -> list[str]:  # noqa: ARG002 - the driver's name is known
-        """Write the arming."""
-        return [f"driver.faults.fail({self.call!r}, nth={self.nth})"]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Something that a subclass of the machine does, with the Python that says what."""
-
-    source: str
-    function: Callable[[], object]
-
-    def run(self, session: Session, blocks: dict[str, Block]) -> None:
-        """Cannot be done in another session: the function belongs to this one."""
-        raise NotImplementedError(self.source)
-
-    def lines(self, words: Wording) -> list[str]:  # noqa: ARG002 - the same for all steps
-        """Write it as the subclass did."""
-        return [self.source]
-
-
 class Wording:
     """How a program names what the caller gave: by an import where there is one, else as the option."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
         self._contract = session.contract
         self._subject = session.subject
@@ -302,9 +101,9 @@ class Wording:
         """Return a stream as the driver knows it."""
         return f"{self._streams('handles' if self._contract.wrap_stream else 'streams')}[{number}]"
 
-    def stream_itself(self, number: int) -> list[str]:
+    def allocator_stream(self, number: int) -> str:
         """Return a stream as the allocator takes it."""
-        return [f"{self._streams()}[{number}]"]
+        return f"{self._streams()}[{number}]"
 
     def address_of_block(self, name: str) -> str:
         """Return the address of the block of that name."""
