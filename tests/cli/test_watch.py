@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from waiting import PATIENCE_S
 
 import smartpool
 from smartpool.cli import main
@@ -79,18 +73,6 @@ def test_what_cannot_be_watched_is_one_clear_error(arguments, said, capsys):
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
-
-
-def test_serve_serves_until_it_is_interrupted():
-    command = [sys.executable, "-m", "smartpool", "serve", "dataframe-mix", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as running:
-        line = running.stderr.readline()
-        url = line.split(": ")[1].split()[0]
-        with urllib.request.urlopen(url, timeout=PATIENCE_S) as page:
-            assert b"SmartPool" in page.read()
-        running.send_signal(signal.SIGINT)
-        assert running.wait(PATIENCE_S) == 130
-        assert running.stderr.read() == "smartpool: interrupted\n"
 
 
 class Foreign(BaseHTTPRequestHandler):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from smartpool.errors import TraceFormatError, UnsafePickleError
 from smartpool.trace.importers.plain_pickle import PlainUnpickler
 
-SNAPSHOT = Path(__file__).parents[1] / "data" / "inputs" / "torch_snapshot.pickle"
+SNAPSHOT = Path(__file__).parents[2] / "data" / "inputs" / "torch_snapshot.pickle"
 
 scalars = (
     st.none()
