@@ -8,6 +8,7 @@ All stand on the same managers, one a device.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, Final, Protocol, Unpack, cast, runtime_checkable
 
@@ -260,10 +261,11 @@ def _open_managers(
     """Open every device, or none."""
     managers: list[AdvancedMemoryPoolManager] = []
     try:
-        for device in devices:
-            driver = open_driver(device) if isinstance(device, str) else device
-            managers.append(AdvancedMemoryPoolManager(driver, config))
         options = config.debug_options()
+        opened = open_driver if options is None else partial(open_driver, checked=True)
+        for device in devices:
+            driver = opened(device) if isinstance(device, str) else device
+            managers.append(AdvancedMemoryPoolManager(driver, config))
         if options is not None:
             from smartpool.pool.debug.debugging import DebuggingManager  # noqa: PLC0415 - only for those who debug
 

@@ -293,7 +293,7 @@ def without_context(driver):
     thread.start()
     thread.join()
     if rows["free"] == "CUDA_SUCCESS":
-        driver._book.remove_raw(address)
+        del driver._raw[address]
     else:
         driver.free(address)
     driver.destroy_event(event)

@@ -26,12 +26,12 @@ PLANTED = """
 import sys; sys.path.insert(0, sys.argv[1])
 import cupy, smartpool
 pool = smartpool.SmartPool("cuda:0", smartpool.SmartPoolConfig(max_bytes="64MiB", policy="tight"))
-driver = pool.managers[0].driver
+heap = pool.managers[0]._heap
 pointer = pool.malloc(2 << 20)
 put = cupy.RawKernel('extern "C" __global__ void put(unsigned *p) { *p = 1; }', "put")
 put((1,), (1,), (pointer,))
 cupy.cuda.runtime.deviceSynchronize()
-last = max(item.address + item.size for item in driver.mapped(pointer, 2 << 20))
+last = max(item.address + item.size for item in heap.mapped(pointer, 2 << 20))
 put((1,), (1,), (last + (1 << 30),))
 try:
     cupy.cuda.runtime.deviceSynchronize()

@@ -1,8 +1,9 @@
 """Who holds what: raw memory, reservations, chunks and mappings, in pure integers.
 
-The rules of the protocol stand here once, for all three drivers. Every method validates first and
-raises `DriverError` before it changes anything; what it then changes, one other method undoes, so
-a driver does "book, then act, and on failure un-book". Invariants, proved by `check()`:
+The rules of the protocol stand here once: `cpu` and `model` have this book built in, and `CheckedDriver`
+(`smartpool.driver.checked`) has it for any other driver. Every method validates first and raises
+`DriverError` before it changes anything; what it then changes, one other method undoes, so a driver does
+"book, then act, and on failure un-book". Invariants, proved by `check()`:
 
 * raw ranges, and reservations, are disjoint; every mapping lies inside one reservation;
 * mappings are disjoint, and each covers its whole chunk;
@@ -24,10 +25,10 @@ from typing import Final
 
 from smartpool.containers.range_map import Range, RangeMap
 from smartpool.driver.footprint import Footprint
-from smartpool.driver.protocol import MappedRange
-from smartpool.errors import DriverError, InvariantError
+from smartpool.driver.protocol import MappedRange, refusal
+from smartpool.errors import InvariantError
 
-__all__ = ["MOST_ADDRESSES", "AddressBook", "Chunk", "Mapping", "refusal"]
+__all__ = ["MOST_ADDRESSES", "AddressBook", "Chunk", "Mapping"]
 
 MOST_ADDRESSES: Final = 1 << 57
 """The largest reservation that makes sense: five levels of page tables."""
@@ -386,8 +387,3 @@ class AddressBook:
                 advice = f"the mapping [{start:#x}, {stop:#x}) sticks out: pass a range of whole mappings"
                 raise refusal(call, advice, address=address, size=size)
         return found
-
-
-def refusal(call: str, advice: str, **arguments: object) -> DriverError:
-    """Return the error for arguments that break the protocol's rules."""
-    return DriverError(call, "INVALID_VALUE", arguments, advice=advice)

@@ -21,10 +21,10 @@ from time import perf_counter
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from smartpool.driver import pages
-from smartpool.driver.bookkeeping import Mapping, refusal
+from smartpool.driver.bookkeeping import Mapping
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host import HostDriver
-from smartpool.driver.protocol import MemoryInfo
+from smartpool.driver.protocol import MemoryInfo, refusal
 from smartpool.errors import InvalidSizeError
 from smartpool.units import KiB, MiB
 

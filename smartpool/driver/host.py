@@ -16,10 +16,10 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 from smartpool.copying import not_copied
-from smartpool.driver.bookkeeping import AddressBook, Mapping, refusal
+from smartpool.driver.bookkeeping import AddressBook, Mapping
 from smartpool.driver.footprint import Footprint
 from smartpool.driver.host_streams import HostStreams
-from smartpool.driver.protocol import MappedRange, MemoryInfo
+from smartpool.driver.protocol import MappedRange, MemoryInfo, refusal
 from smartpool.errors import DriverError, DriverOutOfMemoryError, UnsupportedError
 
 __all__ = ["HostDriver"]

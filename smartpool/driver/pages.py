@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from smartpool.descriptors import Descriptor
-from smartpool.driver.bookkeeping import refusal
+from smartpool.driver.protocol import refusal
 from smartpool.errors import DriverError, DriverOutOfMemoryError
 
 __all__ = [

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from smartpool.driver.bookkeeping import refusal
+from smartpool.driver.protocol import refusal
 from smartpool.driver.queues import Queues
 from smartpool.errors import DriverError
 

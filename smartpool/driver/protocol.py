@@ -36,10 +36,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
-from smartpool.errors import ConfigurationError, StreamError
+from smartpool.errors import ConfigurationError, DriverError, StreamError
 from smartpool.values import as_integer, shown
 
-__all__ = ["Driver", "MappedRange", "MemoryInfo", "Stream", "check_driver", "handle_of", "looks_like_driver"]
+__all__ = [
+    "Driver",
+    "MappedRange",
+    "MemoryInfo",
+    "Stream",
+    "check_driver",
+    "handle_of",
+    "looks_like_driver",
+    "refusal",
+]
 
 
 class HasStream(Protocol):
@@ -62,7 +71,7 @@ class MemoryInfo:
 
 
 class MappedRange(NamedTuple):
-    """A chunk mapped at an address, as `Driver.mapped` tells it."""
+    """A chunk mapped at an address."""
 
     address: int
     size: int
@@ -142,9 +151,6 @@ class Driver(Protocol):
 
     def unmap(self, address: int, size: int) -> None:
         """Unmap all chunks mapped in [address, address + size). None may stick out of the range."""
-
-    def mapped(self, address: int, size: int) -> list[MappedRange]:
-        """Return what is mapped in [address, address + size), in order. Asks the books, not the device."""
 
     # --- chunks of several processes ---
 
@@ -236,7 +242,10 @@ class Driver(Protocol):
     # --- life ---
 
     def held(self) -> dict[str, int]:
-        """Return how much callers hold: raw, raw_bytes, reservations, chunks, chunk_bytes, mappings."""
+        """Return how much callers hold: raw, raw_bytes, reservations, chunks, chunk_bytes.
+
+        And mappings, where the driver keeps a book of them (`cpu`, `model`, and what is checked).
+        """
 
     def check(self) -> None:
         """Raise `InvariantError` unless the driver's books are sound. O(held)."""
@@ -291,3 +300,8 @@ def handle_of(obj: object) -> int:
             f"got {shown(obj)}" + (f", which gives {shown(answer)}" if asked is not None else "")
         )
     return handle
+
+
+def refusal(call: str, advice: str, **arguments: object) -> DriverError:
+    """Return the error for arguments that break the protocol's rules."""
+    return DriverError(call, "INVALID_VALUE", arguments, advice=advice)

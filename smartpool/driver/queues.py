@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from smartpool.driver.bookkeeping import refusal
+from smartpool.driver.protocol import refusal
 from smartpool.errors import InvariantError, StreamError
 
 __all__ = ["FIRST_HANDLE", "Queues"]

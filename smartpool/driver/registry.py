@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from smartpool.driver.checked import CheckedDriver
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.driver.protocol import Driver
@@ -15,7 +16,7 @@ __all__ = ["open_driver"]
 _NAMES = "use 'cpu', 'model', 'model:SIZE' such as 'model:80GiB', 'cuda', or 'cuda:N' such as 'cuda:0'"
 
 
-def open_driver(name: str) -> Driver:
+def open_driver(name: str, *, checked: bool = False) -> Driver:
     """Open the device `name` and return its driver.
 
     Parameters
@@ -23,6 +24,9 @@ def open_driver(name: str) -> Driver:
     name
         ``"cpu"`` (or ``"cpu:0"``), ``"model"`` (141 GiB, an H200) or ``"model:SIZE"``, ``"cuda"``
         (device 0) or ``"cuda:N"``.
+    checked
+        Whether what breaks the protocol's rules is refused before CUDA is asked
+        (`smartpool.driver.checked`); ``cpu`` and ``model`` always check.
 
     Returns
     -------
@@ -54,7 +58,8 @@ def open_driver(name: str) -> Driver:
     if kind == "cuda" and (not colon or re.fullmatch("[0-9]{1,9}", detail)):
         from smartpool.driver.cuda import CudaDriver  # noqa: PLC0415 - a laptop never pays for it
 
-        return CudaDriver(int(detail or "0"))
+        driver = CudaDriver(int(detail or "0"))
+        return CheckedDriver(driver) if checked else driver
     raise DeviceNotFoundError(f"no device {name!r:.80}; {_NAMES}")
 
 

@@ -75,8 +75,7 @@ class UpstreamDriver(CudaDriver):
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes of the resource, ready for every stream."""
-        self._book.check_size("allocate", size)
-        self._refuse_when_closed("allocate", size=size)
+        self._check_allocation(size)
         self.calls["allocate"] += 1
         try:
             answer = self._take(size)
@@ -90,8 +89,7 @@ class UpstreamDriver(CudaDriver):
             give_back: Callable[[], None] = lambda: self._resource.deallocate(address, size)  # noqa: E731
         else:  # cuda.core gives a buffer
             address, give_back = int(handle), answer.close
-        with self._lock:
-            self._book.add_raw(address, size)
+        self._raw[address] = size
         self._give_back[address] = give_back
         # A resource may give memory that is ready on the stream it was asked on and nowhere else.
         self.synchronize(self.default_stream)
@@ -99,8 +97,8 @@ class UpstreamDriver(CudaDriver):
 
     def free(self, address: int) -> None:
         """Give back what `allocate` returned, once the device is done with it."""
-        with self._lock:
-            self._book.remove_raw(address)
+        self._check_raw(address)
+        del self._raw[address]
         self.calls["free"] += 1
         self.synchronize()
         self._give_back.pop(address)()

@@ -39,6 +39,7 @@ class Arena(Gaps):
     --------
     >>> arena = Arena()
     >>> arena.extend(0, 4096)
+    Range(start=0, size=4096)
     >>> first, second = arena.allocate(1024), arena.allocate(1024)
     >>> arena.free(first), arena.largest_gap
     (1024, Range(start=2048, size=2048))

@@ -23,8 +23,10 @@ from smartpool.sharing.shared import SharedBuffer
 from smartpool.sharing.wire import Description
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smartpool.buffer import Buffer
-    from smartpool.driver.protocol import Driver
+    from smartpool.driver.protocol import Driver, MappedRange
 
 __all__ = ["export_buffer"]
 
@@ -71,7 +73,8 @@ def export_buffer(buffer: Buffer) -> SharedBuffer:
     sweep()
     owner = buffer._shared()  # noqa: SLF001
     with manager.working():
-        about, chunks = _described(buffer, manager.driver)
+        mapped = manager._heap.mapped(buffer.pointer, max(buffer.nbytes, 1))  # noqa: SLF001
+        about, chunks = _described(buffer, manager.driver, mapped)
         with wanting_descriptors():
             files = [Descriptor.of(manager.driver.export_chunk, chunk) for chunk in chunks]
             files.append(new_lease())
@@ -85,11 +88,11 @@ def export_buffer(buffer: Buffer) -> SharedBuffer:
     return shared
 
 
-def _described(buffer: Buffer, driver: Driver) -> tuple[Description, list[int]]:
+def _described(
+    buffer: Buffer, driver: Driver, mapped: Sequence[MappedRange]
+) -> tuple[Description, list[int]]:
     """Return what the other process must know, and the chunks under the block."""
-    extent = max(buffer.nbytes, 1)
-    mapped = driver.mapped(buffer.pointer, extent)
-    if sum(item.size for item in mapped) < extent:
+    if not mapped:
         raise UnsupportedError(
             f"expected memory that is mapped from chunks, got {buffer!r}, which is a raw allocation; leave "
             "enable_advanced_pooling on, and use a device with virtual memory"

@@ -92,8 +92,7 @@ class _Opened:
     def _unmap(self, base: int, size: int) -> None:
         with self.driver.beside_capture():
             self.driver.synchronize()
-        for mapped in self.driver.mapped(base, size):
-            self.driver.unmap(mapped.address, mapped.size)
+        self.driver.unmap(base, size)
 
 
 class ImportedMemory:

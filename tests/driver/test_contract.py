@@ -7,6 +7,7 @@ from driver_contract import DriverContract
 from fake_cuda import FakeCuda
 
 from smartpool.driver import CpuDriver, ModelDriver
+from smartpool.driver.checked import CheckedDriver
 from smartpool.driver.cuda import Bindings, CudaDriver
 
 CAPACITY = 256 << 20
@@ -36,6 +37,23 @@ class TestCpuWithSmallPages(DriverContract):
 
 @linux
 class TestCudaOverAFake(DriverContract):
+    refuses = False
+
     @pytest.fixture
     def driver(self):
         return CudaDriver(0, Bindings(FakeCuda(capacity=CAPACITY), "13.4.4"))
+
+
+@linux
+class TestCheckedCudaOverAFake(DriverContract):
+    @pytest.fixture
+    def driver(self):
+        return CheckedDriver(CudaDriver(0, Bindings(FakeCuda(capacity=CAPACITY), "13.4.4")))
+
+
+class TestCheckedModel(DriverContract):
+    """Two books agree."""
+
+    @pytest.fixture
+    def driver(self):
+        return CheckedDriver(ModelDriver(CAPACITY))

@@ -11,6 +11,7 @@ import pytest
 from fake_cuda import FakeCuda
 
 from smartpool.driver import CpuDriver, ModelDriver
+from smartpool.driver.checked import CheckedDriver
 from smartpool.driver.cuda import Bindings, CudaDriver
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the cpu device has virtual memory on Linux alone")
@@ -24,7 +25,7 @@ def make(name):
         case "cpu":
             return CpuDriver(capacity=CAPACITY, granularity=64 << 10)
         case _:
-            return CudaDriver(0, Bindings(FakeCuda(capacity=CAPACITY), "13.0.0"))
+            return CheckedDriver(CudaDriver(0, Bindings(FakeCuda(capacity=CAPACITY), "13.0.0")))
 
 
 def program(driver):
@@ -131,7 +132,7 @@ def test_an_interrupt_leaves_the_book_of_a_cuda_device_sound():
         driver = make("cuda")
         if not interrupt(driver, nth):
             break
-        for lock in (driver._lock, driver.context.api.cpus[0]._lock):
+        for lock in (driver._lock, driver.driver._lock, driver.context.api.cpus[0]._lock):
             if lock.locked():
                 lock.release()
         go_on(driver)

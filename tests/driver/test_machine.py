@@ -8,6 +8,7 @@ from fake_cuda import FakeCuda
 from hypothesis import settings
 
 from smartpool.driver import CpuDriver, ModelDriver
+from smartpool.driver.checked import CheckedDriver
 from smartpool.driver.cuda import Bindings, CudaDriver
 
 CAPACITY = 1 << 30
@@ -31,7 +32,7 @@ class FakeCudaMachine(DriverMachine):
     def open(self):
         fake = FakeCuda(capacity=CAPACITY)
         fake.cpus = [CpuDriver(capacity=CAPACITY, granularity=64 << 10)]
-        return CudaDriver(0, Bindings(fake, "13.4.4"))
+        return CheckedDriver(CudaDriver(0, Bindings(fake, "13.4.4")))
 
 
 SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -30,14 +30,22 @@ GiB = 1 << 30
 
 
 class TestCuda(DriverContract):
+    refuses = False
+
     @pytest.fixture
     def driver(self):
         return open_driver("cuda:0")
 
 
+class TestCheckedCuda(DriverContract):
+    @pytest.fixture
+    def driver(self):
+        return open_driver("cuda:0", checked=True)
+
+
 class CudaMachine(DriverMachine):
     def open(self):
-        return open_driver("cuda:0")
+        return open_driver("cuda:0", checked=True)
 
 
 TestCudaMachine = CudaMachine.TestCase

@@ -198,7 +198,8 @@ def test_garbage_is_collected_before_a_request_fails(allocator, no_collector):
 
 def test_out_of_memory_is_pytorchs_error_with_the_pools_story(allocator, pool, torch):
     kept = allocator.raw_alloc(40 * MiB)
-    held = pool.managers[0].driver.held()
+    device = pool.managers[0].driver.context.api.cpus[0]  # behind the fake
+    held = device.held()
     capacity = r"GPU 0 has a total capacity of 96\.00 MiB of which \d+\.00 MiB is free\."
     message = (
         rf"^CUDA out of memory\. Tried to allocate 70\.00 MiB\. {capacity} .*73400320 bytes.*largest free"
@@ -206,7 +207,7 @@ def test_out_of_memory_is_pytorchs_error_with_the_pools_story(allocator, pool, t
     with pytest.raises(torch.OutOfMemoryError, match=message):
         allocator.raw_alloc(70 * MiB)
     assert interop.memory_stats()["num_ooms"] == 1
-    assert pool.managers[0].driver.held()["mappings"] <= held["mappings"]  # nothing stands in for it
+    assert device.held()["mappings"] <= held["mappings"]  # nothing stands in for it
     allocator.raw_delete(kept)
     again = allocator.raw_alloc(70 * MiB)  # the pool is as it was
     allocator.raw_delete(again)

@@ -14,14 +14,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from smartpool.copying import not_copied
-from smartpool.driver.bookkeeping import refusal
 from smartpool.driver.cuda.bindings import Bindings, load
 from smartpool.driver.cuda.capture import Captures
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.cuda.events import Events
 from smartpool.driver.cuda.streams import StreamTable
 from smartpool.driver.cuda.virtual import VirtualMemory
-from smartpool.driver.protocol import MemoryInfo
+from smartpool.driver.protocol import MemoryInfo, refusal
 from smartpool.errors import DriverError
 
 __all__ = ["CudaDriver"]
@@ -105,24 +104,15 @@ class CudaDriver(VirtualMemory):
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` fresh bytes (`cuMemAlloc`)."""
-        self._book.check_size("allocate", size)
-        self._refuse_when_closed("allocate", size=size)
+        self._check_allocation(size)
         address = int(self._call_here("allocate", self._api.cuMemAlloc, (size,), size=size)[1])
-        with self._lock:
-            self._book.add_raw(address, size)
+        self._raw[address] = size
         return address
 
     def free(self, address: int) -> None:
         """Give back what `allocate` returned (`cuMemFree`): blocks until the device is idle."""
-        with self._lock:
-            size = self._book.remove_raw(address)
-        try:
-            self._call("free", self._api.cuMemFree, (address,), address=address)
-        except DriverError:
-            with self._lock:
-                self._book.add_raw(address, size)
-            raise
-        self._finish_closing()
+        self._check_raw(address)
+        self._return(self._raw, "free", self._api.cuMemFree, (address,), address=address)
 
     # --- streams ---
 
@@ -170,7 +160,6 @@ class CudaDriver(VirtualMemory):
         """Queue on `stream`: set `size` bytes to `value`."""
         if not 0 <= value <= 255:
             raise refusal("fill", "expected a value in 0..255", address=address, value=value)
-        self.check_touch("fill", address, size)
         arguments = (address, value, size, self.stream_handle(stream))
         self._on_stream(
             "fill",
@@ -184,8 +173,6 @@ class CudaDriver(VirtualMemory):
 
     def copy(self, destination: int, source: int, size: int, stream: int) -> None:
         """Queue on `stream`: copy `size` bytes that do not overlap, within this device."""
-        self.check_touch("copy", destination, size)
-        self.check_touch("copy", source, size)
         if abs(destination - source) < size:
             raise refusal("copy", "the ranges overlap", destination=destination, source=source, size=size)
         arguments = (destination, source, size, self.stream_handle(stream))
@@ -201,7 +188,8 @@ class CudaDriver(VirtualMemory):
 
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes after all queued work is done."""
-        self.check_touch("read", address, size)
+        if size <= 0:
+            raise refusal("read", "expected a size of at least 1 byte", address=address, size=size)
         self.synchronize()
         data = (ctypes.c_char * size)()
         arguments = (ctypes.addressof(data), address, size)
@@ -210,7 +198,6 @@ class CudaDriver(VirtualMemory):
 
     def write(self, address: int, data: bytes) -> None:
         """Put `data` at `address` after all queued work is done."""
-        self.check_touch("write", address, len(data))
         self.synchronize()
         source = (ctypes.c_char * len(data)).from_buffer_copy(data)
         arguments = (address, ctypes.addressof(source), len(data))
@@ -232,26 +219,22 @@ class CudaDriver(VirtualMemory):
 
     def held(self) -> dict[str, int]:
         """Return how much of everything callers hold now. All zeros: nothing leaked."""
-        with self._lock:
-            return self._book.describe()
+        raw, chunks = self._raw.copy(), self._chunks.copy()
+        return {
+            "raw": len(raw),
+            "raw_bytes": sum(raw.values()),
+            "reservations": len(self._reserved),
+            "chunks": len(chunks),
+            "chunk_bytes": sum(chunks.values()),
+        }
 
     def check(self) -> None:
-        """Raise `InvariantError` unless the book is sound."""
-        with self._lock:
-            self._book.check()
+        """Nothing: CUDA has books of its own, and lets nobody look into them."""
 
     def close(self) -> None:
         """Take no new memory, streams or events; the context goes with the last thing given back."""
         self._closed = True
         self._finish_closing()
-
-    # --- for the modules beside this one ---
-
-    def check_touch(self, call: str, address: int, size: int) -> None:
-        """Refuse bad ranges of our own reservations; other pointers of the process are CUDA's to judge."""
-        with self._lock:
-            if size <= 0 or self._book.is_reserved(address):
-                self._book.check_touch(call, address, size)
 
     # --- inside ---
 
@@ -270,6 +253,15 @@ class CudaDriver(VirtualMemory):
         else:
             self._call_here(call, function, values, stream=stream, **arguments)
 
+    def _check_allocation(self, size: int) -> None:
+        if size <= 0:
+            raise refusal("allocate", "expected a size of at least 1 byte", size=size)
+        self._refuse_when_closed("allocate", size=size)
+
+    def _check_raw(self, address: int) -> None:
+        if address not in self._raw:
+            raise refusal("free", "pass an address that allocate returned, once", address=address)
+
     def _refuse_when_closed(self, call: str, **arguments: object) -> None:
         if self._closed:
             raise DriverError(call, "CLOSED", arguments, advice="the driver was closed: open another one")
@@ -279,7 +271,8 @@ class CudaDriver(VirtualMemory):
         if not self._closed or self._released:
             return
         with self._lock:
-            if self._released or not self._book.is_empty or len(self._events) or self._streams.owned:
+            held = self._raw or self._reserved or self._chunks
+            if self._released or held or len(self._events) or self._streams.owned:
                 return
             self._released = True
         self._events.drain()

@@ -12,10 +12,10 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any, Final
 
-from smartpool.driver.bookkeeping import refusal
 from smartpool.driver.cuda.bindings import failure
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.cuda.streams import StreamTable
+from smartpool.driver.protocol import refusal
 from smartpool.errors import DriverError
 
 __all__ = ["Events"]

@@ -1,9 +1,9 @@
-"""Virtual memory of one CUDA device: addresses, chunks, and what is mapped where.
+"""Virtual memory of one CUDA device: addresses, chunks, and where they are mapped.
 
-The rules of the protocol are checked in the same book as on the other devices before CUDA is
-asked: CUDA accepts some of what the protocol refuses (releasing a chunk that is mapped, enabling
-access over a hole) and documents some as undefined (unmapping a part of a mapping). The book
-costs 1 to 2 us beside calls of 2 to 60 us, and its lock is never held while the driver works.
+What breaks the protocol's rules is CUDA's to refuse here, and it accepts some of it (`docs/drivers.md`): the
+pool keeps one book of what is mapped, and asks for nothing else. `smartpool.driver.checked` refuses it first,
+in tests and for pools in debug mode. Noted is what CUDA wants to be told again, the size of a chunk, and what
+callers hold: nothing goes back twice, for its number may be somebody else's by then.
 
 Chunks that other processes may open are made with a handle type of their own, which CUDA wants
 to know when a chunk is created; `share_chunks` says so for all that are created from then on.
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
-from smartpool.driver.bookkeeping import AddressBook, refusal
 from smartpool.driver.cuda.context import Context
-from smartpool.driver.protocol import MappedRange
+from smartpool.driver.protocol import refusal
 from smartpool.errors import DriverError, UnsupportedError
 from smartpool.forks import renewed
 
@@ -43,95 +43,61 @@ class VirtualMemory:
         self._access = [self._access_by(self.ordinal)]
         self.granularity = self._find_granularity()
         self._lock = renewed(self, "_lock", threading.Lock)
-        self._book = AddressBook(self.granularity)
+        self._chunks: dict[int, int] = {}  # handle -> bytes
+        self._reserved: dict[int, int] = {}  # address -> bytes
+        self._raw: dict[int, int] = {}  # address -> bytes
 
     # --- addresses ---
 
     def reserve(self, size: int) -> int:
         """Return the base of a fresh range of addresses with no memory behind them."""
-        self._check_granular("reserve", size)
+        self._begin_virtual("reserve", size)
         address = int(self._call("reserve", self._api.cuMemAddressReserve, (size, 0, 0, 0), size=size)[1])
-        with self._lock:
-            self._book.add_reservation(address, size)
+        self._reserved[address] = size
         return address
 
     def unreserve(self, address: int, size: int) -> None:
         """Give back a whole reservation in which nothing is mapped."""
         self._require_virtual("unreserve")
-        with self._lock:
-            self._book.remove_reservation(address, size)
-        try:
-            self._call("unreserve", self._api.cuMemAddressFree, (address, size), address=address, size=size)
-        except DriverError:
-            with self._lock:
-                self._book.add_reservation(address, size)
-            raise
-        self._finish_closing()
+        if self._reserved.get(address) != size:
+            advice = "pass the address and size of one whole reservation, once"
+            raise refusal("unreserve", advice, address=address, size=size)
+        function = self._api.cuMemAddressFree
+        self._return(self._reserved, "unreserve", function, (address, size), address=address, size=size)
 
     # --- chunks ---
 
     def create_chunk(self, size: int) -> int:
         """Return a handle of physical memory, mapped nowhere."""
-        self._check_granular("create_chunk", size)
+        self._begin_virtual("create_chunk", size)
         made = self._call("create_chunk", self._api.cuMemCreate, (size, self._chunk_properties, 0), size=size)
         handle = int(made[1])
-        with self._lock:
-            self._book.add_chunk(handle, size)
+        self._chunks[handle] = size
         return handle
 
     def release_chunk(self, chunk: int) -> None:
         """Give the memory of a chunk that is mapped nowhere back."""
         self._require_virtual("release_chunk")
-        with self._lock:
-            size = self._book.remove_chunk(chunk)
-        try:
-            self._call("release_chunk", self._api.cuMemRelease, (chunk,), chunk=chunk)
-        except DriverError:
-            with self._lock:
-                self._book.add_chunk(chunk, size)
-            raise
-        self._finish_closing()
+        self._size_of("release_chunk", chunk)
+        self._return(self._chunks, "release_chunk", self._api.cuMemRelease, (chunk,), chunk=chunk)
 
     def map_chunk(self, address: int, chunk: int) -> None:
         """Map the whole chunk at `address`."""
         self._require_virtual("map_chunk")
-        with self._lock:
-            mapping = self._book.map(address, chunk)
-        try:
-            arguments = (address, mapping.size, 0, chunk, 0)
-            self._call("map_chunk", self._api.cuMemMap, arguments, address=address, chunk=chunk)
-        except BaseException:
-            with self._lock:
-                self._book.drop(mapping)
-            raise
+        arguments = (address, self._size_of("map_chunk", chunk), 0, chunk, 0)
+        self._call("map_chunk", self._api.cuMemMap, arguments, address=address, chunk=chunk)
 
     def enable_access(self, address: int, size: int) -> None:
         """Let this device (and peers that were let in) read and write the range."""
         self._require_virtual("enable_access")
-        with self._lock:
-            mappings = self._book.enable_access(address, size)
         access = self._access
         arguments = (address, size, access, len(access))
         self._call("enable_access", self._api.cuMemSetAccess, arguments, address=address, size=size)
-        for mapping in mappings:
-            mapping.accessible = True
 
     def unmap(self, address: int, size: int) -> None:
         """Unmap all chunks mapped in the range. The device must be done with them."""
         self._require_virtual("unmap")
-        with self._lock:
-            mappings = self._book.unmap(address, size)
-        try:
-            self._call("unmap", self._api.cuMemUnmap, (address, size), address=address, size=size)
-        except DriverError:
-            with self._lock:
-                self._book.restore(mappings)
-            raise
-
-    def mapped(self, address: int, size: int) -> list[MappedRange]:
-        """Return what is mapped in [address, address + size), in order."""
-        with self._lock:
-            return self._book.mapped(address, size)
+        self._call("unmap", self._api.cuMemUnmap, (address, size), address=address, size=size)
 
     # --- chunks of several processes ---
 
@@ -148,8 +114,7 @@ class VirtualMemory:
     def export_chunk(self, chunk: int) -> int:
         """Return a new file descriptor for a chunk; the caller closes it."""
         self._require_virtual("export_chunk")
-        with self._lock:
-            self._book.check_chunk("export_chunk", chunk)
+        self._size_of("export_chunk", chunk)
         arguments = (chunk, self._descriptor_type(), 0)
         return int(
             self._call("export_chunk", self._api.cuMemExportToShareableHandle, arguments, chunk=chunk)[1]
@@ -157,7 +122,7 @@ class VirtualMemory:
 
     def import_chunk(self, descriptor: int, size: int) -> int:
         """Return a handle of the chunk behind a file descriptor, which stays the caller's."""
-        self._check_granular("import_chunk", size)
+        self._begin_virtual("import_chunk", size)
         function, arguments = (
             self._api.cuMemImportFromShareableHandle,
             (descriptor, self._descriptor_type()),
@@ -165,10 +130,9 @@ class VirtualMemory:
         made = self._call_here("import_chunk", function, arguments, descriptor=descriptor, size=size)
         handle = int(made[1])
         with self._lock:
-            known = handle in self._book.chunks
-            if not known:
-                self._book.add_chunk(handle, size)
-        if known:  # CUDA counts references to one handle; our book does not
+            known = handle in self._chunks
+            self._chunks.setdefault(handle, size)
+        if known:  # CUDA counts references to one handle; we do not
             self._call("release_chunk", self._api.cuMemRelease, (handle,), chunk=handle)
             raise refusal("import_chunk", "the chunk is this driver's own: open another driver", chunk=handle)
         return handle
@@ -188,10 +152,32 @@ class VirtualMemory:
     @abstractmethod
     def _finish_closing(self) -> None: ...
 
-    def _check_granular(self, call: str, size: int) -> None:
+    def _begin_virtual(self, call: str, size: int) -> None:
         self._require_virtual(call)
-        self._book.check_granular(call, size)
         self._refuse_when_closed(call, size=size)
+
+    def _size_of(self, call: str, chunk: int) -> int:
+        size = self._chunks.get(chunk)
+        if size is None:
+            raise refusal(call, "no such chunk: pass a handle from create_chunk, not released", chunk=chunk)
+        return size
+
+    def _return(
+        self,
+        held: dict[int, int],
+        call: str,
+        function: Callable[..., Any],
+        values: tuple[int, ...],
+        **arguments: int,
+    ) -> None:
+        """Give back what `held` has under the first of `values`; where CUDA refuses it stays there."""
+        size = held.pop(values[0])
+        try:
+            self._call(call, function, values, **arguments)
+        except DriverError:
+            held[values[0]] = size
+            raise
+        self._finish_closing()
 
     def _require_virtual(self, call: str) -> None:
         if not self.granularity:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from smartpool.driver.protocol import MappedRange
 from smartpool.errors import InvariantError
 from smartpool.memory.arena import Arena, Range, Uses, side_by_side
 from smartpool.memory.stitch import largest_window
@@ -291,6 +292,12 @@ class ElasticHeap:
             return window.pieces
         size = self.block_size(address)
         return () if size is None else (Range(address, size),)
+
+    def mapped(self, address: int, size: int) -> list[MappedRange]:
+        """Return the chunks mapped under [address, address + size), in order; see `Heap.mapped`."""
+        books = (self._chunks, self.windows.aliases)
+        found = [mapping for book in books for mapping in book.table.touching(address, address + size)]
+        return [MappedRange(mapping.start, mapping.size, mapping.chunk) for mapping in found]
 
     def layout(self) -> Layout:
         """Return copies of blocks, gaps and chunks at home; see `Heap.layout`."""

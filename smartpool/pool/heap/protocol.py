@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from smartpool.driver.protocol import MappedRange
 from smartpool.memory.arena import Arena, Range, Uses
 from smartpool.pool.telemetry.memory_map import Layout
 
@@ -89,6 +90,9 @@ class Heap(Protocol):
 
     def pieces(self, address: int) -> tuple[Range, ...]:
         """Return the memory under the block at `address`, in order; nothing where no block is."""
+
+    def mapped(self, address: int, size: int) -> list[MappedRange]:
+        """Return the chunks mapped under [address, address + size), in order; nothing for raw memory."""
 
     def layout(self) -> Layout:
         """Return copies of blocks, gaps and chunks at home, for a map. O(n), in C."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from smartpool.driver.protocol import MappedRange
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, side_by_side
 from smartpool.pool.heap.device_memory import DeviceMemory
@@ -203,6 +204,10 @@ class SegmentHeap:
         """Return the block at `address`, which is in one piece."""
         size = self.block_size(address)
         return () if size is None else (Range(address, size),)
+
+    def mapped(self, address: int, size: int) -> list[MappedRange]:  # noqa: ARG002 - a Heap
+        """Return nothing: no segment is mapped from chunks."""
+        return []
 
     def layout(self) -> Layout:
         """Return copies of blocks, gaps and segments; see `Heap.layout`."""
