@@ -17,8 +17,9 @@ import smartpool
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
-    "cli", "copying", "csv_rows", "descriptors", "drawing", "faces", "files", "forks", "interpreters", "lazy",
-    "log", "memory", "npz", "owner", "pool", "recording", "scopes", "streams", "values",
+    "cli", "containers", "copying", "csv_rows", "descriptors", "drawing", "faces", "files", "forks",
+    "interpreters", "lazy", "log", "memory", "npz", "owner", "pool", "recording", "scopes",
+    "streams", "values",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
 

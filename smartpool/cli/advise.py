@@ -11,9 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 import smartpool
-from smartpool.cli.arguments import add_command, policy_of
+from smartpool.cli.arguments import add_command, add_policy
 from smartpool.cli.replays import find_trace
-from smartpool.config import POLICIES, SmartPoolConfig
+from smartpool.config import SmartPoolConfig
 from smartpool.recommendations import recommend
 from smartpool.report.text import counted, printable
 
@@ -26,13 +26,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(subparsers, __name__, run, help="what is worth changing, by replays with the change")
     parser.add_argument("trace", metavar="TRACE", help="a trace, a log, or the name of a bundled one")
-    parser.add_argument(
-        "--policy",
-        type=policy_of,
-        default=SmartPoolConfig().policy,
-        metavar="POLICY",
-        help=f"what the pool has now: {', '.join(POLICIES)}, or a number from 0 to 1 (default: %(default)s)",
-    )
+    add_policy(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from smartpool.config import POLICIES, Policy, SmartPoolConfig
 from smartpool.errors import ConfigurationError, InvalidSizeError
-from smartpool.trace.baselines import BASELINES
+from smartpool.trace.baselines import BASELINES, PEERS
 from smartpool.trace.optimum import OPTIMUM
 from smartpool.units import parse_size
 
-__all__ = ["add_command", "baselines_of", "count_of", "policy_of", "seconds_of", "size_of"]
+__all__ = ["add_against", "add_capacity", "add_command", "add_policy", "count_of", "seconds_of", "size_of"]
 
 _MOST_PASSES: Final = 100_000  # each has a row in the JSON
 
@@ -51,6 +51,41 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_policy(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add ``--policy``; `optional` leaves None where it is not given."""
+    usual = SmartPoolConfig().policy
+    parser.add_argument(
+        "--policy",
+        type=policy_of,
+        default=None if optional else usual,
+        metavar="POLICY",
+        help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 (least memory) to 1 (least "
+        f"driver time) (default: {usual})",
+    )
+
+
+def add_against(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add ``--against``; `optional` leaves None where it is not given."""
+    parser.add_argument(
+        "--against",
+        type=baselines_of,
+        default=None if optional else PEERS,
+        metavar="NAMES",
+        help=f"baselines, separated by commas, or all, or none: {', '.join(BASELINES)}, or {OPTIMUM}, the "
+        f"plan of the whole trace (default: {','.join(PEERS)})",
+    )
+
+
+def add_capacity(parser: argparse.ArgumentParser) -> None:
+    """Add ``--capacity``."""
+    parser.add_argument(
+        "--capacity",
+        type=size_of,
+        metavar="SIZE",
+        help="make the device smaller, as 24GiB or a number of bytes; requests may then fail",
+    )
 
 
 def baselines_of(text: str) -> tuple[str, ...]:

@@ -10,16 +10,13 @@ import argparse
 import json
 from typing import Any
 
-from smartpool.cli.arguments import add_command, baselines_of, count_of, policy_of, size_of
+from smartpool.cli.arguments import add_against, add_capacity, add_command, add_policy, count_of
 from smartpool.cli.console import make_console
 from smartpool.cli.replays import DEFAULT_DEVICE, FAILED_REQUESTS, OK, find_trace, play, runs_as_json
 from smartpool.cli.targets import HTML, check_target, written_to
-from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.report.picture import write_picture
 from smartpool.report.table import print_runs
-from smartpool.trace.baselines import BASELINES, PEERS
 from smartpool.trace.bundled import bundled_names
-from smartpool.trace.optimum import OPTIMUM
 from smartpool.trace.replay import STREAM_MODES
 from smartpool.trace.targets import SMARTPOOL
 
@@ -42,21 +39,8 @@ def add_parser(subparsers: Any) -> None:
         default=DEFAULT_DEVICE,
         help="where to play: model:SIZE (time by the driver's measured costs) or cpu (default: %(default)s)",
     )
-    parser.add_argument(
-        "--against",
-        type=baselines_of,
-        default=PEERS,
-        metavar="NAMES",
-        help=f"baselines, separated by commas, or all, or none: {', '.join(BASELINES)}, or {OPTIMUM}, "
-        "the plan of the whole trace "
-        f"(default: {','.join(PEERS)})",
-    )
-    parser.add_argument(
-        "--capacity",
-        type=size_of,
-        metavar="SIZE",
-        help="make the device smaller, as 24GiB or a number of bytes; requests may then fail",
-    )
+    add_against(parser)
+    add_capacity(parser)
     parser.add_argument(
         "--passes",
         type=count_of,
@@ -71,14 +55,7 @@ def add_parser(subparsers: Any) -> None:
         default=STREAM_MODES[0],
         help="play all on one stream, or each event on its own (default: %(default)s)",
     )
-    parser.add_argument(
-        "--policy",
-        type=policy_of,
-        default=SmartPoolConfig().policy,
-        metavar="POLICY",
-        help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 (least memory) to 1 "
-        "(least driver time) (default: %(default)s)",
-    )
+    add_policy(parser)
     parser.add_argument(
         "--picture", metavar="FILE", help="draw memory over time, as an HTML page that opens offline"
     )

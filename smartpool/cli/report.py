@@ -13,11 +13,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from smartpool.cli.arguments import add_command, baselines_of, policy_of, size_of
+from smartpool.cli.arguments import add_against, add_capacity, add_command, add_policy
 from smartpool.cli.console import replay_progress
 from smartpool.cli.replays import DEFAULT_DEVICE, FAILED_REQUESTS, OK, find_trace
 from smartpool.cli.targets import HTML, check_target, read_from, tell, written_to
-from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.errors import InvalidRequestError
 from smartpool.report.analysis import analysis
 from smartpool.report.dump import is_dump, read_dump
@@ -31,7 +30,6 @@ from smartpool.units import format_bytes
 
 __all__ = ["add_parser", "run"]
 
-_POLICY: Final = SmartPoolConfig().policy
 _REPLAYS: Final = ("gpu", "against", "device", "capacity", "policy")
 _EPILOG: Final = """\
 examples:
@@ -64,20 +62,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--gpu", type=int, metavar="N", help="which device of a snapshot of several")
     parser.add_argument("--title", help="the heading (default: the trace's name)")
-    parser.add_argument(
-        "--against",
-        type=baselines_of,
-        metavar="NAMES",
-        help=f"peers, separated by commas, or all, or none (default: {','.join(PEERS)})",
-    )
+    add_against(parser, optional=True)
     parser.add_argument("--device", help=f"where to replay: model:SIZE or cpu (default: {DEFAULT_DEVICE})")
-    parser.add_argument("--capacity", type=size_of, metavar="SIZE", help="make the device smaller, as 24GiB")
-    parser.add_argument(
-        "--policy",
-        type=policy_of,
-        metavar="POLICY",
-        help=f"SmartPool's policy: {', '.join(POLICIES)}, or a number from 0 to 1 (default: {_POLICY})",
-    )
+    add_capacity(parser)
+    add_policy(parser, optional=True)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
 
 
@@ -118,7 +106,7 @@ def _of_trace(args: argparse.Namespace, target: Path, source: Path) -> tuple[dic
             against=peers,
             device=args.device or DEFAULT_DEVICE,
             capacity_bytes=args.capacity,
-            policy=_POLICY if args.policy is None else args.policy,
+            policy=args.policy,
             begin=begin,
         )
     with written_to(target) as path:

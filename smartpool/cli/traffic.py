@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import smartpool
+from smartpool.cli.arguments import add_policy
 from smartpool.cli.replays import DEFAULT_DEVICE, find_trace
 from smartpool.errors import InvalidRequestError
 from smartpool.live.traffic import Traffic
@@ -23,7 +24,7 @@ def add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default=DEFAULT_DEVICE, help="where to play a trace (default: %(default)s)"
     )
-    parser.add_argument("--policy", default="balanced", help="SmartPool's policy (default: %(default)s)")
+    add_policy(parser)
     parser.add_argument(
         "--rate", type=float, default=_RATE, metavar="N", help="events a second (default: %(default)g)"
     )

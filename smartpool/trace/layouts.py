@@ -22,9 +22,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from smartpool.memory.arena import ALIGNMENT, Range
-from smartpool.planner import plan
-from smartpool.trace.optimum import OPTIMUM
+from smartpool.memory.arena import Range
+from smartpool.trace.optimum import OPTIMUM, plan_of
 from smartpool.trace.replay import Progress, ReplayTarget, Run, replay
 from smartpool.trace.trace import ALLOCATE, Trace
 
@@ -110,15 +109,13 @@ def layout_of_plan(trace: Trace, *, time_limit: float | None = None) -> Layout:
     Blocks are multiples of 512 bytes, as everywhere. The plan's memory is held from the first event to
     the last.
     """
-    lifetimes = trace.lifetimes()
-    sizes = -(-lifetimes.size // ALIGNMENT) * ALIGNMENT
-    found = plan(lifetimes.start, lifetimes.end, sizes, alignment=ALIGNMENT, time_limit=time_limit)
+    _, found = plan_of(trace, time_limit=time_limit)
     height = int(found.height)
     return Layout(
         allocator=OPTIMUM,
         number=np.arange(trace.allocations, dtype=np.int64),
         offset=found.offsets,
-        size=lifetimes.size,
+        size=trace.lifetimes().size,
         held_start=np.zeros(1, np.int64),
         held_end=np.full(1, trace.events, np.int64),
         held_offset=np.zeros(1, np.int64),

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool.memory.arena import ALIGNMENT
-from smartpool.planner import plan
+from smartpool.planner import Plan, plan
 from smartpool.trace.runs import Pass, Run, TimelinePoint, share_idle
 from smartpool.trace.trace import Trace
 
-__all__ = ["OPTIMUM", "optimum_run"]
+__all__ = ["OPTIMUM", "optimum_run", "plan_of"]
 
 OPTIMUM: Final = "optimum"
 _POINTS: Final = 2000
@@ -54,10 +54,8 @@ def optimum_run(
     >>> run.allocator, run.fragmentation < 0.001, run.failed_requests
     ('optimum', True, 0)
     """
-    lifetimes = trace.lifetimes()
-    sizes = -(-lifetimes.size // ALIGNMENT) * ALIGNMENT
     begin = time.perf_counter()
-    result = plan(lifetimes.start, lifetimes.end, sizes, alignment=ALIGNMENT, time_limit=time_limit)
+    sizes, result = plan_of(trace, time_limit=time_limit)
     seconds = time.perf_counter() - begin
     ends = result.offsets + sizes
     served = ends <= (result.height if capacity_bytes is None else capacity_bytes)
@@ -90,6 +88,13 @@ def optimum_run(
         by_pass=(first, *[replace(first, seconds=0.0)] * (passes - 1)),
         timeline=_timeline(np.tile(live, passes), height),
     )
+
+
+def plan_of(trace: Trace, *, time_limit: float | None = None) -> tuple[NDArray[np.int64], Plan]:
+    """Return the sizes of a trace's blocks, multiples of 512, and their plan with all lifetimes known."""
+    lifetimes = trace.lifetimes()
+    sizes = -(-lifetimes.size // ALIGNMENT) * ALIGNMENT
+    return sizes, plan(lifetimes.start, lifetimes.end, sizes, alignment=ALIGNMENT, time_limit=time_limit)
 
 
 def _timeline(live: NDArray[np.int64], height: int) -> tuple[TimelinePoint, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar
 
 from smartpool.driver.protocol import Driver
-from smartpool.errors import InvariantError, OutOfMemoryError, UnknownPointerError
+from smartpool.errors import DriverOutOfMemoryError, InvariantError, OutOfMemoryError, UnknownPointerError
 from smartpool.memory.arena import Range
 from smartpool.trace.baselines.addresses import AddressOrder
 from smartpool.trace.baselines.blocks import Block, FreeBlocks, Segment, split
-from smartpool.units import format_size
+from smartpool.units import align_up, format_size
 
 __all__ = ["Baseline", "CachingBaseline"]
 
@@ -105,13 +106,20 @@ class Baseline(ABC):
 class CachingBaseline(Baseline):
     """A peer that takes segments from the driver, splits them, coalesces on free, and keeps them.
 
-    Subclasses say how sizes are rounded, which list serves a request, how a block is chosen and split,
-    and how the pool grows.
+    Subclasses say how the pool grows and, where they differ, how sizes are rounded, which list serves a
+    request, and how a block is chosen and split.
     """
+
+    grain: ClassVar[int] = 512
+    """Sizes are multiples of it."""
+
+    list_type: ClassVar[type[FreeBlocks]] = FreeBlocks
+    """Of the lists of free blocks, one a stream."""
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self._addresses = AddressOrder()
+        self._free_on: dict[int, FreeBlocks] = {}
         self._segments: dict[int, Segment] = {}  # by nominal start
 
     def malloc(self, nbytes: int, stream: int) -> int:
@@ -150,21 +158,24 @@ class CachingBaseline(Baseline):
         home.add(block)
         return block
 
-    @abstractmethod
     def _rounded(self, nbytes: int) -> int:
         """Return the size of the block that serves a request."""
+        return max(self.grain, align_up(nbytes, self.grain))
 
-    @abstractmethod
-    def _home(self, size: int, stream: int) -> FreeBlocks:
+    def _home(self, size: int, stream: int) -> FreeBlocks:  # noqa: ARG002  for policies that look at both
         """Return the list that serves blocks of `size` on a stream."""
+        home = self._free_on.get(stream)
+        if home is None:
+            home = self._free_on[stream] = self.list_type()
+        return home
 
     @abstractmethod
     def _grow(self, home: FreeBlocks, size: int) -> Block:
         """Return a fresh block of at least `size`, in no list, or raise `OutOfMemoryError`."""
 
-    @abstractmethod
     def _lists(self) -> Iterable[FreeBlocks]:
         """Return every list of free blocks."""
+        return self._free_on.values()
 
     def _choose(self, home: FreeBlocks, size: int) -> Block | None:
         """Return the free block that serves `size`, still in its list, or None."""
@@ -186,6 +197,17 @@ class CachingBaseline(Baseline):
         self._grew(size)
         return Block(segment.start, size, segment, home)
 
+    def _grown(self, make: Callable[[], Block], size: int, *reliefs: Callable[[], bool]) -> Block:
+        """Return what `make` makes; where memory lacks, after each relief that says it gave some back."""
+        refused = None
+        for relief in (lambda: True, *reliefs):
+            if relief():
+                try:
+                    return make()
+                except DriverOutOfMemoryError as error:
+                    refused = error
+        raise self._out_of_memory(size) from refused
+
     def _release(self, block: Block) -> None:
         """Give a whole free segment back to the driver."""
         segment = block.segment
@@ -195,11 +217,12 @@ class CachingBaseline(Baseline):
         self._driver.free(segment.pointer)
         self._grew(-segment.size)
 
-    def _release_whole_segments(self) -> None:
+    def _release_whole_segments(self) -> bool:
         """Give every segment back in which nothing is live."""
         for home in self._lists():
             for block in [block for block in home if block.is_whole]:
                 self._release(block)
+        return True
 
     def close(self) -> None:
         """Give all memory back to the driver, what is live too."""

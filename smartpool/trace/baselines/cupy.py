@@ -17,18 +17,10 @@ model takes the one at the lowest device address. Over random choices the peak v
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
-
-from smartpool.driver.protocol import Driver
-from smartpool.errors import DriverOutOfMemoryError
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import Block, FreeBlocks
-from smartpool.units import align_up
 
 __all__ = ["CuPyPool"]
-
-_GRAIN: Final = 512
 
 
 class CuPyPool(CachingBaseline):
@@ -36,28 +28,5 @@ class CuPyPool(CachingBaseline):
 
     name = "cupy"
 
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(driver)
-        self._arenas: dict[int, FreeBlocks] = {}
-
-    def _rounded(self, nbytes: int) -> int:
-        return max(_GRAIN, align_up(nbytes, _GRAIN))
-
-    def _home(self, size: int, stream: int) -> FreeBlocks:  # noqa: ARG002
-        arena = self._arenas.get(stream)
-        if arena is None:
-            arena = self._arenas[stream] = FreeBlocks()
-        return arena
-
-    def _lists(self) -> Iterable[FreeBlocks]:
-        return self._arenas.values()
-
     def _grow(self, home: FreeBlocks, size: int) -> Block:
-        try:
-            return self._new_segment(size, home)
-        except DriverOutOfMemoryError:
-            self._release_whole_segments()
-        try:
-            return self._new_segment(size, home)
-        except DriverOutOfMemoryError as error:
-            raise self._out_of_memory(size) from error
+        return self._grown(lambda: self._new_segment(size, home), size, self._release_whole_segments)

@@ -40,7 +40,6 @@ from smartpool.units import MiB, align_up
 
 __all__ = ["DriverPool"]
 
-_GRAIN: Final = 512
 _CHUNK: Final = 32 * MiB
 _ADDRESSES: Final = 8  # times the device's memory: addresses are not used again as memory is
 
@@ -49,11 +48,11 @@ class DriverPool(CachingBaseline):
     """The default memory pool of a device, never trimmed."""
 
     name = "driver-pool"
+    list_type = ArrivedBlocks
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self._shared = ArrivedBlocks()
-        self._freed_on: dict[int, ArrivedBlocks] = {}
         self._frees = 0
         size = align_up(driver.memory_info().total * _ADDRESSES, _CHUNK)
         self._range = Segment(driver.reserve(size), 0, size)
@@ -69,17 +68,8 @@ class DriverPool(CachingBaseline):
         self._frees += 1
         self._add_free(block, self._home(block.size, stream)).stamp = self._frees
 
-    def _rounded(self, nbytes: int) -> int:
-        return max(_GRAIN, align_up(nbytes, _GRAIN))
-
-    def _home(self, size: int, stream: int) -> ArrivedBlocks:  # noqa: ARG002
-        home = self._freed_on.get(stream)
-        if home is None:
-            home = self._freed_on[stream] = ArrivedBlocks()
-        return home
-
     def _lists(self) -> Iterable[FreeBlocks]:
-        return [self._shared, *self._freed_on.values()]
+        return [self._shared, *self._free_on.values()]
 
     def _choose(self, home: FreeBlocks, size: int) -> Block | None:
         return home.best(size) or self._best_backed(size) or self._best_of_others(home, size)
@@ -90,14 +80,14 @@ class DriverPool(CachingBaseline):
 
     def _best_of_others(self, home: FreeBlocks, size: int) -> Block | None:
         """Return the best fit of the first other stream that has any."""
-        for _, other in sorted(self._freed_on.items()):
+        for _, other in sorted(self._free_on.items()):
             block = other.best(size) if other is not home else None
             if block is not None:
                 return block
         return None
 
     def _grow(self, home: FreeBlocks, size: int) -> Block:  # noqa: ARG002  lists of all streams alike
-        for _, freed in sorted(self._freed_on.items()):
+        for _, freed in sorted(self._free_on.items()):
             self._share(freed)
         block = self._backed_fit(size) or self._best_backed(size)
         if block is None:

@@ -24,11 +24,12 @@ streams use (`record_stream`), of which a trace tells nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
 from smartpool.driver.protocol import Driver
-from smartpool.errors import DriverOutOfMemoryError, InvalidRequestError
+from smartpool.errors import InvalidRequestError
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import Block, FreeBlocks
 from smartpool.units import MiB, align_up
@@ -69,18 +70,15 @@ class PyTorchAllocator(CachingBaseline):
         super().__init__(driver)
         self._max_split = _NEVER if max_split_bytes is None else max_split_bytes
         self._divisions = checked_divisions(roundup_power2_divisions)
-        self._small: dict[int, FreeBlocks] = {}
-        self._large: dict[int, FreeBlocks] = {}
+        self._small: defaultdict[int, FreeBlocks] = defaultdict(FreeBlocks)
+        self._large: defaultdict[int, FreeBlocks] = defaultdict(FreeBlocks)
 
     def _rounded(self, nbytes: int) -> int:
         return round_request(nbytes, self._divisions)
 
     def _home(self, size: int, stream: int) -> FreeBlocks:
         pool = self._small if size <= SMALL_LIMIT else self._large
-        home = pool.get(stream)
-        if home is None:
-            home = pool[stream] = FreeBlocks()
-        return home
+        return pool[stream]
 
     def _lists(self) -> Iterable[FreeBlocks]:
         return [*self._large.values(), *self._small.values()]
@@ -98,21 +96,12 @@ class PyTorchAllocator(CachingBaseline):
         return block.size - size > SMALL_LIMIT and size < self._max_split
 
     def _grow(self, home: FreeBlocks, size: int) -> Block:
-        segment_size = _segment_size(size)
-        try:
-            return self._new_segment(segment_size, home)
-        except DriverOutOfMemoryError:
-            pass
-        if self._release_oversize(home, size):
-            try:
-                return self._new_segment(segment_size, home)
-            except DriverOutOfMemoryError:
-                pass
-        self._release_whole_segments()
-        try:
-            return self._new_segment(segment_size, home)
-        except DriverOutOfMemoryError as error:
-            raise self._out_of_memory(size) from error
+        return self._grown(
+            lambda: self._new_segment(_segment_size(size), home),
+            size,
+            lambda: self._release_oversize(home, size),
+            self._release_whole_segments,
+        )
 
     def _release_oversize(self, home: FreeBlocks, size: int) -> bool:
         """Give back unsplittable blocks of one stream: one that would do, or the largest until they do."""

@@ -85,14 +85,7 @@ class PyTorchExpandableAllocator(CachingBaseline):
 
     def _grow(self, home: FreeBlocks, size: int) -> Block:
         pool = cast("_Pool", home)
-        try:
-            return self._expand(pool, size)
-        except DriverOutOfMemoryError:
-            self._release_idle_chunks()
-        try:
-            return self._expand(pool, size)
-        except DriverOutOfMemoryError as error:
-            raise self._out_of_memory(size) from error
+        return self._grown(lambda: self._expand(pool, size), size, self._release_idle_chunks)
 
     def _expand(self, pool: _Pool, size: int) -> Block:
         """Map chunks until a block of `size` has memory, and return it, in no list.
@@ -146,12 +139,13 @@ class PyTorchExpandableAllocator(CachingBaseline):
             raise
         return chunks
 
-    def _release_idle_chunks(self) -> None:
+    def _release_idle_chunks(self) -> bool:
         """Unmap and give back every chunk that lies under free blocks alone."""
         for home in self._lists():
             pool = cast("_Pool", home)
             for block in list(pool):
                 self._unmap(pool, block)
+        return True
 
     def _unmap(self, pool: _Pool, block: Block) -> None:
         """Unmap the whole chunks under a free block; its ends, where they share a chunk, stay free."""

@@ -18,7 +18,6 @@ Checked against the peaks recorded on all nine traces, with no initial size: equ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from smartpool.driver.protocol import Driver
@@ -44,10 +43,10 @@ class RmmPool(CachingBaseline):
     """
 
     name = "rmm"
+    grain = _GRAIN
 
     def __init__(self, driver: Driver, *, initial_bytes: int = 0) -> None:
         super().__init__(driver)
-        self._free_on: dict[int, FreeBlocks] = {}
         self._events: dict[int, int] = {}  # in the order in which streams came
         if initial_bytes:
             home = self._home(0, stream=0)
@@ -58,21 +57,13 @@ class RmmPool(CachingBaseline):
         super().free(pointer, stream)
         self._driver.record_event(self._event(stream), self._handle(stream))
 
-    def _rounded(self, nbytes: int) -> int:
-        return max(_GRAIN, align_up(nbytes, _GRAIN))
-
-    def _home(self, size: int, stream: int) -> FreeBlocks:  # noqa: ARG002
-        home = self._free_on.get(stream)
-        if home is None:
-            home = self._free_on[stream] = FreeBlocks()
+    def _home(self, size: int, stream: int) -> FreeBlocks:
+        if stream not in self._free_on:
             self._event(stream)
-        return home
+        return super()._home(size, stream)
 
     def _freed_to(self, block: Block, stream: int) -> FreeBlocks:
         return self._home(block.size, stream)
-
-    def _lists(self) -> Iterable[FreeBlocks]:
-        return self._free_on.values()
 
     def _choose(self, home: FreeBlocks, size: int) -> Block | None:
         block = home.best(size)

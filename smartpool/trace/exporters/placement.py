@@ -16,9 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from smartpool.memory.arena import ALIGNMENT
-from smartpool.planner import plan
 from smartpool.trace.layouts import covered_runs
+from smartpool.trace.optimum import plan_of
 from smartpool.trace.trace import Trace
 from smartpool.units import MiB
 
@@ -61,11 +60,9 @@ def placed(trace: Trace, *, time_limit: float | None = None) -> Placement:
     >>> (placement.address - placement.address.min()).tolist(), placement.recorded
     ([0, 0], False)
     """
-    lifetimes = trace.lifetimes()
     if trace.address is not None:
-        return Placement(address=trace.address[lifetimes.start], recorded=True)
-    sizes = -(-lifetimes.size // ALIGNMENT) * ALIGNMENT
-    found = plan(lifetimes.start, lifetimes.end, sizes, alignment=ALIGNMENT, time_limit=time_limit)
+        return Placement(address=trace.address[trace.lifetimes().start], recorded=True)
+    _, found = plan_of(trace, time_limit=time_limit)
     return Placement(address=found.offsets + _BASE, recorded=False)
 
 
