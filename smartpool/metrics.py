@@ -24,7 +24,7 @@ from smartpool.pool.telemetry.statistics import COUNTERS, GAUGES, MemorySnapshot
 from smartpool.values import encodable, shown
 
 if TYPE_CHECKING:
-    from smartpool.faces.watching import WatchingFace
+    from smartpool.smart_pool import SmartPool
 
 __all__ = ["PoolsCollector", "register", "unregister"]
 
@@ -66,7 +66,7 @@ _registering: Final = ModuleLock()
 _collectors: Final[WeakKeyDictionary[Any, PoolsCollector]] = WeakKeyDictionary()
 
 
-def register(pool: WatchingFace, *, registry: Any = None, name: str = "default") -> None:
+def register(pool: SmartPool, *, registry: Any = None, name: str = "default") -> None:
     """Show the figures of `pool` in a registry of `prometheus_client`, with the label ``pool=name``.
 
     The pool is not kept alive; when it is gone, so are its figures.
@@ -115,7 +115,7 @@ def register(pool: WatchingFace, *, registry: Any = None, name: str = "default")
         collector.add(encodable(name), pool)
 
 
-def unregister(pool: WatchingFace, *, registry: Any = None) -> None:
+def unregister(pool: SmartPool, *, registry: Any = None) -> None:
     """Show the figures of `pool` no more. Does nothing when they are not shown."""
     registry = _client().REGISTRY if registry is None else registry
     with _registering.lock:
@@ -135,15 +135,15 @@ class PoolsCollector:
 
     def __init__(self, core: Any) -> None:
         self._core = core
-        self._pools: WeakValueDictionary[str, WatchingFace] = WeakValueDictionary()
+        self._pools: WeakValueDictionary[str, SmartPool] = WeakValueDictionary()
 
-    def add(self, name: str, pool: WatchingFace) -> None:
+    def add(self, name: str, pool: SmartPool) -> None:
         """Show a pool under a name."""
         if self._pools.get(name, pool) is not pool:
             raise InvalidRequestError(f"name: expected a name of its own for each pool, got {name!r} again")
         self._pools[name] = pool
 
-    def remove(self, pool: WatchingFace) -> None:
+    def remove(self, pool: SmartPool) -> None:
         """Show a pool no more."""
         for name, known in list(self._pools.items()):
             if known is pool:

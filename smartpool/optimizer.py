@@ -133,7 +133,7 @@ class GPUMemoryOptimizer:
         PoolClosedError
             When the optimizer was closed.
         """
-        number = self.pool._number_of(device_id)  # noqa: SLF001 - it says what is wrong with a number
+        number = self.pool._pools.number_of(device_id)  # noqa: SLF001 - it says what is wrong with a number
         with _making.lock:
             self._require_open()
             streams = StreamSet(self.pool.managers[number].driver, self.streams_per_device)

@@ -105,12 +105,12 @@ def test_huge_values_make_a_pool():
         optimization_interval=1e300, idle_age=1e300, max_bytes=10**400, expected_bytes=10**400
     )
     with SmartPool("model:1GiB", huge) as pool:
-        passes = pool._background.passes
+        passes = pool._maintenance.background.passes
         pool.free(pool.malloc(10 * MiB))
-        pool._background.wake()
-        while pool._background.passes == passes:
-            assert pool._background.running
-        assert pool._background.error is None
+        pool._maintenance.background.wake()
+        while pool._maintenance.background.passes == passes:
+            assert pool._maintenance.background.running
+        assert pool._maintenance.background.error is None
 
 
 def test_a_configuration_may_be_a_mapping():

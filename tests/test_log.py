@@ -42,7 +42,7 @@ def test_what_the_optimiser_gave_back_is_information(caplog):
     config = SmartPoolConfig(optimization_interval=3600, memory_pressure_threshold=0.01)
     with caplog.at_level(logging.INFO, logger="smartpool"), SmartPool("model:1GiB", config) as pool:
         pool.free(pool.malloc(400 * MiB))
-        pool._background_pass()
+        pool._maintenance.background_pass()
     assert any("400 MiB back under memory pressure" in record.message for record in caplog.records)
     assert ("INFO", "smartpool") in told(caplog)
 

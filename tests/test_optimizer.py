@@ -23,7 +23,7 @@ def optimizer(request, monkeypatch):
     make = {"model": lambda: ModelDriver(64 * MiB), "cpu": lambda: CpuDriver(capacity=64 * MiB)}[
         request.param
     ]
-    monkeypatch.setattr("smartpool.smart_pool.open_driver", lambda _: make())
+    monkeypatch.setattr("smartpool.pool_set.open_driver", lambda _: make())
     with GPUMemoryOptimizer(
         {"devices": [request.param] * 2, "streams_per_device": 3, "enable_auto_defragmentation": False}
     ) as optimizer:
@@ -69,7 +69,7 @@ def test_threads_that_ask_first_at_once_get_one_pool(monkeypatch):
         return ModelDriver(64 * MiB)
 
     together = threading.Event()
-    monkeypatch.setattr("smartpool.smart_pool.open_driver", opening)
+    monkeypatch.setattr("smartpool.pool_set.open_driver", opening)
     optimizer = GPUMemoryOptimizer({"devices": ["model"]})
     begin, pools = threading.Barrier(4), []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import subprocess
 import sys
@@ -69,6 +70,16 @@ def test_what_a_pool_offers_is_public_and_described():
             assert name in dir(pool)
         inside = {"background", "background_pass", "pressure_callbacks", "free_to_move"}
         assert not inside & set(dir(pool))
+
+
+def test_wrong_arguments_are_told_of_the_method_that_was_called():
+    with smartpool.SmartPool(["model:1GiB", "model:1GiB"]) as pool:
+        for name in dir(pool):
+            if inspect.ismethod(method := getattr(pool, name)):
+                with pytest.raises(TypeError) as caught, contextlib.ExitStack() as scopes:
+                    if hasattr(scope := method(nothing=1), "__enter__"):
+                        scopes.enter_context(scope)
+                assert str(caught.value).startswith(f"SmartPool.{name}() got an unexpected keyword")
 
 
 def test_importing_brings_no_cuda_and_little_else():

@@ -190,13 +190,13 @@ def test_statistics_read_well():
 
 def test_passes_and_what_they_gave_back_agree():
     with SmartPool("model:1GiB", idle_age=0.01, optimization_interval=3600) as pool:
-        pool._background.stop()
+        pool._maintenance.background.stop()
         assert (pool.statistics.optimizations, pool.statistics.memory_freed_bytes) == (0, 0)
-        pool._background_pass()
+        pool._maintenance.background_pass()
         assert (pool.statistics.optimizations, pool.statistics.memory_freed_bytes) == (0, 0)
         pool.free(pool.malloc(400 * MiB))
         while not pool.statistics.memory_freed_bytes:
-            pool._background_pass()
+            pool._maintenance.background_pass()
         now = pool.get_statistics()["smartpool_stats"]
         assert now["memory_freed_mb"] == 400
         assert now["optimizations"] >= 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
+import zlib
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +19,8 @@ import smartpool
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
-    "cli", "containers", "copying", "csv_rows", "descriptors", "drawing", "faces", "files", "forks",
-    "interpreters", "lazy", "log", "memory", "npz", "owner", "pool", "recording", "scopes",
+    "cli", "containers", "copying", "csv_rows", "descriptors", "drawing", "files", "forks", "interpreters",
+    "lazy", "log", "maintenance", "memory", "npz", "owner", "pool", "pool_set", "recording", "scopes",
     "streams", "values",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
@@ -79,3 +81,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     built = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert built.returncode == 0, built.stderr
     assert (site / "index.html").exists()
+    shown = inventory(site)
+    for kind in (smartpool.SmartPool, smartpool.GPUMemoryOptimizer, smartpool.Buffer):
+        described = inspect.getdoc(kind)
+        for name in dir(kind):
+            if not name.startswith("_"):
+                assert f"smartpool.{kind.__name__}.{name}" in shown or f"\n{name}\n" in described, name
+
+
+def inventory(site):
+    """Return the names of all objects that a built site describes."""
+    _, packed = (site / "objects.inv").read_bytes().split(b"compressed using zlib.\n")
+    return {line.split()[0] for line in zlib.decompress(packed).decode("utf-8").splitlines()}

@@ -357,7 +357,7 @@ def test_the_background_optimiser_gives_idle_memory_back():
         pool.free(pool.malloc(100 * MiB))
         wait_until(lambda: pool.managers[0].reserved_bytes == 0)
         assert pool.statistics.background_running
-    assert not pool._background.running
+    assert not pool._maintenance.background.running
 
 
 def test_pressure_wakes_it_without_waiting_for_the_interval():
@@ -368,13 +368,13 @@ def test_pressure_wakes_it_without_waiting_for_the_interval():
         pool.free(pool.malloc(400 * MiB))
         held = pool.malloc(600 * MiB)
         pool.free(pool.malloc(300 * MiB))
-        wait_until(lambda: pool._background.passes > 0)
+        wait_until(lambda: pool._maintenance.background.passes > 0)
         pool.free(held)
 
 
 def test_it_can_be_switched_off():
     with SmartPool("model:1GiB", SmartPoolConfig(enable_auto_defragmentation=False)) as pool:
-        assert not pool._background.running
+        assert not pool._maintenance.background.running
 
 
 def test_its_errors_surface(monkeypatch, caplog):
@@ -383,7 +383,7 @@ def test_its_errors_surface(monkeypatch, caplog):
     ) as pool:
         pool.managers[0].driver.faults.fail("unmap", times=1)
         pool.free(pool.malloc(100 * MiB))
-        wait_until(lambda: pool._background.error is not None)
+        wait_until(lambda: pool._maintenance.background.error is not None)
         assert "unmap" in pool.get_statistics()["background"]["error"]
         with pytest.raises(BackgroundError) as caught:
             pool.optimize_memory()
@@ -394,7 +394,7 @@ def test_its_errors_surface(monkeypatch, caplog):
 
 def test_it_does_not_keep_the_pool_alive():
     pool = SmartPool("model:1GiB", SmartPoolConfig(optimization_interval=0.01))
-    thread = pool._background._thread
+    thread = pool._maintenance.background._thread
     del pool
     gc.collect()
     thread.join(PATIENCE_S)

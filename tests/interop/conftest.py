@@ -31,7 +31,7 @@ def open_pool(fake_cuda, monkeypatch):
             return CudaDriver(int(name.partition(":")[2] or 0), Bindings(fake_cuda, "13.4.4"))
         return open_driver(name)
 
-    monkeypatch.setattr("smartpool.smart_pool.open_driver", open_fake)
+    monkeypatch.setattr("smartpool.pool_set.open_driver", open_fake)
     opened = []
 
     def make(device="cuda:0", **options):

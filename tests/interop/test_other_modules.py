@@ -117,7 +117,7 @@ import smartpool, smartpool.smart_pool
 from smartpool.driver.cuda import Bindings, CudaDriver
 from smartpool.interop import cuda_core, cupy as for_cupy, numba as for_numba, rmm
 bindings = Bindings(FakeCuda(), "13.4.4")
-smartpool.smart_pool.open_driver = lambda name: CudaDriver(0, bindings)
+smartpool.pool_set.open_driver = lambda name: CudaDriver(0, bindings)
 pool = smartpool.SmartPool("cuda:0")
 
 class Freed:

@@ -412,7 +412,7 @@ import smartpool, smartpool.smart_pool, smartpool.interop.torch as interop
 interop._libc10 = lambda torch: torch.libc10
 from smartpool.driver.cuda import Bindings, CudaDriver
 bindings = Bindings(FakeCuda(), "13.4.4")
-smartpool.smart_pool.open_driver = lambda name: CudaDriver(0, bindings)
+smartpool.pool_set.open_driver = lambda name: CudaDriver(0, bindings)
 interop.install(smartpool.SmartPool("cuda:0"))
 
 class Tensor:

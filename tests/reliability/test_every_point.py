@@ -33,7 +33,8 @@ ALL = (
     "/smartpool/buffer.py",
     "/smartpool/owner.py",
     "/smartpool/driver/",
-    "/smartpool/faces/sharing.py",
+    "/smartpool/smart_pool.py",
+    "/smartpool/pool_set.py",
 )
 
 

@@ -173,7 +173,7 @@ def test_everything_at_once(threads, settings):
     foreign = deque()
     workers = [Worker(pool, number + 1, foreign) for number in range(threads)]
     together([lambda worker=worker: worker.run(OPERATIONS // threads) for worker in workers])
-    assert pool._background.error is None
+    assert pool._maintenance.background.error is None
     foreign.clear()
     must_give_all_back(pool)
 

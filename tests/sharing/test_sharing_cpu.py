@@ -131,7 +131,9 @@ def test_several_exports_of_one_buffer_count_apart(pool):
     assert pool.managers[0].live_bytes == 0
 
 
-@pytest.mark.parametrize("ask", [smartpool.SmartPool.optimize_memory, smartpool.SmartPool._background_pass])
+@pytest.mark.parametrize(
+    "ask", [lambda pool: pool.optimize_memory(), lambda pool: pool._maintenance.background_pass()]
+)
 def test_a_pass_of_the_optimiser_takes_back_what_nobody_has_open(pool, ask):
     opened = (shared := pool.export(filled(pool, bytes(1000)))).open()
     shared.close()
@@ -348,7 +350,7 @@ try:
         held.append(open("/dev/null"))
 except OSError:
     pass
-pool.trim(), pool.optimize_memory(), pool._background_pass(), other.in_use
+pool.trim(), pool.optimize_memory(), pool._maintenance.background_pass(), other.in_use
 for ask in (lambda: pool.export(buffer), other.open, lambda: pool.empty(300 << 20, "uint8")):
     try:
         ask()

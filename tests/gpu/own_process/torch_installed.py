@@ -349,7 +349,7 @@ def test_a_graph_keeps_its_memory():
         torch.cuda.synchronize()
         torch.testing.assert_close(result, compute(static))
         assert all(bool(tensor.isnan().all()) for tensor in noise), round_
-    assert POOL._background.running
+    assert POOL._maintenance.background.running
     del graph, result
     gc.collect()
     assert interop.memory_stats()["graph_bytes.all.current"] == 0

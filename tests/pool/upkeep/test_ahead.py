@@ -112,7 +112,7 @@ def test_mapping_ahead_keeps_to_the_cap_and_survives_a_device_that_has_no_more()
 def test_the_mapper_runs_on_a_thread_of_its_own_and_only_where_something_is_foreseen():
     with SmartPool("model:8GiB") as pool:
         pool.malloc(100 * MiB)
-        assert not pool._mapping.running
+        assert not pool._maintenance.mapping.running
         pool.free(next(iter(pool.managers[0].live_blocks())))
     with SmartPool("model:8GiB", SmartPoolConfig(expected_bytes="1GiB")) as pool:
         mappers = [thread for thread in threading.enumerate() if thread.name == "smartpool-mapper"]
@@ -122,10 +122,10 @@ def test_the_mapper_runs_on_a_thread_of_its_own_and_only_where_something_is_fore
         assert pool.managers[0].reserved_bytes <= 1 * GiB
         pool.free(pointer)
         pool.check()
-    assert not pool._mapping.running
+    assert not pool._maintenance.mapping.running
     config = SmartPoolConfig(expected_bytes="1GiB", enable_predictive_allocation=False)
     with SmartPool("model:8GiB", config) as pool:
-        assert not pool._mapping.running
+        assert not pool._maintenance.mapping.running
 
 
 @given(

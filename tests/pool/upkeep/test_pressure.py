@@ -33,7 +33,7 @@ def test_a_callback_is_told_before_memory_runs_out_and_what_it_frees_goes_back()
         held.append(pool.malloc(500 * MiB))
         assert done.wait(PATIENCE_S)
         while pool.managers[0].reserved_bytes:  # the pass goes on behind the callback
-            assert pool._background.running
+            assert pool._maintenance.background.running
         pool.remove_pressure_callback(free_all)
     (pressure,) = told
     assert pressure.device == "model:1GiB"

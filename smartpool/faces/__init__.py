@@ -1,1 +1,0 @@
-"""The faces of a pool, each an idea of its own; `SmartPool` is all of them."""
