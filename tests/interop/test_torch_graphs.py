@@ -65,7 +65,7 @@ def fake():
 def pool(fake):
     driver = CudaDriver(0, Bindings(fake, "13.4.4"))
     config = smartpool.SmartPoolConfig(enable_auto_defragmentation=False, policy="tight")
-    with patch("smartpool.pool_set.open_driver", lambda _: driver):
+    with patch("smartpool.pool_set.open_driver", lambda _, **__: driver):
         pool = smartpool.SmartPool("cuda:0", config)
     yield pool
     pool.check()

@@ -29,7 +29,7 @@ def make_pool(capacity=96 * MiB, driver=None, **options):
     options.setdefault("enable_auto_defragmentation", False)
     driver = driver or CpuDriver(capacity=capacity)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smartpool.pool_set.open_driver", lambda _: driver)
+        patch.setattr("smartpool.pool_set.open_driver", lambda _, **__: driver)
         return smartpool.SmartPool("cpu", smartpool.SmartPoolConfig(**options))
 
 
