@@ -19,9 +19,9 @@ import smartpool
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
 INTERNAL = [
-    "cli", "containers", "copying", "csv_rows", "descriptors", "drawing", "files", "forks", "interpreters",
-    "lazy", "log", "maintenance", "memory", "npz", "owner", "pool", "pool_set", "recording", "scopes",
-    "streams", "values",
+    "cli", "containers", "copying", "csv_rows", "descriptors", "drawing", "files", "forks",
+    "interpreters", "json_shapes", "lazy", "log", "maintenance", "memory", "npz", "owner", "pool",
+    "pool_set", "recording", "scopes", "streams", "values",
 ]  # fmt: skip
 """Parts whose names are public only where `smartpool` exports them."""
 

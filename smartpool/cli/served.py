@@ -13,12 +13,13 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any, Final
 
 from smartpool.errors import InvalidRequestError
 from smartpool.files import explain
+from smartpool.json_shapes import COUNT, TEXT, Kind, checked
 from smartpool.units import MiB
 from smartpool.values import encodable
 
@@ -92,82 +93,47 @@ def _reason(error: urllib.error.HTTPError) -> str:
 # ---------------------------------------------------------------------- what a frame is
 
 
-def check_frame(frame: object) -> None:
+def check_frame(frame: Any) -> None:
     """Raise `ValueError` unless `frame` is one, in all that `smartpool watch` shows."""
-    _check(frame, _FRAME, "frame")
-    assert isinstance(frame, dict)
+    try:
+        checked(frame, _FRAME, "frame")
+    except ValueError as error:
+        raise ValueError(f"an answer that is no frame of a pool: {error}") from None
     if not frame["device"] < len(frame["devices"]) or not frame["tiers"]:
         raise ValueError(
             "an answer that is no frame of a pool: its devices or tiers are not those it tells of"
         )
     cells = {name: base64.b64decode(frame["map"][name], validate=True) for name in _CELLS}
-    if len({len(one) for one in cells.values()}) != 1 or max(cells["tier"], default=0) >= len(frame["tiers"]):
+    beyond = max(cells["tier"], default=0) >= len(frame["tiers"])
+    if beyond or len({len(one) for one in cells.values()}) != 1:
         raise ValueError("an answer that is no frame of a pool: the cells of its map do not agree")
 
 
-def _count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _MOST
-
-
-def _size(value: object) -> bool:
-    return _count(value) and value != 0
-
-
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -_MOST < value < _MOST
 
 
-def _share(value: Any) -> bool:
-    return _number(value) and 0 <= value <= 1
-
-
-def _text(value: object) -> bool:
-    return type(value) is str
-
-
-def _truth(value: object) -> bool:
-    return type(value) is bool
-
-
+_NUMBER: Final = Kind(_is_number, "a number")
+_SHARE: Final = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "a share from 0 to 1")
+_SIZE: Final = Kind(lambda value: COUNT.good(value) and value != 0, "a number of bytes above 0")
 _CELLS: Final = ("tier", "live", "cached", "planned")
 _FRAME: Final[dict[str, Any]] = {
-    "time": _number,
-    "devices": [_text],
-    "device": _count,
-    "closed": _truth,
+    "time": _NUMBER,
+    "devices": [TEXT],
+    "device": COUNT,
+    "closed": Kind(lambda value: type(value) is bool, "true or false"),
     "figures": {
         **dict.fromkeys(
             ("live_bytes", "reserved_bytes", "peak_live_bytes", "peak_reserved_bytes", "largest_free_bytes"),
-            _count,
+            COUNT,
         ),
-        "device_free_bytes": _count,
-        "device_total_bytes": _size,
-        "fragmentation": dict.fromkeys(("overall", "interval_graph", "pool", "gpu"), _share),
-        "counters": dict.fromkeys(("searches", "driver_calls", "step_hits"), _count),
+        "device_free_bytes": COUNT,
+        "device_total_bytes": _SIZE,
+        "fragmentation": dict.fromkeys(("overall", "interval_graph", "pool", "gpu"), _SHARE),
+        "counters": dict.fromkeys(("searches", "driver_calls", "step_hits"), COUNT),
     },
-    "tiers": [{"name": _text, "live_blocks": _count, "live_bytes": _count, "cached_bytes": _count}],
-    "holders": [{"label": _text, "blocks": _count, "bytes": _count}],
-    "map": {"extent_bytes": _count, "chunks": _count, **dict.fromkeys(_CELLS, _text)},
+    "tiers": [{"name": TEXT, "live_blocks": COUNT, "live_bytes": COUNT, "cached_bytes": COUNT}],
+    "holders": [{"label": TEXT, "blocks": COUNT, "bytes": COUNT}],
+    "map": {"extent_bytes": COUNT, "chunks": COUNT, **dict.fromkeys(_CELLS, TEXT)},
 }
 """What is read of a frame; more may be in it."""
-
-
-def _check(value: Any, expected: Any, where: str) -> None:
-    parts: Iterable[tuple[str, Any, Any]] = ()
-    if isinstance(expected, dict):
-        good = isinstance(value, dict) and expected.keys() <= value.keys()
-        if good:
-            parts = ((f"{where}.{name}", value[name], one) for name, one in expected.items())
-    elif isinstance(expected, list):
-        good = isinstance(value, list)
-        if good:
-            parts = ((f"{where}[{number}]", one, expected[0]) for number, one in enumerate(value))
-    else:
-        good = expected(value)
-    if not good:
-        both = isinstance(expected, dict) and isinstance(value, dict)
-        lacks = sorted(expected.keys() - value.keys()) if both else []
-        what = f"has no {lacks[0]}" if lacks else "is not what it must be"
-        raise ValueError(f"an answer that is no frame of a pool: {where} {what}")
-    for part in parts:
-        _check(part[1], part[2], part[0])

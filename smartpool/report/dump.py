@@ -7,7 +7,7 @@ nothing in it is run. What the report does not show, keys that are not known amo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from smartpool.errors import TraceFormatError
 from smartpool.files import open_regular, read_bytes
+from smartpool.json_shapes import COUNT, TEXT, Kind, checked
 from smartpool.units import MiB
-from smartpool.values import encodable, shown
 
 __all__ = ["DUMP_FORMAT", "Dump", "is_dump", "read_dump"]
 
@@ -26,9 +26,6 @@ _MAP_VERSION: Final = 1
 _MAX_BYTES: Final = 512 * MiB
 _HEAD: Final = 4096
 _LIMIT: Final = 1 << 62
-
-_Check = Callable[[object], bool]
-_Fields = Mapping[str, tuple[_Check, str]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -86,163 +83,82 @@ def read_dump(path: str | PathLike[str]) -> Dump:
             f"{path}: expected a dump of version {_VERSION}, got {document.get('version')!r:.60}; "
             "use the SmartPool that wrote it, or a later one"
         )
-    where = str(path)
-    layout = _mapping(where, "memory_map", document.get("memory_map", {}))
-    if layout.get("version", _MAP_VERSION) != _MAP_VERSION:
+    layout = document.get("memory_map", {})
+    version = layout.get("version", _MAP_VERSION) if isinstance(layout, dict) else _MAP_VERSION
+    if version != _MAP_VERSION:
         raise TraceFormatError(
-            f"{path}: expected a memory map of version {_MAP_VERSION}, got {_kind(layout['version'])}; "
+            f"{path}: expected a memory map of version {_MAP_VERSION}, got {version!r:.60}; "
             "use the SmartPool that wrote it, or a later one"
         )
+    try:
+        found = checked(document, _DUMP, "")
+        layout = found.get("memory_map", {})
+        ranges, blocks = (_columns(name, layout.get(name, {})) for name in ("ranges", "blocks"))
+    except ValueError as error:
+        raise TraceFormatError(f"{path}: {error}") from None
+    facts = {name: found[name] for name in ("time", "smartpool", "stack") if name in found}
     return Dump(
         name=Path(path).stem,
-        facts=_facts(where, document),
-        story=_story(where, _mapping(where, "story", document.get("story"))),
-        ranges=_columns(where, "ranges", layout, _RANGES),
-        blocks=_columns(where, "blocks", layout, _BLOCKS, optional=("stack",)),
-        stacks=_list(where, "memory_map.stacks", layout.get("stacks", []), _is_text, "texts"),
+        facts=facts | found.get("process", {}),
+        story={"fragmentation": {}, "holders": [], "advice": []} | found["story"],
+        ranges=ranges,
+        blocks=blocks,
+        stacks=layout.get("stacks", []),
     )
 
 
-# ---------------------------------------------------------------------- what a value may be
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _LIMIT
-
-
-def _is_count_or_none(value: object) -> bool:
-    return value is None or _is_count(value)
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, float) or (type(value) is int and abs(value) < _LIMIT)
-
-
-def _is_name_or_none(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_handle(value: object) -> bool:
-    return isinstance(value, str) or (type(value) is int and abs(value) < 1 << 64)
-
-
-def _is_place(value: object) -> bool:
-    return value is None or (type(value) is int and abs(value) < _LIMIT)
-
-
-_COUNT: Final = (_is_count, "an integer from 0 to 2**62")
-_TEXT: Final = (_is_text, "text")
-_FIGURES: Final[_Fields] = {
-    "requested_bytes": (_is_size, "a number of bytes"),  # it may be what no memory holds
-    **dict.fromkeys(("live_bytes", "live_blocks", "reserved_bytes", "cap_bytes"), _COUNT),
-}
-_MORE: Final[_Fields] = {
-    **dict.fromkeys(
-        ("cached_bytes", "gap_bytes", "largest_free_bytes", "device_free_bytes", "device_total_bytes"), _COUNT
-    ),
-    "device": _TEXT,
-    "stream": (_is_handle, "a number or text"),
-    "code": _TEXT,
-}
-_HOLDER: Final[_Fields] = {"kind": _TEXT, "name": _TEXT, "blocks": _COUNT, "nbytes": _COUNT}
-_ADVICE: Final[_Fields] = {"text": _TEXT, "nbytes": (_is_count_or_none, "a number of bytes or null")}
-_RANGES: Final[_Fields] = {"address": _COUNT, "nbytes": _COUNT, "state": _TEXT, "block": _COUNT}
-_BLOCKS: Final[_Fields] = {
-    "address": _COUNT,
-    "requested_bytes": _COUNT,
-    "stream": (_is_handle, "numbers or texts"),
-    "tier": _TEXT,
-    "tag": (_is_name_or_none, "texts or null"),
-    "stack": (_is_place, "numbers of stacks"),
-}
-
-
-# ---------------------------------------------------------------------- the parts
-
-
-def _facts(where: str, document: Mapping[str, Any]) -> Mapping[str, str]:
-    facts = _checked(where, "", document, dict.fromkeys(("time", "smartpool", "stack"), _TEXT))
-    process = _mapping(where, "process", document.get("process", {}))
-    return facts | _checked(where, "process.", process, {"thread": _TEXT})
-
-
-def _story(where: str, story: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key in _FIGURES:
-        if key not in story:
-            raise TraceFormatError(f"{where}: expected story.{key}, a number of bytes or blocks, got none")
-    parts = _mapping(where, "story.fragmentation", story.get("fragmentation", {}))
-    shares = dict.fromkeys(parts, (_is_share, "a number"))
-    return {
-        **_checked(where, "story.", story, {**_FIGURES, **_MORE}),
-        "fragmentation": {
-            encodable(name): share
-            for name, share in _checked(where, "story.fragmentation.", parts, shares).items()
-        },
-        **{
-            key: [
-                _checked(where, f"story.{key}.", entry, fields)
-                for entry in _list(where, f"story.{key}", story.get(key, []), _is_mapping, "objects")
-            ]
-            for key, fields in (("holders", _HOLDER), ("advice", _ADVICE))
-        },
-    }
-
-
-def _columns(
-    where: str, name: str, layout: Mapping[str, Any], fields: _Fields, *, optional: Sequence[str] = ()
-) -> Mapping[str, Sequence[Any]]:
-    given = _mapping(where, f"memory_map.{name}", layout.get(name, {}))
-    columns = {
-        key: _list(where, f"{name}.{key}", given.get(key, []), good, expected)
-        for key, (good, expected) in fields.items()
-        if key in given or key not in optional
-    }
+def _columns(name: str, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return the columns of a table, empty ones where it is empty."""
+    needed = (key.removesuffix("?") for key in _MAP[f"{name}?"] if key != "stack?")
+    columns = {**{key: [] for key in needed}, **given}
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise TraceFormatError(f"{where}: expected the columns of {name} to be of one length, got {lengths}")
+        raise ValueError(f"expected the columns of {name} to be of one length, got {lengths}")
     return columns
 
 
-def _checked(where: str, place: str, entry: Mapping[str, Any], fields: _Fields) -> dict[str, Any]:
-    """Return the values of the fields that an entry has, each as it must be."""
-    for key in fields.keys() & entry.keys():
-        good, expected = fields[key]
-        if not good(entry[key]):
-            raise TraceFormatError(
-                f"{where}: expected {place}{key} to be {expected}, got {_kind(entry[key])}"
-            )
-    return {key: _kept(entry[key]) for key in fields if key in entry}
+# ---------------------------------------------------------------------- what a dump is
 
 
-def _list(where: str, what: str, values: object, good: _Check, expected: str) -> list[Any]:
-    if not isinstance(values, list) or not all(map(good, values)):
-        wrong = values if not isinstance(values, list) else next(one for one in values if not good(one))
-        raise TraceFormatError(f"{where}: expected {what} to be a list of {expected}, got {_kind(wrong)}")
-    return [_kept(value) for value in values]
-
-
-def _mapping(where: str, what: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TraceFormatError(f"{where}: expected {what!r} to be an object, got {_kind(value)}")
-    return value
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _kept(value: Any) -> Any:
-    return encodable(value) if isinstance(value, str) else value
-
-
-def _kind(value: object) -> str:
-    """Return a value for a message; what may be of any length by its type."""
-    return shown(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+_SIZE: Final = Kind(lambda value: type(value) is int and value >= 0, "a number of bytes")
+_SIZE_OR_NONE: Final = Kind(lambda value: value is None or COUNT.good(value), "a number of bytes or null")
+_SHARE: Final = Kind(
+    lambda value: isinstance(value, float) or (type(value) is int and abs(value) < _LIMIT), "a number"
+)
+_NAME: Final = Kind(lambda value: value is None or isinstance(value, str), "text or null")
+_HANDLE: Final = Kind(
+    lambda value: isinstance(value, str) or (type(value) is int and abs(value) < 1 << 64), "a number or text"
+)
+_PLACE: Final = Kind(
+    lambda value: value is None or (type(value) is int and abs(value) < _LIMIT), "the number of a stack"
+)
+_STORY: Final[dict[str, Any]] = {
+    "requested_bytes": _SIZE,  # it may be what no memory holds
+    **dict.fromkeys(("live_bytes", "live_blocks", "reserved_bytes", "cap_bytes"), COUNT),
+    **dict.fromkeys(("cached_bytes?", "gap_bytes?", "largest_free_bytes?"), COUNT),
+    **dict.fromkeys(("device_free_bytes?", "device_total_bytes?"), COUNT),
+    "device?": TEXT,
+    "stream?": _HANDLE,
+    "code?": TEXT,
+    "fragmentation?": {"*": _SHARE},
+    "holders?": [{"kind?": TEXT, "name?": TEXT, "blocks?": COUNT, "nbytes?": COUNT}],
+    "advice?": [{"text?": TEXT, "nbytes?": _SIZE_OR_NONE}],
+}
+_MAP: Final[dict[str, Any]] = {
+    "ranges?": {"address?": [COUNT], "nbytes?": [COUNT], "state?": [TEXT], "block?": [COUNT]},
+    "blocks?": {
+        "address?": [COUNT],
+        "requested_bytes?": [COUNT],
+        "stream?": [_HANDLE],
+        "tier?": [TEXT],
+        "tag?": [_NAME],
+        "stack?": [_PLACE],
+    },
+    "stacks?": [TEXT],
+}
+_DUMP: Final[dict[str, Any]] = {
+    **dict.fromkeys(("time?", "smartpool?", "stack?"), TEXT),
+    "process?": {"thread?": TEXT},
+    "story": _STORY,
+    "memory_map?": _MAP,
+}
