@@ -203,6 +203,9 @@ class Stranger:
                     if self._goes_on:
                         while True:
                             connection.sendall(self._goes_on)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1 << 16):  # who closes with something unread takes it back
+                        pass
                 except OSError:  # nobody listens any more
                     pass
 
