@@ -121,8 +121,6 @@ class OrderedIntegers:
 
         O(log n) and O(1) for each.
         """
-        if self.sole is not None:
-            return self.sole[max(0, bisect_right(self.sole, low) - 1) : bisect_left(self.sole, high)]
         floor = self.floor(low)
         return list(takewhile(high.__gt__, self.from_(low if floor is None else floor)))
 

@@ -14,7 +14,7 @@ hundreds of times.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -100,7 +100,12 @@ class RangeMap(Generic[Item]):
 
     def at(self, address: int) -> Item | None:
         """Return the item that holds `address`, or None. O(log n)."""
-        start = self._starts.floor(address)
+        sole = self._starts.sole
+        if sole is None:
+            start = self._starts.floor(address)
+        else:
+            place = bisect_right(sole, address)
+            start = sole[place - 1] if place else None
         if start is None:
             return None
         item = self._at[start]
@@ -108,8 +113,12 @@ class RangeMap(Generic[Item]):
 
     def touching(self, start: int, end: int) -> list[Item]:
         """Return the items that share an address with [start, end), in order. O(log n), O(1) for each."""
-        at = self._at
-        found = [at[place] for place in self._starts.spanning(start, end)]
+        sole = self._starts.sole
+        if sole is None:
+            starts = self._starts.spanning(start, end)
+        else:
+            starts = sole[max(0, bisect_right(sole, start) - 1) : bisect_left(sole, end)]
+        found = [*map(self._at.__getitem__, starts)]
         if found and found[0].start + found[0].size <= start:
             del found[0]
         return found

@@ -185,7 +185,7 @@ class AddressBook:
             advice = f"expected an address that is a multiple of {self.granularity}"
             raise refusal("map_chunk", advice, address=address, chunk=handle)
         reservation = self._reservations.at(address)
-        if reservation is None or end > reservation.end:
+        if reservation is None or end > reservation.start + reservation.size:
             advice = f"[address, address + {chunk.size}) does not lie inside one reservation"
             raise refusal("map_chunk", advice, address=address, chunk=handle)
         if self._mappings.touching(address, end):

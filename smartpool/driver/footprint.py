@@ -54,7 +54,8 @@ class Footprint:
     @property
     def free(self) -> int:
         """Physical bytes that nobody holds."""
-        return self.capacity - self.held
+        small = align_up(self.small_bytes, self.page) if self.small_bytes else 0
+        return self.capacity - self.chunk_bytes - self.large_bytes - small
 
     def emptied(self) -> Footprint:
         """Return a footprint of the same device in which nothing is held."""

@@ -87,7 +87,9 @@ class HostDriver(HostStreams):
     def reserve(self, size: int) -> int:
         """Return the base of a fresh range of addresses with no memory behind them."""
         with self._lock:
-            self._begin_virtual("reserve")
+            self.calls["reserve"] += 1
+            if not self.granularity:
+                raise self._without_virtual("reserve")
             if self.faults.alert:
                 self.faults.check("reserve", size=size)
             self._book.check_granular("reserve", size)
@@ -99,7 +101,9 @@ class HostDriver(HostStreams):
     def unreserve(self, address: int, size: int) -> None:
         """Give back a whole reservation in which nothing is mapped."""
         with self._lock:
-            self._begin_virtual("unreserve")
+            self.calls["unreserve"] += 1
+            if not self.granularity:
+                raise self._without_virtual("unreserve")
             if self.faults.alert:
                 self.faults.check("unreserve", address=address, size=size)
             self._book.remove_reservation(address, size)
@@ -113,7 +117,9 @@ class HostDriver(HostStreams):
     def create_chunk(self, size: int) -> int:
         """Return a handle of physical memory, mapped nowhere."""
         with self._lock:
-            self._begin_virtual("create_chunk")
+            self.calls["create_chunk"] += 1
+            if not self.granularity:
+                raise self._without_virtual("create_chunk")
             if self.faults.alert:
                 self.faults.check("create_chunk", size=size)
             self._book.check_granular("create_chunk", size)
@@ -127,7 +133,9 @@ class HostDriver(HostStreams):
     def release_chunk(self, chunk: int) -> None:
         """Give the memory of a chunk that is mapped nowhere back."""
         with self._lock:
-            self._begin_virtual("release_chunk")
+            self.calls["release_chunk"] += 1
+            if not self.granularity:
+                raise self._without_virtual("release_chunk")
             if self.faults.alert:
                 self.faults.check("release_chunk", chunk=chunk)
             size = self._book.remove_chunk(chunk)
@@ -141,7 +149,9 @@ class HostDriver(HostStreams):
     def map_chunk(self, address: int, chunk: int) -> None:
         """Map the whole chunk at `address`."""
         with self._lock:
-            self._begin_virtual("map_chunk")
+            self.calls["map_chunk"] += 1
+            if not self.granularity:
+                raise self._without_virtual("map_chunk")
             if self.faults.alert:
                 self.faults.check("map_chunk", address=address, chunk=chunk)
             mapping = self._book.map(address, chunk)
@@ -154,7 +164,9 @@ class HostDriver(HostStreams):
     def enable_access(self, address: int, size: int) -> None:
         """Let this device read and write the range, which must be mapped all over."""
         with self._lock:
-            self._begin_virtual("enable_access")
+            self.calls["enable_access"] += 1
+            if not self.granularity:
+                raise self._without_virtual("enable_access")
             if self.faults.alert:
                 self.faults.check("enable_access", address=address, size=size)
             mappings = self._book.enable_access(address, size)
@@ -165,7 +177,9 @@ class HostDriver(HostStreams):
     def unmap(self, address: int, size: int) -> None:
         """Unmap all chunks mapped in the range."""
         with self._lock:
-            self._begin_virtual("unmap")
+            self.calls["unmap"] += 1
+            if not self.granularity:
+                raise self._without_virtual("unmap")
             if self.faults.alert:
                 self.faults.check("unmap", address=address, size=size)
             mappings = self._book.unmap(address, size)
@@ -185,13 +199,17 @@ class HostDriver(HostStreams):
     def share_chunks(self) -> None:
         """Make chunks that are created from now on exportable."""
         with self._lock:
-            self._begin_virtual("share_chunks")
+            self.calls["share_chunks"] += 1
+            if not self.granularity:
+                raise self._without_virtual("share_chunks")
             self._share_chunks()
 
     def export_chunk(self, chunk: int) -> int:
         """Return a new file descriptor for a chunk; the caller closes it."""
         with self._lock:
-            self._begin_virtual("export_chunk")
+            self.calls["export_chunk"] += 1
+            if not self.granularity:
+                raise self._without_virtual("export_chunk")
             if self.faults.alert:
                 self.faults.check("export_chunk", chunk=chunk)
             self._book.check_chunk("export_chunk", chunk)
@@ -200,7 +218,9 @@ class HostDriver(HostStreams):
     def import_chunk(self, descriptor: int, size: int) -> int:
         """Return a handle of the chunk behind a file descriptor, which stays the caller's."""
         with self._lock:
-            self._begin_virtual("import_chunk")
+            self.calls["import_chunk"] += 1
+            if not self.granularity:
+                raise self._without_virtual("import_chunk")
             if self.faults.alert:
                 self.faults.check("import_chunk", descriptor=descriptor, size=size)
             self._book.check_granular("import_chunk", size)
@@ -320,13 +340,11 @@ class HostDriver(HostStreams):
 
     # --- inside ---
 
-    def _begin_virtual(self, call: str) -> None:
-        self.calls[call] += 1
-        if not self.granularity:
-            raise UnsupportedError(
-                f"{call}: {self.name} has no virtual memory on this platform; use raw allocations, "
-                "or the model device"
-            )
+    def _without_virtual(self, call: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"{call}: {self.name} has no virtual memory on this platform; use raw allocations, "
+            "or the model device"
+        )
 
     def _out_of_memory(self, call: str, size: int) -> DriverOutOfMemoryError:
         advice = f"{self._footprint.free} of {self._footprint.capacity} bytes are free"

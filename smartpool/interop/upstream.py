@@ -13,6 +13,7 @@ from typing import Any
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.cuda import CudaDriver
+from smartpool.driver.protocol import refusal
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvalidRequestError
 from smartpool.interop._frameworks import framework
 from smartpool.pool.graphs.found import serve_captured
@@ -97,11 +98,13 @@ class UpstreamDriver(CudaDriver):
 
     def free(self, address: int) -> None:
         """Give back what `allocate` returned, once the device is done with it."""
-        self._check_raw(address)
-        del self._raw[address]
         self.calls["free"] += 1
         self.synchronize()
-        self._give_back.pop(address)()
+        give_back = self._give_back.pop(address, None)
+        if give_back is None:
+            raise refusal("free", "pass an address that allocate returned, once", address=address)
+        self._raw.pop(address, None)
+        give_back()
         self._finish_closing()
 
     def _take(self, size: int) -> Any:

@@ -228,6 +228,36 @@ class Arena(Gaps):
         self.extent_bytes += size
         return self.lend(start, size, barrier=barrier, uses=uses)
 
+    def extend_for(self, start: int, size: int, block: int) -> int:
+        """Lend [start, start + size), and lay a block of `block` bytes at the low end of the gap that has it.
+
+        As `extend` and `place` without uses, written out, at a fifth of their time.
+        """
+        large, end = self._large, start + size
+        starts, sizes = large.starts, large.sizes
+        apart = self.uses or self._barriers or start in self._before or end in self._at
+        if starts is None or sizes is None or apart or len(starts) >= LEAF:
+            return self.place(self.extend(start, size), block)
+        self.extent_bytes += size
+        place = bisect_left(starts, start)
+        if place < len(starts) and starts[place] == end:
+            del starts[place]
+            end += sizes.pop(place)
+        if place and starts[place - 1] + sizes[place - 1] == start:
+            place -= 1
+            start -= sizes.pop(place)
+            del starts[place]
+        rest = start + block
+        left = end - rest
+        if left >= self._apart:
+            starts.insert(place, rest)
+            sizes.insert(place, left)
+        elif left:
+            self._add_gap(rest, left, None)
+        self._blocks[start] = block
+        self.live_bytes += block
+        return start
+
     def retract(self, gap: Range, start: int, size: int) -> None:
         """Take [start, start + size) back, all of it inside the free `gap`."""
         if self.gap_at(gap.start) != gap:

@@ -30,7 +30,7 @@ from smartpool.errors import InvariantError
 from smartpool.memory.large_gaps import LargeGaps
 from smartpool.units import MiB
 
-__all__ = ["ALIGNMENT", "APART", "TRIES", "Gaps", "Range", "Uses", "join_uses"]
+__all__ = ["ALIGNMENT", "APART", "TRIES", "Gaps", "Range", "Uses", "join_uses", "size_then_address"]
 
 ALIGNMENT: Final = 512
 """Bytes: every block starts on a multiple of it and is a multiple of it long."""
@@ -118,16 +118,16 @@ class Gaps:
 
     def gaps_by_size(self) -> Iterator[Range]:
         """Yield the gaps, largest first. The arena must not change meanwhile. O(n log n), in parts."""
-        for start, size in sorted(self._large, key=_size_then_address, reverse=True):
+        for start, size in sorted(self._large, key=size_then_address, reverse=True):
             yield Range(start, size)
         for power in reversed(self._powers):
-            for start, size in sorted(power.items(), key=_size_then_address, reverse=True):
+            for start, size in sorted(power.items(), key=size_then_address, reverse=True):
                 yield Range(start, size)
 
-    def large_gaps(self) -> Iterator[Range]:
-        """Yield the large gaps by address. The arena must not change meanwhile."""
-        for start, size in self._large:
-            yield Range(start, size)
+    def large_gaps(self) -> list[tuple[int, int]]:
+        """Return (start, size) of the large gaps by address."""
+        starts, sizes = self._large.starts, self._large.sizes
+        return [*self._large] if starts is None or sizes is None else [*zip(starts, sizes, strict=True)]
 
     @property
     def largest_gap(self) -> Range | None:
@@ -217,6 +217,9 @@ class Gaps:
         behind = first + gap[1] - end
         if start < first or behind < 0:
             raise InvariantError(f"[{start:#x}, +{size}) is not inside {gap}")
+        if start == first and behind >= self._apart and not self.uses:
+            self._large.shrink(start, size)
+            return
         uses = self._remove_gap(*gap)
         if start > first:
             self._add_gap(first, start - first, uses)
@@ -291,7 +294,8 @@ class Gaps:
         ]
 
 
-def _size_then_address(gap: tuple[int, int]) -> tuple[int, int]:
+def size_then_address(gap: tuple[int, int]) -> tuple[int, int]:
+    """Return by what to order gaps, (start, size), so that the last one is the largest, and lowest."""
     return gap[1], -gap[0]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from smartpool.driver.cuda.context import Context
 from smartpool.driver.protocol import refusal
@@ -22,6 +22,12 @@ from smartpool.errors import DriverError, UnsupportedError
 from smartpool.forks import renewed
 
 __all__ = ["VirtualMemory"]
+
+_ADVICE: Final = {
+    "free": "pass an address that allocate returned, once",
+    "release_chunk": "no such chunk: pass a handle from create_chunk, not released",
+    "unreserve": "pass the address and size of one whole reservation, once",
+}
 
 
 class VirtualMemory:
@@ -60,8 +66,7 @@ class VirtualMemory:
         """Give back a whole reservation in which nothing is mapped."""
         self._require_virtual("unreserve")
         if self._reserved.get(address) != size:
-            advice = "pass the address and size of one whole reservation, once"
-            raise refusal("unreserve", advice, address=address, size=size)
+            raise refusal("unreserve", _ADVICE["unreserve"], address=address, size=size)
         function = self._api.cuMemAddressFree
         self._return(self._reserved, "unreserve", function, (address, size), address=address, size=size)
 
@@ -78,7 +83,6 @@ class VirtualMemory:
     def release_chunk(self, chunk: int) -> None:
         """Give the memory of a chunk that is mapped nowhere back."""
         self._require_virtual("release_chunk")
-        self._size_of("release_chunk", chunk)
         self._return(self._chunks, "release_chunk", self._api.cuMemRelease, (chunk,), chunk=chunk)
 
     def map_chunk(self, address: int, chunk: int) -> None:
@@ -159,7 +163,7 @@ class VirtualMemory:
     def _size_of(self, call: str, chunk: int) -> int:
         size = self._chunks.get(chunk)
         if size is None:
-            raise refusal(call, "no such chunk: pass a handle from create_chunk, not released", chunk=chunk)
+            raise refusal(call, _ADVICE["release_chunk"], chunk=chunk)
         return size
 
     def _return(
@@ -171,7 +175,9 @@ class VirtualMemory:
         **arguments: int,
     ) -> None:
         """Give back what `held` has under the first of `values`; where CUDA refuses it stays there."""
-        size = held.pop(values[0])
+        size = held.pop(values[0], None)  # one of many threads has it
+        if size is None:
+            raise refusal(call, _ADVICE[call], **arguments)
         try:
             self._call(call, function, values, **arguments)
         except DriverError:

@@ -10,15 +10,12 @@ Invariants::
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from smartpool.driver.protocol import Driver
 from smartpool.driver.returning import Returning
 from smartpool.errors import DriverOutOfMemoryError
 
 __all__ = ["DeviceMemory"]
-
-_MANY: Final = 4  # chunks cost more to make and give back than a question to the driver
 
 
 class DeviceMemory:
@@ -61,11 +58,8 @@ class DeviceMemory:
         self.reserved_bytes += size
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
-    def check_room(self, call: str, size: int, *, chunks: int = 1) -> None:
-        """Raise `DriverOutOfMemoryError` when the cap cannot hold `size` bytes more.
-
-        Where they are many chunks the device is asked as well, before one is made.
-        """
+    def check_room(self, call: str, size: int, *, of_device: bool = False) -> None:
+        """Raise `DriverOutOfMemoryError` when the cap, or `of_device`, cannot hold `size` bytes more."""
         if size > self.cap_bytes - self.reserved_bytes:
             raise DriverOutOfMemoryError(
                 call,
@@ -73,7 +67,7 @@ class DeviceMemory:
                 {"size": size, "reserved": self.reserved_bytes, "cap": self.cap_bytes},
                 advice=f"the pool holds {'its limit' if self.limited else 'the whole device'}",
             )
-        if chunks > _MANY and size > (free := self.driver.memory_info().free):
+        if of_device and size > (free := self.driver.memory_info().free):
             raise DriverOutOfMemoryError(call, "OUT_OF_MEMORY", {"size": size, "free": free})
 
     def recount(self, chunk_bytes: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from smartpool.driver.protocol import MappedRange
 from smartpool.errors import InvariantError
-from smartpool.memory.arena import Arena, Range, Uses, side_by_side
+from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, side_by_side
 from smartpool.memory.stitch import largest_window
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.growing import Growing
@@ -81,26 +81,31 @@ class ElasticHeap:
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Find memory for a block that fits no gap; see `Heap.extend`."""
         growing = self._growing
-        growing.price()
+        if not growing.priced:
+            growing.price()
         before = growing.peak_live_bytes
         growing.peak_live_bytes = max(before, self.live_bytes + size)
         try:
-            address = self._extend(size, alignment, stream, uses)
+            if self.windows.kept_mappings > self.windows.most_kept:
+                self.windows.reap_oldest(uses)
+            address = self._add_slab_for(size, alignment, stream) if size < self._slab_limit else None
+            if address is None:
+                address = self._place_at_home(size, alignment, stream)
+            return growing.extend(size, alignment, stream, uses) if address is None else address
         except BaseException:
             growing.peak_live_bytes = before  # a refused request buys no budget
             raise
-        return address
 
-    def _extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
-        if self.windows.crowded:
-            self.windows.reap_oldest(uses)
-        if size < self._slab_limit and self._slabs.add():
-            address = self.allocate(size, alignment, stream)
-            if address is not None:
-                return address
-        self._slabs.give_back()
-        address = place_for_stream(self._home, self._clock, size, alignment, stream)
-        return self._growing.extend(size, alignment, stream, uses) if address is None else address
+    def _add_slab_for(self, size: int, alignment: int, stream: int) -> int | None:
+        return self.allocate(size, alignment, stream) if self._slabs.add() else None
+
+    def _place_at_home(self, size: int, alignment: int, stream: int) -> int | None:
+        """Place a block in a gap of home, slabs in which nothing is live among them."""
+        if self._slabs.starts:
+            self._slabs.give_back()
+        if self._home.uses or alignment > ALIGNMENT:
+            return place_for_stream(self._home, self._clock, size, alignment, stream)
+        return self._home.serve(size, [], self.free_elsewhere)
 
     def place_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
         """Place a block in what is free, without growing; see `Heap.place_idle`."""
@@ -110,8 +115,7 @@ class ElasticHeap:
                 address = self.allocate(size, alignment, stream)
             if address is not None:
                 return address
-        self._slabs.give_back()
-        address = place_for_stream(self._home, self._clock, size, alignment, stream)
+        address = self._place_at_home(size, alignment, stream)
         return self._growing.stitch_idle(size, alignment, stream, uses) if address is None else address
 
     def split(self, address: int, sizes: Sequence[int]) -> None:

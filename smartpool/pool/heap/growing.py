@@ -64,6 +64,8 @@ class Growing:
         The policy, from `price` on for these prices.
     peak_live_bytes
         What the budget is measured by; the heap, which knows what is live, sets it.
+    priced
+        Whether the prices are known.
     """
 
     def __init__(  # noqa: PLR0917 - the heap's own parts, in the order in which they stand on each other
@@ -85,23 +87,22 @@ class Growing:
         self._driver = memory.driver
         self._clock = clock
         self._prices = prices
-        self._priced = False
+        self.priced = False
 
     def __repr__(self) -> str:
         return f"<Growing: {self._chunks!r}, peak of {self.peak_live_bytes} bytes>"
 
     def price(self) -> None:
-        """Find out what the driver's calls cost, the first time; they are not needed before."""
-        if not self._priced:
-            self.policy = self.policy.priced(find_prices(self._driver, self._prices))
-            self._priced = True
+        """Find out what the driver's calls cost; they are not needed before the first growth."""
+        self.policy = self.policy.priced(find_prices(self._driver, self._prices))
+        self.priced = True
 
     # ------------------------------------------------------------------ a block
 
     def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
         """Grow within the budget; otherwise take or stitch what is free, and create only what is missing."""
         memory, policy, granularity = self._memory, self.policy, self._driver.granularity
-        budget = max(0, policy.budget_bytes(self.peak_live_bytes) - memory.reserved_bytes)
+        budget = max(0, int((1 + policy.slack) * self.peak_live_bytes) - memory.reserved_bytes)
         if budget < granularity and (kept := self._take_kept(size, alignment, stream, uses)) is not None:
             return kept
         # A gap may start at any multiple of 512.
@@ -115,13 +116,14 @@ class Growing:
         if missing <= most and (stitching is None or self._growing_pays(missing, stitching, budget)):
             ahead = min(budget, most, room, int(policy.ahead * self.peak_live_bytes))
             try:
-                gap = self._grow(start, max(missing, ahead // granularity * granularity))
+                grown = self._map(start, room, max(missing, ahead // granularity * granularity))
             except DriverOutOfMemoryError:  # the device holds less than the cap says: stitch
                 start, room, _ = self._find_site(size + alignment - ALIGNMENT)
             else:
-                gap_uses = self._home.uses_of(gap)
-                if gap_uses:
-                    self._clock.wait(gap_uses, stream)
+                if alignment <= ALIGNMENT and not self._home.uses:
+                    return self._home.extend_for(*grown, size)
+                gap = self._home.extend(*grown)
+                self._clock.wait(self._home.uses_of(gap), stream)
                 return self._home.place(gap, size, alignment)
         return self._stitch(
             stitching or self._choose(size, alignment, budget), alignment, stream, uses, (start, room)
@@ -135,7 +137,7 @@ class Growing:
         """
         granularity, gap_before = self._driver.granularity, self._home.gap_before
         best = (0, 0, 0)
-        for room, start in self._chunks.sites(_SITES_EXAMINED):
+        for start, room in self._chunks.sites(_SITES_EXAMINED):
             gap = None if fresh else gap_before(start)
             missing = -((gap[1] - size if gap else -size) // granularity) * granularity
             if room >= missing and (not best[2] or missing < best[2]):
@@ -145,21 +147,20 @@ class Growing:
             best = (start, room, -(-size // granularity) * granularity)
         return best
 
-    def _grow(self, start: int, size: int) -> Range:
-        """Map `size` bytes of new chunks at `start`, in one step, and return the gap that has them."""
+    def _map(self, start: int, room: int, size: int) -> Range:
+        """Map `size` bytes of new chunks at `start`, where there are `room` addresses, in one step."""
         sizes = self.policy.cut(
             size,
             peak_live_bytes=self.peak_live_bytes,
             cap_bytes=self._memory.cap_bytes,
             granularity=self._driver.granularity,
         )
-        self._chunks.map(start, sizes)
-        gap = self._home.extend(start, size)
+        self._chunks.map(Range(start, room), start, sizes)
         self._memory.tell("map", start, size)
-        return gap
+        return Range(start, size)
 
     def _shrink(self, part: Range) -> None:
-        """Undo `_grow`, while another failure is under way."""
+        """Take a new gap away again, while another failure is under way."""
         self._home.retract(self._gap_around(part), *part)
         self._chunks.take_back(*part)
         self._memory.tell("unmap", *part)
@@ -184,7 +185,9 @@ class Growing:
 
     def _take_kept(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
         """Place a block in a window that was made before; None when no such window's pieces are free."""
-        window = self._windows.find(size, alignment, self._home.is_free) if self._windows.kept else None
+        if not self._windows.kept_mappings:
+            return None
+        window = self._windows.find(size, alignment, self._home.is_free)
         if window is None:
             return None
         self._wait_for(window.pieces, stream, uses)
@@ -221,9 +224,9 @@ class Growing:
         if stitching.create_bytes:
             start, room = site
             if room < stitching.create_bytes:
-                start = self._find_site(stitching.create_bytes, fresh=True)[0]
-            created = (Range(start, stitching.create_bytes),)
-            self._grow(*created[0])
+                start, room, _ = self._find_site(stitching.create_bytes, fresh=True)
+            created = (self._map(start, room, stitching.create_bytes),)
+            self._home.extend(*created[0])
         try:
             pieces = _joined((*stitching.before, *created, *stitching.after), stitching.block_bytes)
             self._wait_for(pieces, stream, uses)
@@ -266,15 +269,14 @@ class Growing:
 
         Raises `DriverOutOfMemoryError` when the device holds no more.
         """
-        start, _, missing = self._find_site(size)
-        self._grow(start, missing)
+        self._home.extend(*self._map(*self._find_site(size)))
 
     def map_ahead(self, limit_bytes: int) -> int:
         """Map one new chunk of at most `limit_bytes` behind the last one; return its bytes, 0 for none.
 
         Raises `DriverOutOfMemoryError` when the device holds no more.
         """
-        if not self._priced:
+        if not self.priced:
             return 0
         limit = align_down(min(limit_bytes, self._memory.room_bytes), self._driver.granularity)
         if limit <= 0:
@@ -285,7 +287,7 @@ class Growing:
             cap_bytes=self._memory.cap_bytes,
             granularity=self._driver.granularity,
         )[0]
-        self._grow(self._find_site(size, fresh=True)[0], size)
+        self._home.extend(*self._map(*self._find_site(size, fresh=True)))
         return size
 
 

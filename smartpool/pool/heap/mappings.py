@@ -27,13 +27,14 @@ from typing import Final
 from smartpool.containers.range_map import Range, RangeMap
 from smartpool.driver.returning import Returning
 from smartpool.errors import DriverError, InvariantError
-from smartpool.memory.gaps import ALIGNMENT, Gaps
+from smartpool.memory.gaps import ALIGNMENT, Gaps, size_then_address
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.units import align_up
 
 __all__ = ["Mapping", "Mappings", "State"]
 
 _RESERVE_FACTOR: Final = 8  # times the device's memory; addresses are nearly free
+_MANY: Final = 4  # chunks cost more to make and give back than a question to the driver
 
 
 class State(Enum):
@@ -113,17 +114,17 @@ class Mappings:
         return self.addresses.lend(*reservation, barrier=True)
 
     def sites(self, most: int) -> list[tuple[int, int]]:
-        """Return (bytes, start) of free addresses, the largest first, `most` at most."""
-        free = [(size, start) for start, size in self.addresses.large_gaps()]
+        """Return (start, size) of free addresses, the largest first, `most` at most."""
+        free = self.addresses.large_gaps()
         if len(free) > 1:
-            free.sort(key=_size_then_address, reverse=True)
+            free.sort(key=size_then_address, reverse=True)
         return free[:most]
 
-    def find(self, size: int, alignment: int) -> int:
-        """Return where `size` bytes of addresses are free, the lowest place that is aligned."""
+    def find(self, size: int, alignment: int) -> tuple[Range, int]:
+        """Return free addresses, and where in them `size` bytes begin: as low as the alignment lets them."""
         alignment = max(alignment, self._driver.granularity)
         gap = self.addresses.find(size, alignment) or self.reserve(size + alignment)
-        return gap.start + alignment - 1 & -alignment
+        return gap, gap.start + alignment - 1 & -alignment
 
     def unreserve(self) -> None:
         """Give the addresses back. Nothing may be mapped any more."""
@@ -134,17 +135,14 @@ class Mappings:
 
     # ------------------------------------------------------------------ mapping
 
-    def map(self, start: int, sizes: Sequence[int], chunks: Sequence[int] = ()) -> None:
-        """Map chunks of `sizes` bytes one behind the other from `start` on, where the addresses are free.
+    def map(self, gap: Range, start: int, sizes: Sequence[int], chunks: Sequence[int] = ()) -> None:
+        """Map chunks of `sizes` bytes one behind the other from `start` on, in a gap of the addresses.
 
         The primary mappings make new chunks; aliases are of `chunks`. All of them are mapped, or none.
         """
-        total = sum(sizes)
-        gap = self.addresses.gap_around(start)
-        if gap is None:
-            raise InvariantError(f"no addresses at {start:#x} in {self!r}")
-        if self._primary:
-            self._memory.check_room("create_chunk", total, chunks=len(sizes))
+        total, memory = sum(sizes), self._memory
+        if self._primary and (total > memory.cap_bytes - memory.reserved_bytes or len(sizes) > _MANY):
+            memory.check_room("create_chunk", total, of_device=len(sizes) > _MANY)
         self.addresses.cut_out(gap, start, total)
         driver, address, made = self._driver, start, []
         try:
@@ -153,7 +151,7 @@ class Mappings:
                 mapping = Mapping(address, size, chunk)
                 self.table.add(mapping)
                 if self._primary:
-                    self._memory.hold(size)
+                    memory.hold(size)
                 driver.map_chunk(address, chunk)
                 made.append(mapping)
                 address += size
@@ -241,10 +239,6 @@ class Mappings:
             raise InvariantError(f"addresses are taken and free, or taken twice, in {self!r}: {every}")
         if union(every) != union(self._reservations):
             raise InvariantError(f"what is taken and free is not what is reserved in {self!r}: {every}")
-
-
-def _size_then_address(free: tuple[int, int]) -> tuple[int, int]:
-    return free[0], -free[1]
 
 
 def union(ranges: Iterable[Range]) -> list[Range]:

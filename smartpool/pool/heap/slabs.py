@@ -88,7 +88,7 @@ class Slabs:
 
     def give_back(self) -> None:
         """Turn slabs in which nothing is live back into gaps of home."""
-        for gap in list(self.arena.fitting(self._slab_bytes)) if self.starts else ():
+        for gap in list(self.arena.fitting(self._slab_bytes)):
             uses = self.arena.uses_of(gap)
             self.arena.retract(gap, *gap)
             self._home.free(gap.start, uses)

@@ -81,17 +81,19 @@ class Windows:
     ----------
     aliases
         The mappings. What is mapped lies in a window, or was left behind by a failure.
+    kept_mappings, most_kept
+        Those of retired windows, and how many there should be.
     """
 
     def __init__(self, memory: DeviceMemory, clock: StreamClock) -> None:
         self.aliases = Mappings(memory, primary=False)
+        self.kept_mappings, self.most_kept = 0, KEPT_MAPPINGS
         self._clock = clock
         self._showing: dict[int, set[int]] = {}  # chunk -> starts of windows that show it
         self._open: dict[int, Window] = {}  # by address of the block
         self._retired: OrderedDict[int, tuple[Window, Uses]] = OrderedDict()  # by start of the mapping
         self._by_room: list[tuple[int, int]] = []  # (room, start) of the retired ones that a block may take
         self._obstacles: dict[int, tuple[int, Range]] = {}  # by start: what was taken lately, and how far in
-        self._retired_mappings = 0
         self._split: dict[int, tuple[Window, Uses]] = {}  # by start, if open: what it was, uses of what ended
 
     def __len__(self) -> int:
@@ -107,8 +109,9 @@ class Windows:
         chunk starts, or is the first. A call that fails leaves nothing, or what `Mappings.settle` ends.
         """
         sizes, handles = [chunk.size for chunk in chunks], tuple([chunk.chunk for chunk in chunks])
-        mapped = Range(self.aliases.find(sum(sizes), alignment), sum(sizes))
-        self.aliases.map(mapped.start, sizes, handles)
+        gap, at = self.aliases.find(sum(sizes), alignment)
+        mapped = Range(at, sum(sizes))
+        self.aliases.map(gap, at, sizes, handles)
         start = mapped.start + pieces[0].start - chunks[0].start
         around = len(chunks) > 1 and chunks[0] is chunks[-1]  # both edges of one chunk: live in between
         end = pieces[0].start if around else chunks[-1].end
@@ -183,25 +186,15 @@ class Windows:
         self._retired[window.mapped.start] = (window, uses)
         del self._open[address]  # a window in both places is retired: see `mend`
         self._split.pop(window.mapped.start, None)
-        self._retired_mappings += len(window.handles)
+        self.kept_mappings += len(window.handles)
         if window.shown:
             insort(self._by_room, (window.room, window.mapped.start))
         return window
 
-    @property
-    def kept(self) -> int:
-        """How many windows there are that a block may take."""
-        return len(self._by_room)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether more mappings are kept than should be."""
-        return self._retired_mappings > KEPT_MAPPINGS
-
     def reap_oldest(self, uses: Uses) -> None:
         """Unmap windows until no more mappings are kept than should be, those used least lately first."""
         for window, own in list(self._retired.values()):
-            if not self.crowded:
+            if self.kept_mappings <= self.most_kept:
                 return
             if self._clock.idle(own or uses):
                 self._unmap(window)
@@ -288,7 +281,7 @@ class Windows:
         self._retired.clear()
         self._by_room.clear()
         self._obstacles.clear()
-        self._retired_mappings = 0
+        self.kept_mappings = 0
         self._showing = self._shown()
         windows = self._every()
         self.aliases.mend([window.mapped for window in windows])
@@ -347,7 +340,7 @@ class Windows:
     def _forget(self, start: int) -> None:
         """Take a window out of the retired ones."""
         window = self._retired.pop(start)[0]
-        self._retired_mappings -= len(window.handles)
+        self.kept_mappings -= len(window.handles)
         if window.shown:
             del self._by_room[bisect_left(self._by_room, (window.room, start))]
             self._obstacles.pop(start, None)

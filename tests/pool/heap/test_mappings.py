@@ -26,8 +26,8 @@ def open_mappings(capacity=CAPACITY):
 
 def grow(chunks, *units):
     sizes = [unit * UNIT for unit in units]
-    start = chunks.find(sum(sizes), UNIT)
-    chunks.map(start, sizes)
+    gap, start = chunks.find(sum(sizes), UNIT)
+    chunks.map(gap, start, sizes)
     return start
 
 
@@ -90,8 +90,8 @@ class MappingsMachine(RuleBasedStateMachine):
         sizes = [chunk.size for chunk in seen]
 
         def map_them():
-            start = self.aliases.find(sum(sizes), UNIT)
-            self.aliases.map(start, sizes, [chunk.chunk for chunk in seen])
+            gap, start = self.aliases.find(sum(sizes), UNIT)
+            self.aliases.map(gap, start, sizes, [chunk.chunk for chunk in seen])
             self.shown.append(Range(start, sum(sizes)))
 
         self.attempt(map_them, data)
@@ -184,9 +184,10 @@ def test_more_chunks_than_the_device_holds_are_refused_before_one_is_made():
 
 def test_addresses_are_found_aligned_and_given_back_whole():
     driver, _, chunks, _ = open_mappings()
-    starts = [grow(chunks, 1), chunks.find(UNIT, 16 * UNIT)]
-    assert starts[1] % (16 * UNIT) == 0
-    chunks.map(starts[1], [UNIT])
+    grow(chunks, 1)
+    gap, start = chunks.find(UNIT, 16 * UNIT)
+    assert start % (16 * UNIT) == 0
+    chunks.map(gap, start, [UNIT])
     for mapping in [*chunks]:
         chunks.unmap([mapping])
         chunks.drop(mapping)
