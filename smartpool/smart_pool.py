@@ -24,6 +24,7 @@ from typing import (
     Self,
     TypeVar,
     Unpack,
+    cast,
     runtime_checkable,
 )
 
@@ -46,7 +47,6 @@ from smartpool.pool.telemetry.hooks import Hooks
 from smartpool.pool.telemetry.labels import tagged
 from smartpool.pool.telemetry.statistics import PoolStatistics, Reduction
 from smartpool.pool_set import PoolSet
-from smartpool.recording import PoolRecording
 from smartpool.request import AllocationRequest, Shape, checked_size
 from smartpool.scopes import scoped
 from smartpool.sharing.exports import export_buffer
@@ -56,6 +56,7 @@ from smartpool.values import as_integer, shown
 if TYPE_CHECKING:
     from smartpool.live.server import LiveServer
     from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.trace.recording import PoolRecording
     from smartpool.trace.trace import Trace
 
 __all__ = ["AllocationResult", "SmartPool"]
@@ -136,6 +137,8 @@ class SmartPool:
     <SmartPool on model:1GiB: 0 B live, 2 MiB reserved>
     """
 
+    _recording: PoolRecording | None = None  # until one begins
+
     config: SmartPoolConfig
     managers: tuple[AdvancedMemoryPoolManager, ...]
     hooks: Hooks
@@ -156,7 +159,6 @@ class SmartPool:
         self._ids = itertools.count(1)
         self._last_id = 0
         self._maintenance = Maintenance(pools)
-        self._recording = PoolRecording(self.managers)
         self._manager = self.managers[0]
         self._malloc: Callable[..., int] = self._manager.malloc
         self._bins, self._live = self._manager.quick_path
@@ -500,7 +502,7 @@ class SmartPool:
         return PoolStatistics(
             devices=tuple(manager.snapshot() for manager in self.managers),
             target_reduction=self.config.target_fragmentation_reduction,
-            reduction=self._recording.reduction,
+            reduction=None if self._recording is None else self._recording.reduction,
             optimizations=upkeep.optimizations,
             memory_freed_bytes=upkeep.memory_freed_bytes,
             background_passes=upkeep.background.passes,
@@ -579,7 +581,11 @@ class SmartPool:
     def start_recording(self) -> None:
         """Record every request and free from now on. A recording that is on goes on."""
         self._pools.require_open()
-        self._recording.start()
+        if self._recording is None:
+            from smartpool.trace.recording import PoolRecording  # noqa: PLC0415 - for those who record
+
+            self.__dict__.setdefault("_recording", PoolRecording(self.managers))
+        cast("PoolRecording", self._recording).start()
 
     def stop_recording(self) -> Trace | None:
         """End the recording and return the trace of all devices, or None when none was on.
@@ -587,7 +593,8 @@ class SmartPool:
         What was recorded is forgotten: call `measured_reduction` before.
         """
         trace = self.recording()
-        self._recording.stop()
+        if self._recording is not None:
+            self._recording.stop()
         return trace
 
     def recording(self, device_id: int | None = None) -> Trace | None:
@@ -600,7 +607,8 @@ class SmartPool:
             device has streams of its own.
         """
         self._pools.require_ours()
-        return self._recording.trace(None if device_id is None else self._pools.number_of(device_id))
+        number = None if device_id is None else self._pools.number_of(device_id)
+        return None if self._recording is None else self._recording.trace(number)
 
     def measured_reduction(self) -> Reduction | None:
         """Compare the fragmentation of the recorded run with that of PyTorch's caching allocator.
@@ -618,7 +626,7 @@ class SmartPool:
         (100, True)
         """
         self._pools.require_ours()
-        return self._recording.measure()
+        return None if self._recording is None else self._recording.measure()
 
 
 def _named(name: str, method: Any) -> Any:

@@ -94,3 +94,17 @@ def test_importing_brings_no_cuda_and_little_else():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_pool_that_is_used_and_asked_brings_nothing_of_the_laboratory():
+    code = (
+        "import sys, smartpool;"
+        "pool = smartpool.SmartPool('model:1GiB', track=True);"
+        "pool.free(pool.malloc(1000)); pool.empty(10);"
+        "pool.optimize_memory(); pool.get_statistics(); str(pool.statistics); pool.measured_reduction();"
+        "pool.recording(); pool.stop_recording(); pool.memory_map(); pool.check(); pool.close();"
+        "beside = {'trace', 'report', 'live', 'testing', 'cli', 'interop', 'recommendations'};"
+        "print([m for m in sys.modules if m.startswith('smartpool.') and m.split('.')[1] in beside])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -15,6 +15,9 @@ anyone else can get it: two events about one address are then never swapped.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from heapq import merge
+from itertools import repeat
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -23,7 +26,10 @@ from smartpool.trace.builder import TraceBuilder
 from smartpool.trace.trace import Trace
 from smartpool.values import as_integer, shown
 
-__all__ = ["Recorder"]
+__all__ = ["Event", "Recorder", "trace_of"]
+
+Event = tuple[int, int, int | None, int | None, str | None]
+"""Nanoseconds, address, bytes (None for a free), stream (None for that of the allocation), and site."""
 
 _FIELDS: Final = 4  # of an event, in the flat list
 _FREED: Final = -1  # in place of the bytes
@@ -101,14 +107,12 @@ class Recorder:
         The metadata counts what was settled on the way (`smartpool.trace.builder` has the list) and
         says whether the recording is ``complete`` or overflowed.
         """
-        builder = TraceBuilder(f"recording {name!r}", ticks_per_us=1000)
         columns = iter(self._events.copy())
-        for pointer, nbytes, stream, time in zip(columns, columns, columns, columns, strict=True):
-            if nbytes == _FREED:
-                builder.free(pointer, stream=stream, time=time)
-            else:
-                builder.allocate(pointer, nbytes, stream=stream, time=time)
-        return builder.build(name, {"recorder": "smartpool", "complete": not self._overflowed})
+        events = (
+            (time, pointer, None if nbytes == _FREED else nbytes, stream, None)
+            for pointer, nbytes, stream, time in zip(columns, columns, columns, columns, strict=True)
+        )
+        return trace_of(name, [events], complete=not self._overflowed)
 
     def clear(self) -> None:
         """Forget everything and begin again; frees of what is live now will count as unknown."""
@@ -123,3 +127,21 @@ class Recorder:
         events = self._events.copy()
         if len(events) % _FIELDS or any(nbytes < _FREED for nbytes in events[1::_FIELDS]):
             raise InvariantError(f"recorder holds a broken event: {len(events)} fields, end {events[-8:]}")
+
+
+def trace_of(name: str, feeds: Sequence[Iterable[Event]], *, complete: bool, **meta: object) -> Trace:
+    """Return the events of some feeds as one trace, by their time; each feed has streams of its own."""
+    builder = TraceBuilder(f"recording {name!r}", ticks_per_us=1000)
+    alone = len(feeds) == 1
+    numbered = (zip(feed, repeat(number)) for number, feed in enumerate(feeds))
+    for (time, pointer, nbytes, stream, site), number in merge(*numbered, key=_time):
+        place, lane = (pointer, stream) if alone else ((number, pointer), (number, stream))
+        if nbytes is None:
+            builder.free(place, stream=lane, time=time)
+        else:
+            builder.allocate(place, nbytes, stream=lane, time=time, site=site)
+    return builder.build(name, {"recorder": "smartpool", "complete": complete, **meta})
+
+
+def _time(numbered: tuple[Event, int]) -> int:
+    return numbered[0][0]

@@ -15,9 +15,9 @@ from waiting import PATIENCE_S
 import smartpool
 from smartpool import GiB, MiB, SmartPool
 from smartpool.driver import ModelDriver
-from smartpool.recording import DeviceRecording
 from smartpool.trace import replay
 from smartpool.trace.baselines import make_baseline
+from smartpool.trace.recording import PoolRecording
 from smartpool.trace.trace import ALLOCATE
 
 
@@ -130,8 +130,8 @@ def test_a_look_at_statistics_replays_nothing(monkeypatch):
 
     with SmartPool(["model:8GiB"] * 2, record=True) as pool:
         held = ragged(pool) + ragged(pool, device_id=1)
-        monkeypatch.setattr("smartpool.recording._trace_of", forbidden)
-        monkeypatch.setattr("smartpool.recording.PoolRecording.measure", forbidden)
+        monkeypatch.setattr("smartpool.trace.recording._trace_of", forbidden)
+        monkeypatch.setattr("smartpool.trace.recording.PoolRecording.measure", forbidden)
         for _ in range(3):
             held.append(pool.malloc(1000))
             assert math.isnan(pool.get_statistics()["smartpool_stats"]["overall_reduction_percentage"])
@@ -161,10 +161,10 @@ def test_threads_that_start_a_recording_at_once_start_one():
 
 def test_a_recording_ends_at_its_limit():
     with SmartPool("model:8GiB") as pool:
-        recording = DeviceRecording(pool.managers[0], limit=1)
+        recording = PoolRecording(pool.managers, limit=1)
+        recording.start()
         for _ in range(20_000):
             pool.free(pool.malloc(512))
-        assert recording.overflowed
         trace = recording.trace()
         assert 0 < trace.events < 40_000
         assert trace.meta["complete"] is False
