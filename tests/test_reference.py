@@ -18,12 +18,29 @@ import smartpool
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "smartpool"
-INTERNAL = set(
-    """
-    cli containers copying csv_rows descriptors drawing files forks interpreters json_shapes lazy log
-    maintenance memory npz owner pool pool_set scopes streams values
-    """.split()
-)
+INTERNAL = {  # one a line, so that two people may change it
+    "cli",
+    "containers",
+    "copying",
+    "csv_rows",
+    "descriptors",
+    "drawing",
+    "files",
+    "forks",
+    "interpreters",
+    "json_shapes",
+    "lazy",
+    "log",
+    "maintenance",
+    "memory",
+    "npz",
+    "owner",
+    "pool",
+    "pool_set",
+    "scopes",
+    "streams",
+    "values",
+}
 """Parts whose names are public only where `smartpool` exports them."""
 
 
