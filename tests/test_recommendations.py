@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from smartpool import InvalidRequestError, KiB, MiB, SmartPool, SmartPoolConfig
-from smartpool.recommendations import _round_up, recommend
+from smartpool.recommendations import recommend
 
 QUIET = {"enable_auto_defragmentation": False, "fragmentation_threshold": 1.0}
 
@@ -91,21 +91,6 @@ def test_pooling_that_is_off_is_named_with_what_it_cost():
         assert found.figures["calls"] == 5
 
 
-def test_sizes_that_nearly_agree_are_told_what_rounding_would_bring():
-    random = Random(1)
-    with SmartPool("model:8GiB", SmartPoolConfig(record=True, **QUIET)) as pool:
-        for _ in range(400):
-            pool.free(pool.malloc(3 * MiB + random.randrange(100 * KiB)))
-        for _ in range(100):
-            pool.free(pool.malloc(700 * KiB))  # one size: nothing to say
-        (found,) = advice(pool, "sizes")
-        figures = found.figures
-        assert figures["requests"] == 400
-        assert figures["rounded_bytes"] == _round_up(3 * MiB + 50 * KiB)
-        assert figures["miss_share"] > 0.9
-        assert figures["miss_share_then"] == pytest.approx(1 / 400)
-
-
 def test_steps_that_nobody_marks_are_found_in_the_recording():
     for marked in (True, False):
         config = SmartPoolConfig(record=True, enable_predictive_allocation=marked, **QUIET)
@@ -167,13 +152,6 @@ def test_a_trace_is_advised_as_its_recording_is():
     for wrong in (None, "trace.npz", pool.config):
         with pytest.raises(InvalidRequestError, match="expected a SmartPool or a Trace, got"):
             recommend(wrong)
-
-
-@pytest.mark.parametrize("nbytes", [1, 511, 512, 513, 4097, 3 * MiB, 3 * MiB + 1])
-def test_rounding_adds_little(nbytes):
-    rounded = _round_up(nbytes)
-    assert nbytes <= rounded <= max(nbytes * 1.125, nbytes + 64)
-    assert _round_up(rounded) == rounded
 
 
 def test_the_old_name_says_what_to_call():
