@@ -7,7 +7,7 @@ from typing import Final
 
 from smartpool.units import BINARY_UNITS
 
-__all__ = ["byte_ticks", "count_ticks"]
+__all__ = ["byte_ticks"]
 
 _UNITS: Final = (*BINARY_UNITS, ("B", 1))
 
@@ -29,16 +29,6 @@ def byte_ticks(most: int, *, at_most: int = 6) -> list[tuple[int, str]]:
     step = max(1, round(step_units * factor))
     count = -(-most // step)
     return [(n * step, f"{n * step / factor:g} {unit}" if n else "0") for n in range(count + 1)]
-
-
-def count_ticks(most: int, *, at_most: int = 8) -> list[int]:
-    """Return round whole numbers from 0 to at most `most`.
-
-    >>> count_ticks(3840)
-    [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]
-    """
-    step = _round_step(max(most / at_most, 1))
-    return list(range(0, most + 1, round(step)))
 
 
 def _round_step(rough: float) -> float:

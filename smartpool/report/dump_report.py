@@ -11,8 +11,7 @@ import numpy as np
 
 from smartpool.report.dump import Dump
 from smartpool.report.packing import packed
-from smartpool.report.page import data_block, html_page, text_block
-from smartpool.report.svg import escaped
+from smartpool.report.page import data_block, escaped, html_page, text_block
 from smartpool.report.text import counted, format_count, format_share
 from smartpool.units import format_bytes
 

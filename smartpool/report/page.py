@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from collections.abc import Sequence
+from typing import Final
 
 from smartpool.drawing.assets import joined
-from smartpool.report.svg import escaped
+from smartpool.report.text import printable
 
-__all__ = ["data_block", "html_page", "text_block"]
+__all__ = ["NO_SCRIPT", "data_block", "escaped", "html_page", "text_block"]
+
+NO_SCRIPT: Final = (
+    "<noscript><p>The pictures need JavaScript; what is in words and tables does not.</p></noscript>"
+)
 
 
 def html_page(
     title: str,
     body: str,
     *,
-    styles: Sequence[str] = ("tokens.css", "page.css"),
-    scripts: Sequence[str] = ("format.js", "kit.js", "page.js"),
+    styles: Sequence[str],
+    scripts: Sequence[str],
 ) -> str:
     """Return a page with styles and scripts of ours.
 
@@ -46,6 +52,15 @@ def html_page(
         f"<title>{escaped(title)}</title>\n<style>\n{joined(styles, __package__)}</style>\n</head>\n"
         f"<body>\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def escaped(text: str) -> str:
+    """Return text that is safe inside an element and inside a quoted attribute.
+
+    >>> escaped('<b a="1">')
+    '&lt;b a=&quot;1&quot;&gt;'
+    """
+    return html.escape(printable(text), quote=True)
 
 
 def data_block(data: object, *, name: str | None = None) -> str:

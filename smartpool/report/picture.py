@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from smartpool._version import __version__
-from smartpool.report.chart import chart, panels, swatch
+from smartpool.report.chart import chart, chart_columns, chart_facts, panels, swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, Column, Comparison, best_of, best_text
-from smartpool.report.page import html_page
-from smartpool.report.svg import escaped
+from smartpool.report.packing import packed
+from smartpool.report.page import NO_SCRIPT, data_block, escaped, html_page, text_block
 from smartpool.report.text import counted
 from smartpool.trace.replay import Run
 from smartpool.units import format_bytes
@@ -25,6 +28,10 @@ from smartpool.units import format_bytes
 __all__ = ["picture", "write_picture"]
 
 OURS: Final = "smartpool"
+STYLES: Final = ("tokens.css", "page.css")
+SCRIPTS: Final = (
+    "format.js", "kit.js", "columns.js", "series.js", "view.js", "curves.js", "picture.js",
+)  # fmt: skip
 COLOURS: Final = 8
 """Colours in page.css: the first is ours, the others go round."""
 
@@ -61,14 +68,27 @@ def picture(runs: Iterable[Run], *, title: str | None = None) -> str:
     comparison = Comparison(runs)
     heading = title if title is not None else _heading(comparison)
     slots = _slots(comparison.allocators)
-    parts = [f'<header><p class="brand">SmartPool</p><h1>{escaped(heading)}</h1></header>', "<main>"]
+    parts = [f'<header><p class="brand">SmartPool</p><h1>{escaped(heading)}</h1></header>']
+    parts.append(f'<main><section class="problem" id="problem" hidden></section>{NO_SCRIPT}')
     if len(comparison.traces) > 1:
         parts.append(_overview(comparison, slots))
-    parts += [_trace_section(trace, comparison.of_trace(trace), slots) for trace in comparison.traces]
+    charts: list[dict[str, Any]] = []
+    columns: dict[str, NDArray[np.int64]] = {}
+    for number, trace in enumerate(comparison.traces):
+        runs = comparison.of_trace(trace)
+        parts.append(_trace_section(trace, runs, slots, number))
+        charts.append(chart_facts(runs, slots))
+        columns |= chart_columns(runs, number)
     if not comparison.runs:
         parts.append("<section><p>There are no runs to show.</p></section>")
-    parts += ["</main>", _footer()]
-    return html_page(heading, "\n".join(parts))
+    directory, text = packed(columns)
+    parts += [
+        "</main>",
+        _footer(),
+        data_block({"charts": charts, "columns": directory}, name="about"),
+        text_block(text, kind="application/octet-stream", name="columns"),
+    ]
+    return html_page(heading, "\n".join(parts), styles=STYLES, scripts=SCRIPTS)
 
 
 def _heading(comparison: Comparison) -> str:
@@ -85,13 +105,13 @@ def _slots(allocators: Sequence[str]) -> dict[str, int]:
 # ---------------------------------------------------------------------- sections
 
 
-def _trace_section(trace: str, runs: Sequence[Run], slots: Mapping[str, int]) -> str:
+def _trace_section(trace: str, runs: Sequence[Run], slots: Mapping[str, int], number: int) -> str:
     parts = [
         f'<section><h2>{escaped(trace)}</h2><p class="lead">{_lead(runs)}</p>',
-        chart(runs, slots),
+        chart(runs, slots, number),
         "<h3>Memory held for nothing</h3>",
         f'<p class="lead">{_PANELS_TEXT}</p>',
-        panels(runs, slots),
+        panels(runs, slots, number),
         "<h3>Figures</h3>",
         _table(runs, slots),
         "</section>",

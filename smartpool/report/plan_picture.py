@@ -19,7 +19,7 @@ from smartpool.drawing.ticks import byte_ticks
 from smartpool.planner.intervals import IntervalSet
 from smartpool.planner.pieces import Pieces
 from smartpool.planner.plans import Plan
-from smartpool.report.svg import escaped
+from smartpool.report.page import escaped
 from smartpool.report.text import counted
 from smartpool.units import format_size
 

@@ -20,8 +20,7 @@ from smartpool.report.analysis import Analysis, title_of
 from smartpool.report.chart import swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, PEAK_LIVE, best_of
 from smartpool.report.packing import packed
-from smartpool.report.page import data_block, html_page, text_block
-from smartpool.report.svg import escaped
+from smartpool.report.page import NO_SCRIPT, data_block, escaped, html_page, text_block
 from smartpool.report.text import counted, format_count, format_duration, format_share
 from smartpool.report.trace_data import about, columns_of, slot_of, tag_of
 from smartpool.trace.layouts import RECORDED, Layout
@@ -37,9 +36,6 @@ SCRIPTS: Final = (
     "overview.js", "timeline.js", "maps.js", "moment.js", "report.js",
 )  # fmt: skip
 _SAMPLES: Final = 24
-_NO_SCRIPT: Final = (
-    "<noscript><p>The pictures need JavaScript; what is in words and tables does not.</p></noscript>"
-)
 
 
 def write_trace_report(found: Analysis, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
@@ -75,7 +71,7 @@ def trace_report(found: Analysis, *, title: str | None = None) -> str:
             _header(found, heading),
             _bar(),
             '<main><section class="problem" id="problem" hidden></section>',
-            _NO_SCRIPT,
+            NO_SCRIPT,
             _time_section(found),
             _map_section(found),
             _fragmentation_section(),

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smartpool.drawing.ticks import byte_ticks, count_ticks
+from smartpool.drawing.ticks import byte_ticks
 
 
 @given(st.integers(0, 1 << 60))
@@ -20,12 +20,3 @@ def test_byte_ticks_begin_at_0_reach_the_most_and_are_few_and_even(most):
     assert 2 <= len(ticks) <= 8
     assert len({b - a for a, b in pairwise(ticks)}) == 1
     assert most > 1 << 50 or all(len(label) <= len("2.25 GiB") for _, label in byte_ticks(most))
-
-
-@given(st.integers(0, 10**9))
-def test_count_ticks_stay_within_the_count(most):
-    ticks = count_ticks(most)
-    assert ticks[0] == 0
-    assert len({b - a for a, b in pairwise(ticks)}) <= 1
-    assert ticks[-1] <= most
-    assert len(ticks) <= 10

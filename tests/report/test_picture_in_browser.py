@@ -1,64 +1,73 @@
-"""The page in a real browser, where there is one: its script runs under its own policy, and does its work."""
+"""The page of runs in a real browser, where there is one: its script alone runs, and does its work."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
+import json
+import sys
+from pathlib import Path
 
 import pytest
 from report_runs import HOSTILE, make_run
-from waiting import PATIENCE_S
 
-from smartpool.report.picture import picture
+from smartpool.report.picture import picture, write_picture
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-)  # fmt: skip
+sys.path.insert(0, str(Path(__file__).parents[1] / "live" / "kit"))
+from browser import CHROMIUM, Browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
-USER = """<script>
-const keys = document.querySelectorAll("button.key"), drawing = document.querySelector(".plot > svg");
-keys[1].click();
-drawing.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
-drawing.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
-</script></body>"""
+READY = "document.documentElement?.dataset.ready"
+TIP = "document.querySelector('.chart .tip').innerText"
+INTRUDER = "<script>document.title = 'gotcha'</script></body>"
 
 
-def opened(page: str, tmp_path) -> tuple[str, str]:
-    """Return the body after its scripts ran, and what the browser said about it."""
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile"), width=1200, height=1000) as browser:
+        yield browser
+
+
+def opened(browser: Browser, path: Path) -> Browser:
+    browser.said.clear()
+    browser.open(path.as_uri())
+    browser.until(f"location.href === {json.dumps(path.as_uri())} && {READY}")
+    return browser
+
+
+def test_the_script_runs_under_the_policy_and_nothing_else_does(browser, tmp_path):
+    runs = [make_run(name, name, device=name) for name in HOSTILE]
     path = tmp_path / "page.html"
-    path.write_text(page, encoding="utf-8")
-    done = subprocess.run(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=PATIENCE_S, check=True,
-    )  # fmt: skip
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout.split("</head>")[1], "\n".join(said)
-
-
-def test_the_script_runs_under_the_policy_and_nothing_else_does(tmp_path):
-    page = picture([make_run(name, name, device=name) for name in HOSTILE])
-    assert page.count(" disabled ") == len(HOSTILE)
-    shown, said = opened(page, tmp_path)
-    assert "<button" in shown
-    assert ' disabled=""' not in shown  # our script did that
-    assert said == ""
-    shown, said = opened(page.replace("</body>", USER), tmp_path)
-    assert 'aria-pressed="false"' not in shown
+    page = picture(runs)
+    path.write_text(INTRUDER.join(page.rsplit("</body>", 1)), encoding="utf-8")
+    opened(browser, path)
+    assert browser.run("document.querySelectorAll('button.key:enabled').length") == len(HOSTILE)
+    assert browser.run("document.querySelectorAll('canvas').length") == 2 * len(HOSTILE)
+    assert browser.run("document.title") != "gotcha"
+    assert browser.run("document.querySelectorAll('img').length") == 0
+    (said,) = browser.said
     assert "Content Security Policy" in said
 
 
-def test_values_under_the_cursor_and_hidden_lines(tmp_path):
-    page = picture([make_run(allocator="ours"), make_run(allocator="theirs", reserved=6 << 30)])
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    shown, said = opened(page.replace("</body>", USER), tmp_path)
-    assert said == ""
-    tip = re.search(r'<div class="tip"[^>]*>(.*?)</figure>', shown, re.DOTALL)[1]
-    words = re.sub(r"<[^>]+>", " ", tip).split()
-    assert words[:8] == ["event", "1", "ours", "2.00", "GiB", "live", "1.50", "GiB"]
-    assert len(re.findall(r'aria-pressed="false"', shown)) == 1
-    assert len(re.findall(r'class="(?:line|label)[^"]* off"', shown)) == 2
+def test_values_under_the_keys_and_hidden_lines(browser, tmp_path):
+    runs = [make_run(allocator="ours"), make_run(allocator="theirs", reserved=6 << 30)]
+    opened(browser, write_picture(runs, tmp_path / "page.html"))
+    press = "document.querySelector('.chart canvas').dispatchEvent(new KeyboardEvent('keydown', {key: '%s'}))"
+    browser.run(press % "ArrowRight")
+    assert browser.run(TIP).split() == [
+        "events", "0", "to", "4,", "the", "most",
+        "theirs", "3.00", "GiB", "ours", "2.00", "GiB", "live", "1.50", "GiB",
+    ]  # fmt: skip
+    browser.run("document.querySelectorAll('button.key')[1].click()")
+    browser.run(press % "ArrowRight")
+    assert browser.run(TIP).split()[4:10] == ["the", "most", "ours", "4.00", "GiB", "live"]
+    assert browser.run("document.querySelectorAll('[aria-pressed=false]').length") == 1
+    browser.run(press % "Escape")
+    assert browser.run("document.querySelector('.chart .tip').hidden")
+    assert browser.said == []
+
+
+def test_a_run_without_events_has_no_picture_and_no_complaint(browser, tmp_path):
+    run = make_run(live=0, reserved=0, events=0, timeline=())
+    opened(browser, write_picture([run], tmp_path / "page.html"))
+    assert browser.run("document.querySelectorAll('canvas').length") == 0
+    assert browser.said == []
