@@ -9,9 +9,10 @@ from typing import Final, Self
 
 from smartpool.config import SmartPoolConfig, unknown_setting
 from smartpool.copying import not_copied
-from smartpool.driver.protocol import Driver, check_driver, looks_like_driver
-from smartpool.errors import ConfigurationError, PoolClosedError
+from smartpool.driver.protocol import Driver
+from smartpool.errors import ConfigurationError, DeviceNotFoundError, PoolClosedError
 from smartpool.forks import ModuleLock
+from smartpool.pool_set import checked_devices
 from smartpool.smart_pool import SmartPool
 from smartpool.streams import DEFAULT_STREAMS, StreamSet
 from smartpool.values import as_integer
@@ -168,28 +169,18 @@ def integrate_smartpool_with_gpu_optimizer(optimizer: GPUMemoryOptimizer) -> Sma
 def _devices(settings: dict[str, object]) -> tuple[str | Driver, ...]:
     """Take the devices out of `settings`."""
     devices, numbers = settings.pop("devices", None), settings.pop("device_ids", None)
-    if devices is not None and numbers is not None:
-        raise ConfigurationError("devices", "expected either devices or device_ids, got both")
-    if devices is not None:
-        good = isinstance(devices, list | tuple) and all(map(_is_device, devices))
-        if not good or not devices:
+    if devices is None:
+        ordinals = [as_integer(one) for one in (numbers if isinstance(numbers, list | tuple) else ())]
+        if numbers is not None and (not ordinals or any(one is None or one < 0 for one in ordinals)):
             raise ConfigurationError(
-                "devices", f"expected names such as ['cpu'] or ['cuda:0'], or drivers, got {devices!r}"
+                "device_ids", f"expected CUDA device numbers such as [0, 1], got {numbers!r}"
             )
-        return tuple(devices)  # type: ignore[arg-type]
-    if numbers is None:
-        return ("cuda:0",)
-    ordinals = [as_integer(number) for number in numbers] if isinstance(numbers, list | tuple) else []
-    if not ordinals or any(ordinal is None or ordinal < 0 for ordinal in ordinals):
+        return tuple(f"cuda:{ordinal}" for ordinal in ordinals or [0])
+    if numbers is not None:
+        raise ConfigurationError("devices", "expected either devices or device_ids, got both")
+    try:
+        return checked_devices(devices if isinstance(devices, list | tuple) else ())
+    except DeviceNotFoundError:
         raise ConfigurationError(
-            "device_ids", f"expected CUDA device numbers such as [0, 1], got {numbers!r}"
-        )
-    return tuple(f"cuda:{ordinal}" for ordinal in ordinals)
-
-
-def _is_device(device: object) -> bool:
-    """Return whether `device` is a name or a driver; `ConfigurationError` for a driver that is not whole."""
-    if not isinstance(device, str) and looks_like_driver(device):
-        check_driver(device)
-        return True
-    return isinstance(device, str)
+            "devices", f"expected names such as ['cpu'] or ['cuda:0'], or drivers, got {devices!r}"
+        ) from None

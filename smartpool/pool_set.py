@@ -35,7 +35,7 @@ from smartpool.sharing.endings import sweep
 from smartpool.units import format_size
 from smartpool.values import as_integer, encodable, shown
 
-__all__ = ["PoolSet", "Profile"]
+__all__ = ["PoolSet", "Profile", "checked_devices", "not_added"]
 
 _NEAR_BITS: Final = 21  # a device often has all addresses that share the rest: it is asked first
 _MOST_NEAR: Final = 1 << 16
@@ -64,7 +64,7 @@ class PoolSet:
 
     def __init__(self, devices: object, config: SmartPoolConfig) -> None:
         self.config = config
-        self.managers = managers = _open_managers(_checked(devices), config)
+        self.managers = managers = _open_managers(checked_devices(devices), config)
         self.first = managers[0]
         self.closed = False
         self.hooks = Hooks(managers)
@@ -348,7 +348,7 @@ def not_added(method: str, callback: object) -> InvalidRequestError:
     return InvalidRequestError(f"callback: expected one that {method} was given, got {callback!r}")
 
 
-def _checked(given: object) -> tuple[str | Driver, ...]:
+def checked_devices(given: object) -> tuple[str | Driver, ...]:
     """Return the names and drivers that were given, one or a sequence."""
     devices = tuple(given) if isinstance(given, list | tuple) else (given,)
     drivers = [one for one in devices if not isinstance(one, str)]
