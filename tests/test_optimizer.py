@@ -10,7 +10,7 @@ import pytest
 from waiting import PATIENCE_S
 
 import smartpool
-from smartpool import AllocationRequest, GPUMemoryOptimizer, MiB
+from smartpool import AllocationRequest, GPUMemoryOptimizer, MiB, integrate_smartpool_with_gpu_optimizer
 from smartpool.driver import CpuDriver, ModelDriver
 from smartpool.errors import ConfigurationError, DeviceNotFoundError, StreamError
 
@@ -132,3 +132,42 @@ def test_a_request_without_a_device_goes_where_most_memory_is_available(optimize
     for result in results:
         pool.deallocate_memory(result.allocation_id)
     assert (first.live_bytes, second.live_bytes) == (10 * MiB, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"enable_smart_pool": 1}, "enable_smart_pool"),
+        ({"device_ids": ["0"]}, "device_ids"),
+        ({"device_ids": []}, "device_ids"),
+        ({"device_ids": [-1]}, "device_ids"),
+        ({"devices": "cpu"}, "devices"),
+        ({"devices": ["cpu", 3]}, "devices"),
+        ([("devices", ["cpu"])], "config"),
+        ("cpu", "config"),
+        ({3: 4, "devices": ["cpu"]}, "3"),
+        ({"optimization_interval": 10**400}, "optimization_interval"),
+        ({"devices": ["cpu"], "device_ids": [0]}, "devices"),
+        ({"devices": ["cpu"], "fragmentation_treshold": 0.3}, "fragmentation_treshold"),
+        ({"devices": ["cpu"], "fragmentation_threshold": 3}, "fragmentation_threshold"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, field):
+    with pytest.raises(ConfigurationError) as caught:
+        GPUMemoryOptimizer(settings)
+    assert caught.value.field == field
+    assert str(caught.value).startswith(field)
+
+
+def test_a_pool_that_does_not_come_by_itself_is_made_by_hand():
+    with GPUMemoryOptimizer({"enable_smart_pool": False, "devices": ["model:1GiB"]}) as optimizer:
+        with pytest.raises(ConfigurationError, match=r"^enable_smart_pool: .*integrate_smartpool_with"):
+            _ = optimizer.pool
+        assert optimizer.smart_pool is None
+        assert "no pool yet" in repr(optimizer)
+        pool = integrate_smartpool_with_gpu_optimizer(optimizer)
+        assert optimizer.pool is optimizer.smart_pool is pool
+        assert integrate_smartpool_with_gpu_optimizer(optimizer) is pool
+    assert pool.closed
+    with pytest.raises(ConfigurationError):
+        integrate_smartpool_with_gpu_optimizer({"devices": ["cpu"]})
