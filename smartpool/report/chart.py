@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 from smartpool.report.page import escaped
 from smartpool.report.text import format_share, printable
 from smartpool.trace.replay import Run
+from smartpool.trace.targets import SMARTPOOL
 
-__all__ = ["chart", "chart_columns", "chart_facts", "panels", "swatch"]
+__all__ = ["chart", "chart_columns", "chart_facts", "panels", "slots_of", "swatch"]
+
+_LINES: Final = 8
+"""Lines that can be told apart: `c0` to `c7` in tokens.css. The first is ours."""
 
 
 def chart(runs: Sequence[Run], slots: Mapping[str, int], number: int) -> str:
@@ -51,6 +55,16 @@ def panels(runs: Sequence[Run], slots: Mapping[str, int], number: int) -> str:
         )
     columns = len(runs) if len(runs) <= 5 else 3 if len(runs) in (6, 9) else 4
     return f'<div class="panels" style="--columns:{columns}">{"".join(figures)}</div>'
+
+
+def slots_of(allocators: Iterable[str]) -> dict[str, int]:
+    """Return the number of each allocator's color, the same in every part of a page: 0 is ours.
+
+    >>> slots_of(["cupy", "smartpool", "rmm"])
+    {'smartpool': 0, 'cupy': 1, 'rmm': 2}
+    """
+    others = [name for name in allocators if name != SMARTPOOL]
+    return {SMARTPOOL: 0} | {name: 1 + number % (_LINES - 1) for number, name in enumerate(others)}
 
 
 def swatch(slot: int) -> str:

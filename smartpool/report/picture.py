@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool._version import __version__
-from smartpool.report.chart import chart, chart_columns, chart_facts, panels, swatch
+from smartpool.report.chart import chart, chart_columns, chart_facts, panels, slots_of, swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, Column, Comparison, best_of, best_text
 from smartpool.report.packing import packed
 from smartpool.report.page import NO_SCRIPT, data_block, escaped, html_page, text_block
@@ -27,14 +27,10 @@ from smartpool.units import format_bytes
 
 __all__ = ["picture", "write_picture"]
 
-OURS: Final = "smartpool"
 STYLES: Final = ("tokens.css", "page.css")
 SCRIPTS: Final = (
     "format.js", "kit.js", "columns.js", "series.js", "view.js", "curves.js", "picture.js",
 )  # fmt: skip
-COLOURS: Final = 8
-"""Colours in page.css: the first is ours, the others go round."""
-
 _PANELS_TEXT: Final = (
     "Shaded: reserved, and not live. Dashed: the peak of live memory, the least that an allocator can "
     "reserve. All panels have the same scale."
@@ -67,7 +63,7 @@ def picture(runs: Iterable[Run], *, title: str | None = None) -> str:
     """Return the picture of `runs` as the text of an HTML page. See `write_picture`."""
     comparison = Comparison(runs)
     heading = title if title is not None else _heading(comparison)
-    slots = _slots(comparison.allocators)
+    slots = slots_of(comparison.allocators)
     parts = [f'<header><p class="brand">SmartPool</p><h1>{escaped(heading)}</h1></header>']
     parts.append(f'<main><section class="problem" id="problem" hidden></section>{NO_SCRIPT}')
     if len(comparison.traces) > 1:
@@ -94,12 +90,6 @@ def picture(runs: Iterable[Run], *, title: str | None = None) -> str:
 def _heading(comparison: Comparison) -> str:
     names = comparison.traces
     return "Memory over time" if len(names) < 2 else f"Memory over time: {len(names)} traces"
-
-
-def _slots(allocators: Sequence[str]) -> dict[str, int]:
-    """Return the colour of each allocator: the same one in every part of the page."""
-    others = [name for name in allocators if name != OURS]
-    return {OURS: 0} | {name: 1 + number % (COLOURS - 1) for number, name in enumerate(others)}
 
 
 # ---------------------------------------------------------------------- sections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from smartpool.drawing.assets import tier_color
 from smartpool.pool.tiers import Tier
 from smartpool.report.analysis import Analysis, title_of
+from smartpool.report.chart import slots_of
 from smartpool.trace.layouts import Layout
 from smartpool.trace.trace import Trace
 
 __all__ = ["about", "columns_of", "slot_of", "tag_of"]
-
-_COLOURS: Final = 8
-"""Lines that can be told apart: `c0` to `c7` in tokens.css."""
 
 
 def columns_of(found: Analysis) -> dict[str, NDArray[Any]]:
@@ -84,9 +82,5 @@ def tag_of(site: str) -> str | None:
 
 
 def slot_of(found: Analysis, layout: Layout) -> int | None:
-    """Return the colour of an allocator that was replayed; None for plans and recordings."""
-    names = [run.allocator for run in found.runs]
-    if layout.allocator not in names:
-        return None
-    index = names.index(layout.allocator)
-    return index and 1 + (index - 1) % (_COLOURS - 1)
+    """Return the color of an allocator that was replayed; None for plans and recordings."""
+    return slots_of(run.allocator for run in found.runs).get(layout.allocator)
