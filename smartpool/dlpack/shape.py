@@ -16,7 +16,7 @@ _MOST_DIMENSIONS: Final = 64  # of NumPy, which makes the exports, and of PyTorc
 _BEYOND: Final = 1 << 63  # DLPack counts in signed 64-bit integers
 
 
-def checked_shape(shape: object) -> tuple[int, ...]:
+def checked_shape(shape: Any) -> tuple[int, ...]:
     """Return `shape`, an integer or a sequence of integers of at least 0, as a tuple of plain integers.
 
     Raises `InvalidSizeError` for what is none, and for more dimensions than others can read.
@@ -24,6 +24,12 @@ def checked_shape(shape: object) -> tuple[int, ...]:
     >>> checked_shape(3), checked_shape([2, 0]), checked_shape(range(2, 4))
     ((3,), (2, 0), (2, 3))
     """
+    if shape.__class__ is tuple and len(shape) <= _MOST_DIMENSIONS:  # the usual, in a tenth of the time
+        for length in shape:
+            if length.__class__ is not int or length < 0:
+                break
+        else:
+            return shape
     lengths = _lengths(shape)
     if lengths is None or min(lengths, default=0) < 0:
         raise InvalidSizeError(
