@@ -76,7 +76,8 @@ class RangeMap(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the items in order of address."""
-        return map(self._at.__getitem__, self._starts)
+        sole = self._starts.sole
+        return map(self._at.__getitem__, self._starts if sole is None else sole)
 
     def get(self, start: int) -> Item | None:
         """Return the item that begins at `start`, or None. O(1)."""
@@ -95,7 +96,11 @@ class RangeMap(Generic[Item]):
     def remove(self, start: int) -> Item:
         """Remove the item that begins at `start` and return it; `KeyError` when there is none. O(log n)."""
         item = self._at.pop(start)
-        self._starts.remove(start)
+        sole = self._starts.sole
+        if sole is None:
+            self._starts.remove(start)
+        else:
+            del sole[bisect_left(sole, start)]
         return item
 
     def at(self, address: int) -> Item | None:

@@ -258,6 +258,15 @@ class Arena(Gaps):
         self.live_bytes += block
         return start
 
+    def room_before(self, end: int) -> int:
+        """Return the bytes of the gap that ends at `end`, or 0."""
+        starts, sizes = self._large.starts, self._large.sizes
+        if starts is None or sizes is None or end in self._before:
+            gap = self.gap_before(end)
+            return 0 if gap is None else gap.size
+        place = bisect_left(starts, end)
+        return sizes[place - 1] if place and starts[place - 1] + sizes[place - 1] == end else 0
+
     def retract(self, gap: Range, start: int, size: int) -> None:
         """Take [start, start + size) back, all of it inside the free `gap`."""
         if self.gap_at(gap.start) != gap:

@@ -124,11 +124,6 @@ class Gaps:
             for start, size in sorted(power.items(), key=size_then_address, reverse=True):
                 yield Range(start, size)
 
-    def large_gaps(self) -> list[tuple[int, int]]:
-        """Return (start, size) of the large gaps by address."""
-        starts, sizes = self._large.starts, self._large.sizes
-        return [*self._large] if starts is None or sizes is None else [*zip(starts, sizes, strict=True)]
-
     @property
     def largest_gap(self) -> Range | None:
         """The largest gap, or None. O(large gaps)."""

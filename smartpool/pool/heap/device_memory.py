@@ -38,7 +38,7 @@ class DeviceMemory:
         self.cap_bytes = cap_bytes
         self.limited = limited
         self.reserved_bytes = 0
-        self.peak_reserved_bytes = 0
+        self._peak = 0  # before memory was given back the last time
         self._segments: dict[int, int] = {}  # address of a raw segment -> bytes
         self._unwanted: set[int] = set()  # raw segments to be given back when that is possible
         self._return = Returning()
@@ -53,10 +53,15 @@ class DeviceMemory:
         """What the cap still allows. The device itself may hold less."""
         return self.cap_bytes - self.reserved_bytes
 
-    def hold(self, size: int) -> None:
-        """Count `size` bytes more. Whoever gives them back counts them off `reserved_bytes`."""
-        self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """The most that was reserved so far."""
+        return max(self._peak, self.reserved_bytes)
+
+    def gave_back(self, size: int) -> None:
+        """Count `size` bytes less. Whoever takes some counts them in `reserved_bytes`."""
+        self._peak = self.peak_reserved_bytes
+        self.reserved_bytes -= size
 
     def check_room(self, call: str, size: int, *, of_device: bool = False) -> None:
         """Raise `DriverOutOfMemoryError` when the cap, or `of_device`, cannot hold `size` bytes more."""
@@ -72,8 +77,8 @@ class DeviceMemory:
 
     def recount(self, chunk_bytes: int) -> None:
         """Sum up anew, after an exception in the middle of a call: the chunks hold `chunk_bytes`."""
+        self._peak = self.peak_reserved_bytes
         self.reserved_bytes = chunk_bytes + sum(self._segments.values())
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
     # ------------------------------------------------------------------ raw segments
 
@@ -82,7 +87,7 @@ class DeviceMemory:
         self.check_room("allocate", size)
         address = self.driver.allocate(size)
         self._segments[address] = size
-        self.hold(size)
+        self.reserved_bytes += size
         self.tell("map", address, size)
         return address
 
@@ -92,7 +97,7 @@ class DeviceMemory:
             return
         self._return(self.driver.free, address)
         size = self._segments.pop(address)
-        self.reserved_bytes -= size
+        self.gave_back(size)
         self._return.done(address)
         self.tell("unmap", address, size)
 

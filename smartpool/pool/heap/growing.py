@@ -135,11 +135,10 @@ class Growing:
         Best is behind the largest gap that ends where nothing is mapped; with `fresh`, all of
         `size` is to be mapped, and the best is simply an end.
         """
-        granularity, gap_before = self._driver.granularity, self._home.gap_before
+        granularity, room_before = self._driver.granularity, self._home.room_before
         best = (0, 0, 0)
         for start, room in self._chunks.sites(_SITES_EXAMINED):
-            gap = None if fresh else gap_before(start)
-            missing = -((gap[1] - size if gap else -size) // granularity) * granularity
+            missing = -(((0 if fresh else room_before(start)) - size) // granularity) * granularity
             if room >= missing and (not best[2] or missing < best[2]):
                 best = (start, room, missing)
         if not best[2]:
@@ -156,7 +155,8 @@ class Growing:
             granularity=self._driver.granularity,
         )
         self._chunks.map(Range(start, room), start, sizes)
-        self._memory.tell("map", start, size)
+        if self._memory.on_change is not None:
+            self._memory.on_change("map", start, size, self._memory.reserved_bytes)
         return Range(start, size)
 
     def _shrink(self, part: Range) -> None:

@@ -27,7 +27,7 @@ from typing import Final
 from smartpool.containers.range_map import Range, RangeMap
 from smartpool.driver.returning import Returning
 from smartpool.errors import DriverError, InvariantError
-from smartpool.memory.gaps import ALIGNMENT, Gaps, size_then_address
+from smartpool.memory.gaps import size_then_address
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.units import align_up
 
@@ -80,12 +80,12 @@ class Mappings:
     table
         The mappings, by address.
     addresses
-        What is reserved, and taken by none.
+        What is reserved, and taken by none: maximal ranges, each within one reservation.
     """
 
     def __init__(self, memory: DeviceMemory, *, primary: bool) -> None:
         self.table: RangeMap[Mapping] = RangeMap()
-        self.addresses = Gaps(ALIGNMENT)
+        self.addresses: RangeMap[Range] = RangeMap()
         self._memory = memory
         self._driver = memory.driver
         self._primary = primary
@@ -111,11 +111,12 @@ class Mappings:
         reserved = align_up(max(_RESERVE_FACTOR * total, size), self._driver.granularity)
         reservation = Range(self._driver.reserve(reserved), reserved)
         self._reservations.append(reservation)
-        return self.addresses.lend(*reservation, barrier=True)
+        self.addresses.add(reservation)
+        return reservation
 
-    def sites(self, most: int) -> list[tuple[int, int]]:
-        """Return (start, size) of free addresses, the largest first, `most` at most."""
-        free = self.addresses.large_gaps()
+    def sites(self, most: int) -> list[Range]:
+        """Return free addresses, the largest first, `most` at most."""
+        free = [*self.addresses]
         if len(free) > 1:
             free.sort(key=size_then_address, reverse=True)
         return free[:most]
@@ -123,27 +124,47 @@ class Mappings:
     def find(self, size: int, alignment: int) -> tuple[Range, int]:
         """Return free addresses, and where in them `size` bytes begin: as low as the alignment lets them."""
         alignment = max(alignment, self._driver.granularity)
-        gap = self.addresses.find(size, alignment) or self.reserve(size + alignment)
-        return gap, gap.start + alignment - 1 & -alignment
+        for free in self.addresses:
+            start = free.start + alignment - 1 & -alignment
+            if start + size <= free.start + free.size:
+                return free, start
+        free = self.reserve(size + alignment)
+        return free, free.start + alignment - 1 & -alignment
+
+    def give(self, start: int, size: int) -> None:
+        """Make [start, start + size) free, joined with what is free beside it in the same reservation."""
+        end, edges = start + size, [reservation.start for reservation in self._reservations]
+        behind = self.addresses.get(end)
+        if behind is not None and end not in edges:
+            self.addresses.remove(end)
+            end = behind.end
+        before = self.addresses.at(start - 1)
+        if before is not None and start not in edges:
+            self.addresses.remove(before.start)
+            start = before.start
+        self.addresses.add(Range(start, end - start))
 
     def unreserve(self) -> None:
         """Give the addresses back. Nothing may be mapped any more."""
         while self._reservations:
             self._return(self._driver.unreserve, *self._reservations[-1])
-            self.addresses.rebuild(self._reservations[:-1], {}, barrier=True)
+            self._rebuild(self._reservations[:-1], ())
             self._return.done(*self._reservations.pop())
 
     # ------------------------------------------------------------------ mapping
 
-    def map(self, gap: Range, start: int, sizes: Sequence[int], chunks: Sequence[int] = ()) -> None:
-        """Map chunks of `sizes` bytes one behind the other from `start` on, in a gap of the addresses.
+    def map(self, free: Range, start: int, sizes: Sequence[int], chunks: Sequence[int] = ()) -> None:
+        """Map chunks of `sizes` bytes one behind the other from `start` on, in `free` addresses.
 
         The primary mappings make new chunks; aliases are of `chunks`. All of them are mapped, or none.
         """
         total, memory = sum(sizes), self._memory
         if self._primary and (total > memory.cap_bytes - memory.reserved_bytes or len(sizes) > _MANY):
             memory.check_room("create_chunk", total, of_device=len(sizes) > _MANY)
-        self.addresses.cut_out(gap, start, total)
+        self.addresses.remove(free.start)
+        for part in (Range(free.start, start - free.start), Range(start + total, free.end - start - total)):
+            if part.size:
+                self.addresses.add(part)
         driver, address, made = self._driver, start, []
         try:
             for place, size in enumerate(sizes):
@@ -151,7 +172,7 @@ class Mappings:
                 mapping = Mapping(address, size, chunk)
                 self.table.add(mapping)
                 if self._primary:
-                    memory.hold(size)
+                    memory.reserved_bytes += size
                 driver.map_chunk(address, chunk)
                 made.append(mapping)
                 address += size
@@ -168,7 +189,7 @@ class Mappings:
             here = self.table.inside(start, start + size)
             end = here[-1].end if here else start
             if end < start + size:
-                self.addresses.join(end, start + size - end)
+                self.give(end, start + size - end)
             for mapping in here:
                 mapping.state = State.DOUBTFUL  # it stays so where the driver refuses
             self.unmap(here)
@@ -202,10 +223,10 @@ class Mappings:
             self._return(self._driver.release_chunk, mapping.chunk)
         self.table.remove(mapping.start)
         if self._primary:
-            self._memory.reserved_bytes -= mapping.size
+            self._memory.gave_back(mapping.size)
             self._return.done(mapping.chunk)
         if addresses:
-            self.addresses.join(mapping.start, mapping.size)
+            self.give(mapping.start, mapping.size)
 
     def settle(self, held: Sequence[Range] = ()) -> None:
         """End the mappings that a failure left behind; the device must be done with them.
@@ -225,16 +246,31 @@ class Mappings:
         `held` are ranges of addresses that are taken beside the mappings.
         """
         self.table.rebuild()
-        taken = {mapping.start: mapping.size for mapping in self.table} | dict(held)
-        self.addresses.rebuild(self._reservations, taken, barrier=True)
+        self._rebuild(self._reservations, [*held, *(Range(item.start, item.size) for item in self.table)])
         if self._primary:
             self._memory.recount(sum([mapping.size for mapping in self.table]))
+
+    def _rebuild(self, reservations: Iterable[Range], taken: Iterable[Range]) -> None:
+        """Make the free addresses anew: what of `reservations` is in none of `taken`, which may overlap."""
+        free, rest = list[Range](), sorted(taken)
+        for start, size in reservations:
+            at = start
+            for part in (part for part in rest if start <= part.start < start + size):
+                if part.start > at:
+                    free.append(Range(at, part.start - at))
+                at = max(at, part.end)
+            if at < start + size:
+                free.append(Range(at, start + size - at))
+        self.addresses = RangeMap()
+        for part in free:
+            self.addresses.add(part)
 
     def check(self, held: Sequence[Range] | None = None) -> None:
         """Prove the invariant; `held` are the ranges that are taken, where those are not the mappings."""
         self.table.check()
+        self.addresses.check()
         taken = [Range(mapping.start, mapping.size) for mapping in self.table] if held is None else held
-        every = sorted([*taken, *self.addresses.gaps()])
+        every = sorted([*taken, *self.addresses])
         if any(low.end > high.start for low, high in pairwise(every)):
             raise InvariantError(f"addresses are taken and free, or taken twice, in {self!r}: {every}")
         if union(every) != union(self._reservations):

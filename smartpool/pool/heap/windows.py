@@ -109,9 +109,9 @@ class Windows:
         chunk starts, or is the first. A call that fails leaves nothing, or what `Mappings.settle` ends.
         """
         sizes, handles = [chunk.size for chunk in chunks], tuple([chunk.chunk for chunk in chunks])
-        gap, at = self.aliases.find(sum(sizes), alignment)
+        free, at = self.aliases.find(sum(sizes), alignment)
         mapped = Range(at, sum(sizes))
-        self.aliases.map(gap, at, sizes, handles)
+        self.aliases.map(free, at, sizes, handles)
         start = mapped.start + pieces[0].start - chunks[0].start
         around = len(chunks) > 1 and chunks[0] is chunks[-1]  # both edges of one chunk: live in between
         end = pieces[0].start if around else chunks[-1].end
@@ -317,7 +317,7 @@ class Windows:
         self._unbook(window, set(window.handles))  # both edges may be of one chunk
         for alias in here:
             self.aliases.drop(alias, addresses=False)
-        self.aliases.addresses.join(*window.mapped)
+        self.aliases.give(*window.mapped)
 
     def _aliases_of(self, window: Window) -> list[Mapping]:
         start, size = window.mapped

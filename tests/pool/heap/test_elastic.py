@@ -129,7 +129,7 @@ def test_check_finds_what_does_not_agree():
         lambda heap: heap._chunks.table.remove(next(iter(heap._chunks)).start),
         lambda heap: heap._chunks.table.add(Mapping(5, 5, 5)),
         lambda heap: setattr(next(iter(heap._chunks)), "state", State.UNMAPPED),
-        lambda heap: heap._chunks.addresses.join(512, 512),
+        lambda heap: heap._chunks.give(512, 512),
     ):
         pool = open_pool(ModelDriver(CAPACITY))
         pool.malloc(5 * MiB)

@@ -26,8 +26,8 @@ def open_mappings(capacity=CAPACITY):
 
 def grow(chunks, *units):
     sizes = [unit * UNIT for unit in units]
-    gap, start = chunks.find(sum(sizes), UNIT)
-    chunks.map(gap, start, sizes)
+    free, start = chunks.find(sum(sizes), UNIT)
+    chunks.map(free, start, sizes)
     return start
 
 
@@ -90,8 +90,8 @@ class MappingsMachine(RuleBasedStateMachine):
         sizes = [chunk.size for chunk in seen]
 
         def map_them():
-            gap, start = self.aliases.find(sum(sizes), UNIT)
-            self.aliases.map(gap, start, sizes, [chunk.chunk for chunk in seen])
+            free, start = self.aliases.find(sum(sizes), UNIT)
+            self.aliases.map(free, start, sizes, [chunk.chunk for chunk in seen])
             self.shown.append(Range(start, sum(sizes)))
 
         self.attempt(map_them, data)
@@ -185,13 +185,13 @@ def test_more_chunks_than_the_device_holds_are_refused_before_one_is_made():
 def test_addresses_are_found_aligned_and_given_back_whole():
     driver, _, chunks, _ = open_mappings()
     grow(chunks, 1)
-    gap, start = chunks.find(UNIT, 16 * UNIT)
+    free, start = chunks.find(UNIT, 16 * UNIT)
     assert start % (16 * UNIT) == 0
-    chunks.map(gap, start, [UNIT])
+    chunks.map(free, start, [UNIT])
     for mapping in [*chunks]:
         chunks.unmap([mapping])
         chunks.drop(mapping)
-    assert len(chunks.addresses.gaps()) == 1
+    assert len(chunks.addresses) == 1
     chunks.unreserve()
     assert not any(driver.held().values())
 
@@ -200,7 +200,7 @@ def test_check_finds_what_does_not_agree():
     for damage in (
         lambda chunks: chunks.table.add(Mapping(UNIT, UNIT, 5)),
         lambda chunks: chunks.table.remove(next(iter(chunks)).start),
-        lambda chunks: chunks.addresses.join(UNIT, UNIT),
+        lambda chunks: chunks.give(UNIT, UNIT),
     ):
         _, _, chunks, _ = open_mappings()
         grow(chunks, 1, 2)
