@@ -17,15 +17,16 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing import current_process
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
+from smartpool.descriptors import Descriptor
 from smartpool.errors import SharingError, SmartPoolError
 from smartpool.forks import call_in_children
 from smartpool.log import LOGGER
-from smartpool.sharing.shared import SharedBuffer
-from smartpool.sharing.wire import Description, read_exactly
+from smartpool.sharing.wire import Description, read_exactly, receive_message
 
 __all__ = ["collect", "offer"]
 
@@ -36,6 +37,20 @@ _NUMBER: Final = struct.Struct("!Q")
 _CREDENTIALS: Final = struct.Struct("3i")  # process, user, group
 _GONE, _HERE = b"-", b"+"
 _FAILURES: Final = (OSError, SmartPoolError)
+
+
+class Offered(Protocol):
+    """What other processes may have: a `SharedBuffer`."""
+
+    description: Description
+    number: int
+
+    @property
+    def closed(self) -> bool:
+        """Whether it cannot be had any more."""
+
+    def send(self, connection: socket.socket) -> None:
+        """Send it over a connected Unix socket."""
 
 
 class _Office:
@@ -49,7 +64,7 @@ class _Office:
         self._listener.bind("")  # a name that the system finds, and that goes with the socket
         self._listener.listen(64)
         self.address: bytes = self._listener.getsockname()
-        self.offered: WeakValueDictionary[int, SharedBuffer] = WeakValueDictionary()
+        self.offered: WeakValueDictionary[int, Offered] = WeakValueDictionary()
         threading.Thread(target=self._serve, name="smartpool-sharing", daemon=True).start()
 
     def close(self) -> None:
@@ -97,7 +112,7 @@ def _after_fork_in_child(_: object) -> None:
 call_in_children(_Office, _after_fork_in_child)
 
 
-def offer(shared: SharedBuffer) -> tuple[bytes, int, str]:
+def offer(shared: Offered) -> tuple[bytes, int, str]:
     """Let other processes have `shared` while it is open; return what `collect` takes."""
     office = _Office.current
     if office is None:  # two threads may make two at once, and both are as good
@@ -106,8 +121,8 @@ def offer(shared: SharedBuffer) -> tuple[bytes, int, str]:
     return office.address, shared.number, shared.description.to_json()
 
 
-def collect(address: bytes, number: int, description: str) -> SharedBuffer:
-    """Return the shared buffer that another process, or this one, pickled: closed, if it is so there."""
+def collect(address: bytes, number: int, description: str) -> tuple[Description, Sequence[Descriptor]]:
+    """Return what a process offered, this one or another: without descriptors where it was closed there."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as way:
             way.settimeout(_PATIENCE_S)
@@ -119,7 +134,7 @@ def collect(address: bytes, number: int, description: str) -> SharedBuffer:
                 raise SharingError("the key is another")
             way.sendall(_proof(b"taker", theirs))
             if read_exactly(way, len(_HERE)) == _HERE:
-                return SharedBuffer.receive(way)
+                return receive_message(way)
     except ConnectionRefusedError:  # the process has ended
         pass
     except _FAILURES as error:
@@ -127,7 +142,7 @@ def collect(address: bytes, number: int, description: str) -> SharedBuffer:
             f"expected a shared buffer from the process that pickled it, and of the same program: {error}; "
             "processes that multiprocessing did not start use SharedBuffer.send"
         ) from error
-    return SharedBuffer(Description.from_json(description), ())
+    return Description.from_json(description), ()
 
 
 def _proof(side: bytes, nonce: bytes) -> bytes:

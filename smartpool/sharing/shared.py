@@ -11,7 +11,7 @@ import itertools
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from smartpool.descriptors import Descriptor
 from smartpool.errors import SharingError
@@ -21,11 +21,17 @@ from smartpool.sharing.wire import Description, receive_message, send_message
 
 if TYPE_CHECKING:
     from smartpool.buffer import Buffer
-    from smartpool.sharing.exports import _Export
 
 __all__ = ["SharedBuffer", "open_shared"]
 
 _numbers: Final = itertools.count(1)
+
+
+class Export(Protocol):
+    """A block that is kept while other processes may have it open."""
+
+    def wait(self) -> None:
+        """Block until no process has it open."""
 
 
 class SharedBuffer:
@@ -48,7 +54,7 @@ class SharedBuffer:
     __slots__ = ("__weakref__", "_export", "_files", "description", "number")
 
     def __init__(self, description: Description, files: Iterable[Descriptor]) -> None:
-        self._export: _Export | None = None  # in the exporting process
+        self._export: Export | None = None  # in the exporting process
         self._files = tuple(files)
         self.description = description
         self.number = next(_numbers)
@@ -111,10 +117,10 @@ class SharedBuffer:
             sweep()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from smartpool.sharing.post import collect, offer  # noqa: PLC0415 - 10 ms that only senders pay
+        from smartpool.sharing.post import offer  # noqa: PLC0415 - 10 ms that only senders pay
 
         self._opened()
-        return collect, offer(self)
+        return _collected, offer(self)
 
     def send(self, connection: socket.socket) -> None:
         """Send it over a connected Unix socket; `receive` is the other end.
@@ -141,6 +147,13 @@ class SharedBuffer:
                 "export it again, and keep it open until others have opened it"
             )
         return files
+
+
+def _collected(address: bytes, number: int, description: str) -> SharedBuffer:
+    """Return what was pickled; it is closed where it was closed meanwhile."""
+    from smartpool.sharing.post import collect  # noqa: PLC0415 - as above
+
+    return SharedBuffer(*collect(address, number, description))
 
 
 def open_shared(shared: SharedBuffer) -> Buffer:
