@@ -124,11 +124,6 @@ class OrderedIntegers:
         floor = self.floor(low)
         return list(takewhile(high.__gt__, self.from_(low if floor is None else floor)))
 
-    def last(self) -> int | None:
-        """Return the largest member, or None."""
-        part = self._lists[-1]
-        return part[-1] if part else None
-
     def check(self) -> None:
         """Prove the invariants; `InvariantError` with the state when one is broken. O(n)."""
         lists, separators = self._lists, self._separators

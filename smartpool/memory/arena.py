@@ -224,9 +224,15 @@ class Arena(Gaps):
     # ------------------------------------------------------------------ ranges lent and taken back
 
     def extend(self, start: int, size: int, *, barrier: bool = False, uses: Uses = None) -> Range:
-        """Lend [start, start + size) as free addresses; see `Gaps.lend`."""
+        """Lend [start, start + size) as free, and return the gap; a barrier keeps it apart from neighbors."""
+        if barrier:
+            self._bar(start, start + size)
         self.extent_bytes += size
-        return self.lend(start, size, barrier=barrier, uses=uses)
+        return self.join(start, size, uses)
+
+    def _bar(self, *edges: int) -> None:
+        for edge in edges:
+            self._barriers[edge] = self._barriers.get(edge, 0) + 1
 
     def extend_for(self, start: int, size: int, block: int) -> int:
         """Lend [start, start + size), and lay a block of `block` bytes at the low end of the gap that has it.
@@ -294,8 +300,23 @@ class Arena(Gaps):
         uses
             Who may still touch any of the gaps.
         """
-        lent = list(extents)
-        kept = self.rebuild(lent, self._blocks, barrier=barrier, uses=uses)
+        lent, booked, kept = sorted(extents), self._blocks, dict[int, int]()
+        starts, at = sorted(booked), 0
+        self._clear()
+        for extent in lent:
+            if barrier:
+                self._bar(extent.start, extent.end)
+            free_from = extent.start
+            while at < len(starts) and starts[at] < extent.end:
+                start, end, at = starts[at], starts[at] + booked[starts[at]], at + 1
+                if start < free_from or end > extent.end:
+                    continue
+                if start > free_from:
+                    self.join(free_from, start - free_from, uses)
+                kept[start] = booked[start]
+                free_from = end
+            if free_from < extent.end:
+                self.join(free_from, extent.end - free_from, uses)
         self.extent_bytes = sum(extent.size for extent in lent)
         self.live_bytes = sum(kept.values())
         self._blocks = kept  # last: until then the old ones are there to begin again with
@@ -306,11 +327,6 @@ class Arena(Gaps):
     def free_bytes(self) -> int:
         """Bytes in gaps."""
         return self.extent_bytes - self.live_bytes
-
-    @property
-    def block_count(self) -> int:
-        """How many blocks are live."""
-        return len(self._blocks)
 
     def size_at(self, start: int) -> int | None:
         """Return the size of the block at `start`, or None."""

@@ -21,7 +21,7 @@ usual case, stands for whatever the owner takes as its default.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice, pairwise
 from typing import Final, TypeAlias
 
@@ -186,13 +186,6 @@ class Gaps:
 
     # ------------------------------------------------------------------ changes
 
-    def lend(self, start: int, size: int, *, barrier: bool = False, uses: Uses = None) -> Range:
-        """Make [start, start + size) free and return the gap; a barrier keeps it apart from neighbors."""
-        if barrier:
-            for edge in (start, start + size):
-                self._barriers[edge] = self._barriers.get(edge, 0) + 1
-        return self.join(start, size, uses)
-
     def join(self, start: int, size: int, uses: Uses = None) -> Range:
         """Add a gap, join it with the gaps on both sides, and return what came of it."""
         end = start + size
@@ -212,39 +205,11 @@ class Gaps:
         behind = first + gap[1] - end
         if start < first or behind < 0:
             raise InvariantError(f"[{start:#x}, +{size}) is not inside {gap}")
-        if start == first and behind >= self._apart and not self.uses:
-            self._large.shrink(start, size)
-            return
         uses = self._remove_gap(*gap)
         if start > first:
             self._add_gap(first, start - first, uses)
         if behind:
             self._add_gap(end, behind, uses)
-
-    def rebuild(
-        self, extents: Iterable[Range], taken: Mapping[int, int], *, barrier: bool = False, uses: Uses = None
-    ) -> dict[int, int]:
-        """Make the gaps anew, of what of `extents` is not taken; return what of `taken` lies in them.
-
-        `taken` is start to size; `barrier` and `uses` as in `lend`. O(n log n).
-        """
-        starts, at, kept = sorted(taken), 0, dict[int, int]()
-        self._clear()
-        for extent in sorted(extents):
-            for edge in (extent.start, extent.end) if barrier else ():
-                self._barriers[edge] = self._barriers.get(edge, 0) + 1
-            free_from = extent.start
-            while at < len(starts) and starts[at] < extent.end:
-                start, end, at = starts[at], starts[at] + taken[starts[at]], at + 1
-                if start < free_from or end > extent.end:
-                    continue
-                if start > free_from:
-                    self.join(free_from, start - free_from, uses)
-                kept[start] = taken[start]
-                free_from = end
-            if free_from < extent.end:
-                self.join(free_from, extent.end - free_from, uses)
-        return kept
 
     def _add_gap(self, start: int, size: int, uses: Uses) -> None:
         if size < self._apart:

@@ -121,15 +121,6 @@ class LargeGaps:
                 self.starts, self.sizes = self._leaves[0]
         return size
 
-    def shrink(self, start: int, size: int) -> None:
-        """Take the first `size` bytes off the gap at `start`, which is there and larger."""
-        starts, sizes = self._leaves[0 if self.starts is not None else self._index(start)]
-        place = bisect_left(starts, start)
-        if place == len(starts) or starts[place] != start:
-            raise InvariantError(f"no gap at {start:#x} in {self!r}")
-        starts[place] = start + size
-        sizes[place] -= size
-
     def _index(self, address: int) -> int:
         return bisect_right(self._firsts, address) - 1
 

@@ -61,7 +61,6 @@ class OrderedMachine(RuleBasedStateMachine):
         assert list(self.ordered) == self.model
         assert list(reversed(self.ordered)) == self.model[::-1]
         assert len(self.ordered) == len(self.model)
-        assert self.ordered.last() == (self.model[-1] if self.model else None)
 
 
 TestOrdered = OrderedMachine.TestCase
