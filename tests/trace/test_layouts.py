@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from smartpool.trace import Trace, bundled
 from smartpool.trace.baselines import BASELINES
-from smartpool.trace.exporters.placement import page_runs
+from smartpool.trace.exporters.torch_snapshot import page_runs
 from smartpool.trace.layouts import Layout, layout_of_plan, recorded_layout, watched_replay
 from smartpool.trace.replay import replay
 from smartpool.trace.targets import open_target

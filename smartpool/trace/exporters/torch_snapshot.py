@@ -22,20 +22,27 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smartpool.errors import TraceError
 from smartpool.memory.arena import ALIGNMENT
-from smartpool.trace.exporters.placement import page_runs, placed
+from smartpool.trace.layouts import covered_runs
+from smartpool.trace.optimum import plan_of
 from smartpool.trace.trace import ALLOCATE, Trace
 from smartpool.units import MiB
 
-__all__ = ["snapshot_of", "to_torch_snapshot"]
+__all__ = ["PAGE_BYTES", "addresses_of", "page_runs", "snapshot_of", "to_torch_snapshot"]
+
+PAGE_BYTES: Final = 2 * MiB
 
 _PROTOCOL: Final = 4  # the highest that the viewer reads
 _SMALL: Final = 1 * MiB  # what PyTorch calls small
 _FRAME: Final = re.compile(r"(.*):(0|[1-9][0-9]{0,8}) (.*)")
 
+_BASE: Final = 1 << 40  # of planned addresses, which begin at 0: no tool takes 0 for an address
+
 Entry = dict[str, Any]
+Int64s = NDArray[np.int64]
 
 
 def to_torch_snapshot(trace: Trace, path: str | PathLike[str]) -> None:
@@ -70,7 +77,7 @@ def snapshot_of(trace: Trace) -> dict[str, Any]:
     >>> [block["state"] for block in snapshot["segments"][0]["blocks"]]
     ['inactive', 'active_allocated', 'inactive']
     """
-    addresses = placed(trace).address
+    addresses = addresses_of(trace)
     lifetimes = trace.lifetimes()
     segments = [
         (begin, end)
@@ -83,6 +90,40 @@ def snapshot_of(trace: Trace) -> dict[str, Any]:
         "allocator_settings": {},
         "external_annotations": [],
     }
+
+
+def addresses_of(trace: Trace, *, time_limit: float | None = None) -> Int64s:
+    """Return the address of each allocation, as recorded or, where that is not known, of a plan.
+
+    No allocator ran like a plan of the whole trace, but every block has a place of its own for as long as it
+    lives, at the least memory that is possible. `time_limit` is for the planner, in seconds.
+
+    Examples
+    --------
+    >>> trace = Trace.from_columns("tiny", op=[0, 1, 0], id=[0, 0, 1], size=[600, 600, 9])
+    >>> addresses = addresses_of(trace)
+    >>> (addresses - addresses.min()).tolist()
+    [0, 0]
+    """
+    if trace.address is not None:
+        return trace.address[trace.lifetimes().start]
+    _, found = plan_of(trace, time_limit=time_limit)
+    return found.offsets + _BASE
+
+
+def page_runs(address: Int64s, size: Int64s, page_bytes: int = PAGE_BYTES) -> tuple[Int64s, Int64s]:
+    """Return begin and end of the runs of pages that the blocks touch, ascending. O(n log n).
+
+    Memory is shown in whole pages: a trace does not tell what the recording allocator held beyond that.
+
+    Examples
+    --------
+    >>> begin, end = page_runs(np.array([0, 5000, 1500]), np.array([10, 20, 3000]), page_bytes=1000)
+    >>> begin.tolist(), end.tolist()
+    ([0], [6000])
+    """
+    first = address // page_bytes * page_bytes
+    return covered_runs(first, -(-(address + size) // page_bytes) * page_bytes - first)
 
 
 def _events(

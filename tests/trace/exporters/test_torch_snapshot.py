@@ -13,8 +13,7 @@ from smartpool.trace import Trace, bundled, from_torch_snapshot, read_any
 from smartpool.trace.exporters import (
     to_torch_snapshot,
 )
-from smartpool.trace.exporters.placement import PAGE_BYTES, placed
-from smartpool.trace.exporters.torch_snapshot import snapshot_of
+from smartpool.trace.exporters.torch_snapshot import PAGE_BYTES, addresses_of, snapshot_of
 
 
 class TestTorchSnapshot:
@@ -24,7 +23,7 @@ class TestTorchSnapshot:
         to_torch_snapshot(trace, path)
         again = read_any(path)
         assert same_columns(trace, again)
-        assert np.array_equal(again.address[trace.lifetimes().start], placed(trace).address)
+        assert np.array_equal(again.address[trace.lifetimes().start], addresses_of(trace))
         assert stacks(again) == stacks(trace)
 
     def test_a_real_snapshot_comes_back(self, tmp_path):

@@ -14,7 +14,7 @@ from smartpool.trace.exporters import (
     format_of,
     write_any,
 )
-from smartpool.trace.exporters.placement import placed
+from smartpool.trace.exporters.torch_snapshot import addresses_of
 
 
 class TestFormats:
@@ -32,7 +32,7 @@ class TestFormats:
         assert same_columns(trace, again)
         assert again.columns().keys() == trace.columns().keys()
         assert stacks(again) == stacks(trace)
-        assert np.array_equal(placed(again).address, placed(trace).address)
+        assert np.array_equal(addresses_of(again), addresses_of(trace))
 
     @pytest.mark.parametrize(("name", "suffixes"), FORMATS.items())
     def test_suffixes_choose_the_format_and_a_name_overrides_them(self, name, suffixes):
