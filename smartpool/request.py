@@ -35,7 +35,8 @@ class AllocationRequest:
     stream
         The stream on which the memory will first be used; None for the device's default stream.
     priority
-        Larger is more important. Checked and kept; the pool does not act on it.
+        Larger is more important. Below 0 the request is refused where less would be left than the share of
+        memory above `SmartPoolConfig.memory_pressure_threshold`: others find that.
     hint_lifetime
         Expected lifetime in seconds; None when unknown. Checked and kept: placement ignores lifetimes,
         because what can be foreseen of them makes it worse (``docs/elastic.md``).

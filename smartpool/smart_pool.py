@@ -38,6 +38,7 @@ from smartpool.errors import (
     BufferReleasedError,
     DoubleFreeError,
     InvalidRequestError,
+    OutOfMemoryError,
     SharingError,
     UnknownPointerError,
 )
@@ -51,6 +52,7 @@ from smartpool.request import AllocationRequest, Shape, checked_size
 from smartpool.scopes import scoped
 from smartpool.sharing.exports import export_buffer
 from smartpool.sharing.shared import SharedBuffer
+from smartpool.units import format_size
 from smartpool.values import as_integer, shown
 
 if TYPE_CHECKING:
@@ -327,19 +329,22 @@ class SmartPool:
     def allocate_memory(self, request: AllocationRequest) -> AllocationResult:
         """Serve a request; the buffer is the pool's until `deallocate_memory` is told its id.
 
-        A request without a device goes to the one with most free memory.
+        A request without a device goes to the one with most free memory. One whose priority is below 0 leaves
+        some of it to others, by `AllocationRequest.priority`.
 
         Raises
         ------
         DeviceNotFoundError
             When `device_id` is not one of this pool's devices.
         OutOfMemoryError
-            When the device cannot hold it.
+            When the device cannot hold it, or not beside what is to be left to others.
         """
         if not isinstance(request, AllocationRequest):
             raise InvalidRequestError(f"expected an AllocationRequest, got {request!r}")
         pools = self._pools
         manager = pools.roomiest() if request.device_id is None else pools.of(request.device_id)
+        if request.priority < 0:
+            self._leave_room(manager, request)
         if request.alignment is None:
             pointer = manager.malloc(request.size, request.stream)
         else:
@@ -348,6 +353,17 @@ class SmartPool:
         allocation_id = self._last_id = next(self._ids)
         self._allocations[allocation_id] = buffer
         return AllocationResult(buffer, allocation_id)
+
+    def _leave_room(self, manager: AdvancedMemoryPoolManager, request: AllocationRequest) -> None:
+        """Refuse a request that would take what is left to others. One driver call."""
+        available = manager.available_bytes
+        left = (1 - self.config.memory_pressure_threshold) * (available + manager.live_bytes)
+        if request.size > available - left:
+            raise OutOfMemoryError(
+                f"expected a priority of at least 0, got {request.priority}: of {format_size(available)} "
+                f"that are available on {manager.driver.name}, {format_size(int(left))} stay for others by "
+                "memory_pressure_threshold; free something, or ask with priority 0"
+            )
 
     def deallocate_memory(self, allocation_id: int, stream: Stream = None) -> None:
         """Free an allocation; consumers that still hold it through DLPack keep it until they are done.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import smartpool
 from smartpool import (
@@ -133,6 +135,28 @@ def test_empty_takes_shapes_dtypes_devices_and_alignments():
             pool.empty(3, "float32", alignment=3)
         with pytest.raises(DeviceNotFoundError):
             pool.empty(3, device_id=1)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 40 * MiB), st.sampled_from([-3, -1, 0, 2])), max_size=30),
+    threshold=st.sampled_from([0.25, 0.85, 1.0]),
+)
+def test_requests_below_0_leave_a_share_to_others(sizes, threshold):
+    config = {"memory_pressure_threshold": threshold, "enable_auto_defragmentation": False}
+    with SmartPool("model:128MiB", **config) as pool:
+        manager = pool.managers[0]
+        for size, priority in sizes:
+            available = manager.available_bytes
+            share = (1 - threshold) * (available + manager.live_bytes)
+            told = ""
+            try:
+                pool.allocate_memory(AllocationRequest(size=size, priority=priority))
+            except OutOfMemoryError as error:
+                told = str(error)
+            refused = priority < 0 and size > available - share
+            assert told.startswith("expected a priority of at least 0") == refused
+            assert refused or not told or size > available - 4 * MiB  # what chunks round up
+        pool.check()
 
 
 def test_deallocation_ids():
