@@ -50,7 +50,6 @@ def variants() -> Iterator[tuple[str, tuple[list[Guess], ...], Callable[..., Tre
     """Yield a name, the guesses, and how a tree is made."""
     yield "all of it", HARD, Tree
     yield "no chains", only(lambda guess: guess.merge is Merge.STACKS), Tree
-    yield "chains once, not until nothing changes", only(lambda guess: guess.merge is not Merge.ALL), Tree
     unmerged = [
         Guess(guess.priority, guess.reverse, Merge.NONE, guess.lazy)
         for tier in HARD

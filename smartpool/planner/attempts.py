@@ -54,6 +54,9 @@ GROWTH: Final = 3.0
 WHOLE: Final = 600
 """Parts of at most so many intervals are given to the search whole, before any core of them."""
 
+FLAT: Final = 3.0
+"""Slices of the search for a part whose load never falls: sweeps and cores can do nothing for it."""
+
 EJECTION: Final = 10.0
 """Slices for ejection in a round: it makes many small gains."""
 
@@ -197,7 +200,10 @@ def _by_search(
 ) -> Iterator[None]:
     """Ask the search for the goal, or a little more and then more, each for a slice of time."""
     if relaxed[0] == 0 and racer.problem.fixed is None and len(racer.problem) <= WHOLE:
-        yield from _by_whole_search(racer, clock, seconds, seed)
+        flat = bool((racer.problem.load == racer.problem.load[0]).all())
+        yield from _by_whole_search(racer, clock, FLAT * seconds if flat else seconds, seed)
+        if flat:  # all of it is the core
+            return
     for relax in relaxed:
         capacity = racer.goal + int(racer.goal * relax)
         if racer.height <= capacity:

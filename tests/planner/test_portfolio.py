@@ -261,3 +261,34 @@ def test_steps_that_overlap_go_by_windows(monkeypatch):
     result = solve(intervals, time_limit=PATIENCE_S)
     assert validate(intervals, result.offsets) == result.height
     assert result.gap < 0.02
+
+
+def tiling(rng, count, capacity, span, *, by_area):
+    """Cut a rectangle of bytes by instants from edge to edge until it has so many pieces."""
+    pieces = [(0, span, 0, capacity)]
+    while len(pieces) < count:
+        areas = np.array([float(end - start) * (high - low) for start, end, low, high in pieces])
+        weights = areas / areas.sum() if by_area else None
+        start, end, low, high = pieces.pop(int(rng.choice(len(pieces), p=weights)))
+        if rng.random() < 0.5 and end - start > 1:
+            cut = int(rng.integers(start + 1, end))
+            pieces += [(start, cut, low, high), (cut, end, low, high)]
+        elif high - low > 1:
+            cut = int(rng.integers(low + 1, high))
+            pieces += [(start, end, low, cut), (start, end, cut, high)]
+        else:
+            pieces.append((start, end, low, high))
+    start, end, low, high = np.array(pieces)[rng.permutation(count)].T
+    return IntervalSet(start, end, high - low)
+
+
+@pytest.mark.parametrize("capacity", [500, 1 << 20])
+@pytest.mark.parametrize("span", [200, 1000, 10**6])
+@pytest.mark.parametrize("by_area", [True, False])
+def test_perfect_tilings_of_the_whole_capacity_are_planned_at_it(by_area, span, capacity):
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        intervals = tiling(rng, int(rng.integers(100, 401)), capacity, span, by_area=by_area)
+        for seed in range(3):
+            result = solve(intervals, seed=seed, time_limit=PATIENCE_S)
+            assert validate(intervals, result.offsets) == result.height == capacity, (number, seed)
