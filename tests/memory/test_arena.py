@@ -205,7 +205,7 @@ def test_check_finds_wrong_totals(damage):
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["take", "take", "free", "free", "bundle"]),
+            st.sampled_from(["take", "take", "free", "free", "bundle", "grow"]),
             st.integers(0, 10**6),
             st.integers(1, 24),
         ),
@@ -215,7 +215,7 @@ def test_check_finds_wrong_totals(damage):
 )
 @settings(deadline=None)
 def test_the_written_out_paths_place_as_the_plain_ones(program, leaf):
-    """An arena whose gaps have a use goes through `find`, `place` and `_join`, and few large gaps do not.
+    """An arena whose gaps have a use goes through `find`, `place` and `join`, and few large gaps do not.
 
     A bundle of blocks is freed as one, elsewhere: many gaps come at once.
     """
@@ -233,9 +233,25 @@ def test_the_written_out_paths_place_as_the_plain_ones(program, leaf):
         for arena in (quick, plain):
             arena.extend(0, 400 * ALIGNMENT)
             arena.extend(1000 * ALIGNMENT, ALIGNMENT, uses={9: 9} if arena is plain else None)
-        live, freed = [], []
+        live, freed, edge, holes = [], [], 400, []
         for what, pick, units in program:
-            if what == "take" or not live:
+            if what == "grow" and edge < 900:
+                if holes and pick % 2:
+                    start, length = holes.pop(pick % len(holes))
+                else:
+                    start, length = edge + pick % 3, units
+                    holes += [(edge, start - edge)] if start > edge else []
+                    edge = start + length
+                room = quick.room_before(start * ALIGNMENT)
+                assert room == sum(gap.size for gap in [quick.gap_before(start * ALIGNMENT)] if gap)
+                quick.free_all([freed], None, free_bundle)  # before: as in a search that found nothing
+                room = quick.room_before(start * ALIGNMENT)
+                block = (1 + pick % (length + room // ALIGNMENT)) * ALIGNMENT
+                grown = start * ALIGNMENT, length * ALIGNMENT
+                taken = quick.extend_for(*grown, block)
+                assert taken == plain.place(plain.extend(*grown), block)
+                live.append([taken])
+            elif what == "take" or not live:
                 start = quick.serve(units * ALIGNMENT, freed, free_bundle)
                 assert freed == []
                 found = plain.find(units * ALIGNMENT)
@@ -255,3 +271,4 @@ def test_the_written_out_paths_place_as_the_plain_ones(program, leaf):
             plain.check()
         quick.free_all([freed], None, free_bundle)
         assert quick.gaps() == plain.gaps()
+        assert quick.extent_bytes == plain.extent_bytes
