@@ -272,3 +272,37 @@ def test_the_written_out_paths_place_as_the_plain_ones(program, leaf):
         quick.free_all([freed], None, free_bundle)
         assert quick.gaps() == plain.gaps()
         assert quick.extent_bytes == plain.extent_bytes
+
+
+@given(
+    before=st.integers(0, 20),
+    added=st.integers(1, 20),
+    behind=st.integers(0, 20),
+    share=st.floats(0, 1),
+    others=st.integers(0, 5),
+    leaf=st.sampled_from([1, 4, 1000]),
+)
+def test_growing_for_a_block_is_growing_and_placing(before, added, behind, share, others, leaf):
+    """Between gaps of any sizes, small and large, and beside others."""
+    arenas = []
+    for _ in range(2):
+        arena = Arena(apart=8 * ALIGNMENT)
+        for number in range(others):
+            arena.extend((1000 + 100 * number) * ALIGNMENT, 30 * ALIGNMENT)
+        arena.extend(0, 100 * ALIGNMENT)
+        arena.place_at(arena.gap_at(0), 0, (100 - before) * ALIGNMENT)
+        arena.extend((100 + added) * ALIGNMENT, 100 * ALIGNMENT)
+        gap = arena.gap_at((100 + added) * ALIGNMENT)
+        arena.place_at(gap, (100 + added + behind) * ALIGNMENT, (100 - behind) * ALIGNMENT)
+        arenas.append(arena)
+    quick, plain = arenas
+    room = before + added + behind
+    block = (1 + int(share * (room - 1))) * ALIGNMENT
+    grown = 100 * ALIGNMENT, added * ALIGNMENT
+    assert quick.room_before(grown[0]) == before * ALIGNMENT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smartpool.memory.arena.LEAF", leaf)
+        start = quick.extend_for(*grown, block)
+    assert start == plain.place(plain.extend(*grown), block) == (100 - before) * ALIGNMENT
+    quick.check()
+    assert (quick.gaps(), quick.blocks()) == (plain.gaps(), plain.blocks())
