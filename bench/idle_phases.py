@@ -77,9 +77,9 @@ class Program:
         if self.way == "every pass":
             self.pool.trim()
         elif self.way != "never":
-            self.pool.keep_up(self.now)
+            self.pool.maintenance.keep_up(self.now)
             if self.way == "age":
-                self.pool._idle_age.seconds = 60.0  # unlearned
+                self.pool.maintenance._idle_age.seconds = 60.0  # unlearned
 
 
 def measure(trace: Trace, way: str, pause: float) -> dict[str, float | int]:

@@ -223,8 +223,8 @@ class Mapper:
 
     def _map(self) -> int:
         if self.extrapolate is None:
-            return self.pool.map_ahead()
-        heap = self.pool._heap
+            return self.pool.maintenance.map_ahead()
+        heap = self.pool.slow_path.heap
         wanted = (1 + self.extrapolate) * max(heap.peak_live_bytes, heap.gauge.live_bytes)
         return heap.map_ahead(int(wanted) - heap.gauge.extent_bytes)
 
@@ -248,13 +248,13 @@ class Caller:
             if operation:
                 pool.free(live.pop(number))
                 continue
-            before, grows, searches = pool.driver.seconds, pool._grows, pool._searches
+            before, grows, searches = pool.driver.seconds, pool.slow_path.grows, pool.slow_path.searches
             live[number] = pool.malloc(nbytes)
             self.seconds += pool.driver.seconds - before
             if mapper is not None:
-                if pool._searches > searches and mapper.busy_until > now:
+                if pool.slow_path.searches > searches and mapper.busy_until > now:
                     self.waited += mapper.busy_until - now
-                mapper.awake |= pool._grows > grows
+                mapper.awake |= pool.slow_path.grows > grows
         for pointer in live.values():
             pool.free(pointer)
         return last
@@ -304,13 +304,15 @@ def pausing(trace: Trace) -> dict[str, dict[str, float]]:
                 after_first = caller.seconds + caller.waited
             for _ in range(int(PAUSE / 30)):
                 now += 30.0
-                pool.keep_up(now)
+                pool.maintenance.keep_up(now)
         pool.check()
         paid = (caller.seconds + caller.waited - after_first) / (PHASES - 1)
         rows[name] = {
             "caller_ms_a_phase": round(paid * 1e3, 2),
             "peak_reserved_gib": round(pool.peak_reserved_bytes / GiB, 3),
-            "mapped_ahead_and_used": round(pool.forecast.used_bytes / max(1, pool.forecast.mapped_bytes), 3),
+            "mapped_ahead_and_used": round(
+                pool.maintenance.forecast.used_bytes / max(1, pool.maintenance.forecast.mapped_bytes), 3
+            ),
         }
     return rows
 

@@ -69,7 +69,7 @@ def requests(rounds: int) -> dict[str, dict[str, float]]:
     took: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(rounds):
         for name, timer in timers.items():
-            with pools[name].tag("bench") if "tag" in name else pools[name]._manager._lock:
+            with pools[name].tag("bench") if "tag" in name else pools[name]._manager.slow_path.section.lock:
                 took[name].append(timer.timeit(NUMBER) / NUMBER / 2 * 1e6)
     floor = took["nobody watches"]
     rows = {}
@@ -122,8 +122,8 @@ def questions() -> dict[str, float]:
         pool.statistics  # noqa: B018 - what was requested is read
 
         def locked() -> None:
-            with manager._writing():
-                manager._map_maker()
+            with manager.working():
+                manager.telemetry._map_maker()
 
         rows = {
             "statistics": best_of(lambda: pool.statistics),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from smartpool.debug_options import DebugOptions
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
-    from smartpool.pool.graphs.captures import GraphMemory
+    from smartpool.pool.graphs.memory import GraphMemory
     from smartpool.pool.manager import AdvancedMemoryPoolManager
     from smartpool.prices import Cost, Prices
     from smartpool.request import AllocationRequest
@@ -69,7 +69,7 @@ __getattr__, __dir__ = lazy_names(
         "Cost": "smartpool.prices",
         "DebugOptions": "smartpool.debug_options",
         "GPUMemoryOptimizer": "smartpool.optimizer",
-        "GraphMemory": "smartpool.pool.graphs.captures",
+        "GraphMemory": "smartpool.pool.graphs.memory",
         "IntervalSet": "smartpool.planner",
         "Plan": "smartpool.planner",
         "Prices": "smartpool.prices",

@@ -9,11 +9,12 @@ SmartPool still catches the right thing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from smartpool.values import in_units
 
 __all__ = [
+    "REQUEST_TOO_LARGE",
     "AllocatorError",
     "ArrayInterfaceError",
     "BackgroundError",
@@ -51,6 +52,10 @@ __all__ = [
     "UnsupportedError",
     "UseAfterFreeError",
 ]
+
+
+REQUEST_TOO_LARGE: Final = "REQUEST_TOO_LARGE"
+"""The code of a request that could never succeed, where a driver's code says why memory is out."""
 
 
 class SmartPoolError(Exception):

@@ -43,7 +43,7 @@ class Maintenance:
         self._pools = pools
         self._config = pools.config
         self.background = Background(self.background_pass, pools.config.optimization_interval)
-        self._mapper = Mapper(pools.managers)
+        self._mapper = Mapper([manager.maintenance for manager in pools.managers])
         self.mapping = Background(self._mapper.background_pass, NEVER, name="smartpool-mapper")
         self._pressure_callbacks = PressureCallbacks(pools.config.memory_pressure_threshold)
         self.optimizations = self.memory_freed_bytes = 0
@@ -52,7 +52,7 @@ class Maintenance:
     def start(self) -> None:
         """Run the optimiser."""
         for manager in self._pools.managers:
-            manager.on_pressure = self.background.wake
+            manager.slow_path.on_pressure = self.background.wake
         self.background.start()
         if self._config.expected_bytes is not None:
             self._map_ahead()
@@ -117,7 +117,7 @@ class Maintenance:
                 devices, freed = ", ".join(outcome.devices), format_size(outcome.memory_freed_bytes)
                 LOGGER.info("%s gave %s back under memory pressure", devices, freed)
         for manager in self._pools.managers:
-            freed_bytes = manager.keep_up(time.monotonic())
+            freed_bytes = manager.maintenance.keep_up(time.monotonic())
             if freed_bytes:
                 self._count(freed_bytes)
                 LOGGER.info("%s gave %s back that idled", manager.driver.name, format_size(freed_bytes))
@@ -137,7 +137,7 @@ class Maintenance:
         """Let the mapper look at each growth from now on: something can be foreseen."""
         if self._config.enable_predictive_allocation and not self._pools.closed:
             for manager in self._pools.managers:
-                manager.on_growth = self.mapping.wake
+                manager.slow_path.on_growth = self.mapping.wake
             self.mapping.start()
 
     def add_pressure_callback(self, callback: PressureCallback) -> None:

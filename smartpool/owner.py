@@ -65,7 +65,7 @@ def copied(owner: Owner, nbytes: int, consumer: int | None, target: tuple[int, i
     if target == driver.dl_device:
         copy = _on_the_host(owner, nbytes) if target == _HOST else _on_a_device(owner, nbytes, consumer)
         return CopiedMemory(owner=copy, pointer=copy.pointer)
-    if manager.beside_capture:
+    if manager.capturing:
         raise _beside_a_capture(driver.name, "the host cannot wait for the device meanwhile")
     data = np.empty(nbytes, np.uint8)
     if nbytes:

@@ -23,13 +23,12 @@ from smartpool.errors import (
     MemoryCorruptionError,
     SmartPoolError,
 )
-from smartpool.pool.graphs.found import serve_captured
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.telemetry.hooks import Hooks
 from smartpool.pool.telemetry.memory_map import MemoryMap
 from smartpool.pool.telemetry.tracked import ProfileRecord
 from smartpool.pool.telemetry.tracking import Scope
-from smartpool.pool.telemetry.watched import WatchedPool
+from smartpool.pool.telemetry.watched import Telemetry
 from smartpool.scopes import holds, scoped
 from smartpool.sharing.endings import sweep
 from smartpool.units import format_size
@@ -67,10 +66,9 @@ class PoolSet:
         self.managers = managers = _open_managers(checked_devices(devices), config)
         self.first = managers[0]
         self.closed = False
-        self.hooks = Hooks(managers)
+        self.hooks = Hooks([manager.telemetry for manager in managers])
         for manager in managers:
-            manager.use_hooks(self.hooks)
-            manager.on_capture = serve_captured
+            manager.telemetry.use_hooks(self.hooks)
         self._near: dict[int, AdvancedMemoryPoolManager] = {}
         self._live = self.first.quick_path[1]
 
@@ -129,7 +127,7 @@ class PoolSet:
                     self._near.clear()
                 self._near[number >> _NEAR_BITS] = manager
                 return manager
-        freed = (one for one in self.managers if isinstance(one._bad_pointer(number), DoubleFreeError))  # noqa: SLF001
+        freed = (one for one in self.managers if isinstance(one.bad_pointer(number), DoubleFreeError))
         return next(freed, self.first)
 
     def memory_map(self, device_id: int = 0) -> MemoryMap:
@@ -153,7 +151,7 @@ class PoolSet:
         """Raise `PoolClosedError` in a forked child, where the pools are the parent's."""
         for manager in self.managers:
             if manager.disowned:
-                raise manager._closed_error()  # noqa: SLF001 - it says of which process it is
+                raise manager.slow_path.closed_error()  # it says of which process it is
 
     def require_open(self) -> None:
         """Raise `PoolClosedError` when the pools are closed, or not this process's."""
@@ -224,11 +222,11 @@ class PoolSet:
             raise InvalidRequestError(f"name: expected the name of a scope, got {name!r}")
         self.require_open()
         path = (*_path.get(), encodable(name))
-        entered: list[tuple[WatchedPool, Scope]] = []
+        entered: list[tuple[Telemetry, Scope]] = []
         with holds(_path, path), ExitStack() as left:
             for manager in self.managers:
-                entered.append((manager, manager.enter_scope("/".join(path))))
-                left.callback(manager.leave_scope, entered[-1][1])
+                entered.append((manager.telemetry, manager.telemetry.enter_scope("/".join(path))))
+                left.callback(manager.telemetry.leave_scope, entered[-1][1])
             yield Profile(self, entered)
 
     def trim(self, keep_bytes: int = 0, *, wait: bool = False, captures: bool = False) -> int:
@@ -283,17 +281,17 @@ class PoolSet:
         if depth is None or depth < 0:
             raise InvalidRequestError(f"stack_depth: expected a number of frames, got {shown(stack_depth)}")
         for manager in self.managers:
-            manager.start_tracking(stack_depth=depth)
+            manager.telemetry.start_tracking(stack_depth=depth)
 
     def stop_tracking(self) -> None:
         """Keep statistics of requests no more, and forget them."""
         for manager in self.managers:
-            manager.stop_tracking()
+            manager.telemetry.stop_tracking()
 
     def reset_peaks(self) -> None:
         """Let tracked peaks begin anew, at what is live now."""
         for manager in self.managers:
-            tracker = manager.tracker  # another thread may end it
+            tracker = manager.telemetry.tracker  # another thread may end it
             if tracker is not None:
                 tracker.reset_peaks()
 
@@ -332,7 +330,7 @@ class Profile:
 
     __slots__ = ("_entered", "_pools")
 
-    def __init__(self, pools: PoolSet, entered: list[tuple[WatchedPool, Scope]]) -> None:
+    def __init__(self, pools: PoolSet, entered: list[tuple[Telemetry, Scope]]) -> None:
         self._pools = pools
         self._entered = entered
 

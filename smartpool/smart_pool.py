@@ -43,7 +43,7 @@ from smartpool.errors import (
     UnknownPointerError,
 )
 from smartpool.maintenance import Maintenance
-from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
+from smartpool.pool.graphs.memory import GraphMemory
 from smartpool.pool.telemetry.hooks import Hooks
 from smartpool.pool.telemetry.labels import tagged
 from smartpool.pool.telemetry.statistics import PoolStatistics, Reduction
@@ -496,15 +496,15 @@ class SmartPool:
         manager = self._pools.of(device_id)
         handle = manager.driver.stream(stream)
         held = GraphMemory(manager) if memory is None else memory
-        begin_capture(manager, held, handle)
+        manager.begin_capture(held, handle)
         try:
             yield held
         except BaseException:
-            end_capture(manager)
+            manager.end_capture()
             if memory is None:
                 held.close()
             raise
-        end_capture(manager)
+        manager.end_capture()
 
     # ------------------------------------------------------------------ statistics
 

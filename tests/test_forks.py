@@ -115,6 +115,7 @@ def locks_of_objects():
     """Return (object, attribute, lock) for every lock that an object of the package has."""
     found = []
     gc.unfreeze()  # what is frozen would not be told
+    gc.collect()  # and what is garbage is nobody's, and no weak reference finds it
     for owner in gc.get_objects():
         kind = type(owner)
         if str(kind.__module__).partition(".")[0] != "smartpool":

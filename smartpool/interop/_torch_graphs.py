@@ -2,7 +2,7 @@
 
 PyTorch tells when a capture begins, when it ends, and when one of its graphs is gone, with the id of
 the graph's memory; several graphs may share one. What a pool does beside a capture is
-`smartpool.pool.graphs.captures`; here is only which memory is meant, and when its last user is gone.
+`smartpool.pool.graphs`; here is only which memory is meant, and when its last user is gone.
 
 PyTorch does not say which stream is captured, so each request's stream is asked about.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from smartpool.forks import renewed
 from smartpool.interop._frameworks import cuda_managers
-from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
+from smartpool.pool.graphs.memory import GraphMemory, HeldMemory
 
 if TYPE_CHECKING:
     from smartpool.smart_pool import SmartPool
@@ -49,7 +49,7 @@ class Graphs:
         with self._lock:
             memory = self._memories.setdefault(key, GraphMemory(manager))
             self._users[key] = self._users.get(key, 0) + 1
-        begin_capture(manager, memory)
+        manager.begin_capture(memory)
         self._capturing.add(device)
 
     def end(self, device: int, first: int, second: int) -> None:  # noqa: ARG002 - PyTorch's signature
@@ -58,7 +58,7 @@ class Graphs:
             self._capturing.remove(device)
         except KeyError:  # none is under way
             return
-        end_capture(self._managers[device])
+        self._managers[device].end_capture()
 
     def release(self, device: int, first: int, second: int) -> None:
         """Learn that one user of a memory is gone; with the last its free blocks become ordinary."""
@@ -88,7 +88,8 @@ class Graphs:
         """Return whether an address is in the memory of a graph."""
         return any(memory.holds(pointer) for each in self._managers for memory in self._memories_on(each))
 
-    def _memories_on(self, device: int) -> list[GraphMemory]:
-        found: dict[int, GraphMemory] = getattr(self._managers.get(device), "found", {})
+    def _memories_on(self, device: int) -> list[HeldMemory]:
+        manager = self._managers.get(device)
+        found = manager.graphs.found.copy() if manager else {}
         told = [memory for key, memory in self._memories.copy().items() if key[0] == device]
-        return [*told, *found.copy().values()]
+        return [*told, *found.values()]

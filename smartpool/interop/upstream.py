@@ -16,7 +16,6 @@ from smartpool.driver.cuda import CudaDriver
 from smartpool.driver.protocol import refusal
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvalidRequestError
 from smartpool.interop._frameworks import framework
-from smartpool.pool.graphs.found import serve_captured
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["UpstreamDriver", "manager_over"]
@@ -47,9 +46,7 @@ def manager_over(
         raise InvalidRequestError(
             f"expected a memory resource of RMM or cuda.core, got {resource!r}, which cannot allocate"
         )
-    manager = AdvancedMemoryPoolManager(UpstreamDriver(resource, device_id), config)
-    manager.on_capture = serve_captured
-    return manager
+    return AdvancedMemoryPoolManager(UpstreamDriver(resource, device_id), config)
 
 
 class UpstreamDriver(CudaDriver):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
-from weakref import WeakMethod
 
 from smartpool.pool.tiers import Tier
 
@@ -36,6 +35,7 @@ __all__ = [
     "EndedTable",
     "LargeBin",
     "LiveTable",
+    "LoneBin",
     "RequestObserver",
     "enter",
 ]
@@ -74,6 +74,8 @@ class Bin(list[int]):
         Further streams that used a block (`record_stream`). Such a bin belongs to one block.
     quiet
         Whether nothing was freed into the bin since it was last emptied.
+    in_heap
+        Whether its blocks are the heap's.
     arena
         Where `Arena.allocate` finds a place as the heap would; None where only the heap knows how.
     touched
@@ -84,6 +86,7 @@ class Bin(list[int]):
 
     __slots__ = ("arena", "nbytes", "others", "quiet", "size", "stream", "tier", "touched")
     __hash__ = object.__hash__  # type: ignore[assignment]  # bins are places, not values
+    in_heap: ClassVar[bool] = True
 
     def __init__(self, nbytes: int, size: int, stream: int, tier: Tier, touched: set[Bin]) -> None:
         super().__init__()
@@ -106,6 +109,10 @@ class Bin(list[int]):
         own = Bin(self.nbytes, self.size, self.stream, self.tier, self.touched)
         own.others = self.others
         return own
+
+    def used_elsewhere(self, pointer: int, stream: int) -> bool:  # noqa: ARG002 - planned steps do
+        """Learn that another stream uses a live block; return whether nobody else need remember that."""
+        return False
 
     def closing(self, table: LiveTable) -> Bin:
         """Return where one of these blocks is freed into when the pool of `table` is closed."""
@@ -167,7 +174,7 @@ class LiveTable(dict[int, Bin]):
     __slots__ = ("journal", "on_empty")
 
     journal: Journal
-    on_empty: WeakMethod[Callable[[], None]]
+    on_empty: Callable[[], None]
     closed: ClassVar[bool] = False
 
 
@@ -222,6 +229,17 @@ def enter(live: LiveTable, pointer: int, bin_: Bin) -> None:
         raise
 
 
+class LoneBin(Bin):
+    """The bin of one block that is not the heap's. It holds nothing, so nobody need empty it."""
+
+    __slots__ = ()
+    in_heap = False
+
+    def __init__(self, like: Bin) -> None:
+        super().__init__(like.nbytes, like.size, like.stream, like.tier, like.touched)
+        self.quiet = False
+
+
 class ClosingBin(Bin):
     """Where one block of a closed pool is freed into. The last one ends the pool.
 
@@ -249,6 +267,5 @@ class ClosingBin(Bin):
         own.append(pointer)
         if own.__class__ is Bin:  # others hold nothing, so nobody need empty them
             own.touched.add(own)
-        end = None if self._table else self._table.on_empty()
-        if end is not None:
-            end()
+        if not self._table:
+            self._table.on_empty()

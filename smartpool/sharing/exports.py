@@ -73,7 +73,7 @@ def export_buffer(buffer: Buffer) -> SharedBuffer:
     sweep()
     owner = buffer._shared()  # noqa: SLF001
     with manager.working():
-        mapped = manager._heap.mapped(buffer.pointer, max(buffer.nbytes, 1))  # noqa: SLF001
+        mapped = manager.slow_path.heap.mapped(buffer.pointer, max(buffer.nbytes, 1))
         about, chunks = _described(buffer, manager.driver, mapped)
         with wanting_descriptors():
             files = [Descriptor.of(manager.driver.export_chunk, chunk) for chunk in chunks]

@@ -104,20 +104,20 @@ class _DeviceRecording:
         self.kept = _Kept(limit * FIELDS, manager.reserved_bytes)
         self._hooks = Hooks(())
         self._hooks.on_map(self.kept.mapped)
-        manager.use_hooks(self._hooks)
-        self.before = manager.add_reader(self.kept.read)  # what was live: address to bin
+        manager.telemetry.use_hooks(self._hooks)
+        self.before = manager.telemetry.add_reader(self.kept.read)  # what was live: address to bin
 
     def __len__(self) -> int:
-        self.manager.settle()
+        self.manager.telemetry.settle()
         return sum(map(len, self.kept.batches)) // FIELDS
 
     def stop(self) -> None:
-        self.manager.remove_reader(self.kept.read)
-        self.manager.drop_hooks(self._hooks)
+        self.manager.telemetry.remove_reader(self.kept.read)
+        self.manager.telemetry.drop_hooks(self._hooks)
 
     def events(self, *, whole: bool) -> Iterator[Event]:
         """Yield what was recorded so far; `whole` with what was live before, as if requested then."""
-        self.manager.settle()
+        self.manager.telemetry.settle()
         for pointer, bin_ in self.before.items() if whole else ():
             yield self.since, pointer, bin_.nbytes, bin_.stream, None
         columns = chain.from_iterable(self.kept.batches.copy())

@@ -210,7 +210,7 @@ def test_a_capture_without_the_scope(pool, stream, warm):
                 del first
                 third = second * second
                 graphs.append((stream.end_capture(), second, third))
-        memories = list(pool.managers[0].graphs)
+        memories = list(pool.managers[0].graphs.memories)
         assert len(memories) == 2
         for memory, (_, second, third) in zip(memories, graphs, strict=True):
             assert memory.holds(second.data.ptr)
@@ -256,7 +256,7 @@ def test_a_capture_without_the_scope_that_spreads_and_fails(pool, new_stream):
             == driver.is_capturing(driver.stream(first.ptr))
             != 0
         )
-        (memory,) = pool.managers[0].graphs
+        (memory,) = pool.managers[0].graphs.memories
         assert memory.holds(a.data.ptr)
         assert memory.holds(b.data.ptr)
         first.wait_event(second.record())

@@ -34,7 +34,7 @@ def test_windows_show_what_is_written_at_home_and_leave_neighbours_alone(pool):
     for block in blocks[1::2]:
         pool.free(block)
     window = pool.malloc(20 * MiB)
-    assert window in pool.managers[0]._heap.windows
+    assert window in pool.managers[0].slow_path.heap.windows
     driver.fill(window, 200, 20 * MiB, 0)
     for index in range(0, 16, 2):
         assert driver.read(blocks[index], sizes[index]) == bytes([index + 1]) * sizes[index]

@@ -174,7 +174,7 @@ def test_requests_of_a_capture_that_torch_did_not_announce(fake, pool, streams):
     fake.captured = {streams[0]}
     another = pool.malloc(MiB, streams[0])
     fake.captured = frozenset()
-    first, second = pool.managers[0].graphs
+    first, second = pool.managers[0].graphs.memories
     assert (first.holds(inside), first.holds(joined), second.holds(another)) == (True, True, True)
     for pointer in (inside, joined, another):
         pool.free(pointer)
@@ -183,7 +183,7 @@ def test_requests_of_a_capture_that_torch_did_not_announce(fake, pool, streams):
     for pointer in eager:
         pool.free(pointer)
     pool.trim(captures=True)
-    assert not hasattr(pool.managers[0], "found") or not pool.managers[0].found
+    assert not pool.managers[0].graphs.found
 
 
 def test_a_graph_that_goes_in_the_middle_of_a_request_waits_for_nobody(pool, graphs):

@@ -184,8 +184,8 @@ def test_what_is_no_lack_of_memory_is_told_and_no_memory(torch, caching, pool, m
                 pass
 
     with caching.use(mine):
-        for name in ("_search", "_refill"):  # on the class: undoing would leave them on an instance
-            monkeypatch.setattr(type(pool.managers[0]), name, fail)
+        for name in ("_search", "_refill"):
+            monkeypatch.setattr(pool.managers[0], name, fail)
         with pytest.raises(ZeroDivisionError, match="a bug"):
             request()
         monkeypatch.undo()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from waiting import PATIENCE_S, wait_until
 
-import smartpool.pool.searching as searching_module
+import smartpool.pool.slow_path as searching_module
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
@@ -78,11 +78,11 @@ def test_what_only_equals_a_pointer_is_refused(pool, bad):
 
 def test_bins_of_sizes_that_never_come_back_are_forgotten(pool, monkeypatch):
     monkeypatch.setattr(searching_module, "BINS", 64)
-    pool._bins_limit = 64
+    pool.slow_path.bins_limit = 64
     kept = [pool.malloc(nbytes) for nbytes in range(1, 40)]
     for nbytes in range(1000, 5000):
         pool.free(pool.malloc(nbytes))
-        assert len(pool._bins) <= 2 * (64 + len(kept))
+        assert len(pool.slow_path.bins) <= 2 * (64 + len(kept))
     for pointer in kept:
         pool.free(pointer)
     assert pool.malloc(7) == kept[6]  # bins of live blocks stay
@@ -95,13 +95,13 @@ def test_a_bin_that_was_forgotten_meanwhile_loses_nothing(pool, driver):
     """A free looked the bin up, then the bins were forgotten, then it put the block there."""
     stream = driver.create_stream()
     pointer = pool.malloc(5000)
-    bin_ = pool._bin(5000, stream)
-    with pool._writing():
-        pool._forget_bins()
-    assert 5000 not in pool._bins_of[stream]
-    pool._bins_of[stream][5000] = bin_
+    bin_ = pool.slow_path.bin_of(5000, stream)
+    with pool.working():
+        pool.slow_path._forget_bins()
+    assert 5000 not in pool.slow_path.bins_of[stream]
+    pool.slow_path.bins_of[stream][5000] = bin_
     pool.free(pointer, stream)
-    del pool._bins_of[stream][5000]
+    del pool.slow_path.bins_of[stream][5000]
     hold_everything(pool)
 
 
@@ -122,11 +122,11 @@ class Racing(Bin):
 
 def race(pool, pointer, before):
     """Let `before` happen between the two steps of the free of `pointer`."""
-    own = pool._live[pointer]
+    own = pool.slow_path.live[pointer]
     racing = Racing(own.nbytes, own.size, own.stream, own.tier, own.touched)
     racing.others = own.others
     racing.before = before
-    dict.__setitem__(pool._live, pointer, racing)
+    dict.__setitem__(pool.slow_path.live, pointer, racing)
 
 
 @pytest.mark.parametrize("what", ["flush", "trim"])
@@ -151,10 +151,10 @@ def test_a_free_beside_a_close_keeps_no_memory(pool, driver):
 def test_a_request_beside_a_close_keeps_its_block(pool, driver):
     """It has taken its block out of the bin and not yet entered it when the pool is closed."""
     pool.free(pool.malloc(5000))
-    bin_ = pool._bins[5000]
+    bin_ = pool.slow_path.bins[5000]
     pointer = bin_.pop()
     pool.close()
-    pool._live[pointer] = bin_
+    pool.slow_path.live[pointer] = bin_
     time.sleep(0.02)
     assert driver.held()["mappings"] == 1  # not pulled from under the caller
     pool.free(pointer)
@@ -184,8 +184,8 @@ def test_a_bin_that_another_thread_emptied_is_no_error(pool):
         def __bool__(self):
             return True
 
-    own = pool._bin(5000, 0)
-    pool._bins[5000] = Looks(own.nbytes, own.size, own.stream, own.tier, own.touched)
+    own = pool.slow_path.bin_of(5000, 0)
+    pool.slow_path.bins[5000] = Looks(own.nbytes, own.size, own.stream, own.tier, own.touched)
     pool.free(pool.malloc(5000))
 
 
@@ -236,7 +236,7 @@ def test_the_books_are_not_opened_twice_on_one_thread(interrupting, what):
     pool.free(pool.malloc(5 * MiB))
     assert caught
     what(pool)  # and nothing is left behind
-    if pool._steps.active:
+    if pool.steps.active:
         pool.end_step()
     pool.check()
 
@@ -341,11 +341,11 @@ def test_everything_at_once(pooling):
     def watcher():
         recorder = Recorder()
         while not stop.is_set():
-            pool.add_observer(recorder)
+            pool.telemetry.add_observer(recorder)
             now = pool.snapshot()
             assert 0 <= now.fragmentation.overall <= 1
             assert now.live_blocks >= 0
-            pool.remove_observer(recorder)
+            pool.telemetry.remove_observer(recorder)
             pool.trim()
 
     interval = sys.getswitchinterval()
@@ -381,7 +381,7 @@ def test_a_child_leaves_the_parents_memory_alone():
     driver.write(live, b"parent" * 1000)
     pool.free(cached)
     calls = dict(driver.calls)
-    with pool._lock:  # whoever holds it is not there in the child
+    with pool.slow_path.section.lock:  # whoever holds it is not there in the child
         child = os.fork()
         if child == 0:
             status = 1
@@ -433,12 +433,12 @@ def test_an_interrupt_while_bins_are_collected_loses_none(pool):
 
     for pointer in [pool.malloc(nbytes) for nbytes in (7_000, 8_000, 9_000)]:
         pool.free(pointer)
-    touched = pool._touched_small = Interrupting(pool._touched_small)
+    touched = pool.slow_path.touched_small = Interrupting(pool.slow_path.touched_small)
     with pytest.raises(KeyboardInterrupt):
-        pool._empty_bins(touched)
+        pool.slow_path.empty_bins(touched)
     assert len(touched) == 3
-    pool._empty_bins(touched)
-    assert not any(pool._bins[nbytes] for nbytes in (7_000, 8_000, 9_000))
+    pool.slow_path.empty_bins(touched)
+    assert not any(pool.slow_path.bins[nbytes] for nbytes in (7_000, 8_000, 9_000))
     pool.check()
 
 

@@ -145,7 +145,11 @@ def test_an_interrupt_while_it_collects_comes_out_as_itself():
         held = pool.malloc(40 * MiB)
 
         def stop():
-            if manager._lock._is_owned() and manager._collected is not None and collecting:
+            if (
+                manager.slow_path.section.lock._is_owned()
+                and manager.slow_path.collected is not None
+                and collecting
+            ):
                 raise StopError
 
         collecting = []
@@ -157,7 +161,7 @@ def test_an_interrupt_while_it_collects_comes_out_as_itself():
         finally:
             gc.callbacks.pop()
             manager.late_frees = None
-        assert manager._collected == {}
+        assert manager.slow_path.collected == {}
         pool.free(held)
         pool.free(pool.malloc(50 * MiB))
         pool.check()

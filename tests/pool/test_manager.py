@@ -257,7 +257,7 @@ def test_a_closed_pool_refuses_and_still_takes_back(driver):
 def test_a_pool_that_is_dropped_gives_its_memory_back(driver):
     pool = AdvancedMemoryPoolManager(driver)
     pool.free(pool.malloc(4096))
-    memory = pool._memory
+    memory = pool.slow_path.memory
     del pool
     assert memory.reserved_bytes == 0
 

@@ -173,7 +173,7 @@ def test_what_is_freed_during_a_flush_is_covered_too():
     driver = ModelDriver(CAPACITY)
     pool = AdvancedMemoryPoolManager(driver)
     first, second = driver.create_stream(), driver.create_stream()
-    deferred = pool._deferred[first] = Interrupted(first)
+    deferred = pool.slow_path.deferred[first] = Interrupted(first)
     early = [pool.malloc(1 * MiB + 512 * step, first) for step in range(8)]
     late = pool.malloc(40 * MiB, first)
     for block in early:
@@ -217,7 +217,7 @@ def test_every_user_of_a_block_finds_its_own_bytes(policy, device, by):
 
 def test_streams_that_are_forgotten_and_come_back(monkeypatch):
     """As above, in a pool that forgets at every occasion all that it can."""
-    monkeypatch.setattr("smartpool.pool.searching.STREAMS", 0)
+    monkeypatch.setattr("smartpool.pool.slow_path.STREAMS", 0)
 
     class Forgetful(AdvancedMemoryPoolManager):
         @property
@@ -250,8 +250,8 @@ def test_streams_that_were_destroyed_leave_nothing(driver, nbytes, how):
                 pool.record_stream(block, stream)
             pool.free(block, stream if how == "frees" else None)
             driver.destroy_stream(stream)
-        assert max(len(pool._bins_of), len(pool._deferred), len(pool._clock)) < 300
-        assert len(pool._clock._joined) < 300
+        assert max(len(pool.slow_path.bins_of), len(pool.slow_path.deferred), len(pool.slow_path.clock)) < 300
+        assert len(pool.slow_path.clock._joined) < 300
         pool.check()
         pool.trim(wait=True)
         assert pool.reserved_bytes == 0
@@ -263,15 +263,15 @@ def test_a_free_on_its_way_finds_the_stream_that_is_being_forgotten(driver):
         stream = driver.create_stream()
         for nbytes in (1000, 3 * MiB):
             block = pool.malloc(nbytes, stream)
-            bin_ = pool._live.pop(block)
-            pool._streams_limit = 0
+            bin_ = pool.slow_path.live.pop(block)
+            pool.slow_path.streams_limit = 0
             pool.free(pool.malloc(nbytes, driver.create_stream()))
             pool.free(pool.malloc(2 * nbytes, driver.create_stream()))
-            assert stream not in pool._bins_of
+            assert stream not in pool.slow_path.bins_of
             bin_.put(block)
             pool.flush()
             pool.check()
-            assert pool._heap.live_bytes == 0
+            assert pool.slow_path.heap.live_bytes == 0
 
 
 def test_a_free_on_a_new_stream_amid_a_flush_is_waited_for(driver):
@@ -284,11 +284,11 @@ def test_a_free_on_a_new_stream_amid_a_flush_is_waited_for(driver):
         class Gauge:
             @property
             def live_bytes(self):  # looked at as a flush begins: as another thread at this point
-                pool._gauge = gauge
+                pool.slow_path.gauge = gauge
                 pool.free(block, stream)
                 return gauge.live_bytes
 
-        gauge, pool._gauge = pool._gauge, Gauge()
+        gauge, pool.slow_path.gauge = pool.slow_path.gauge, Gauge()
         pool.flush()
         again = pool.malloc(4 * MiB)
         assert again == block

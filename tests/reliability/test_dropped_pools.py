@@ -72,8 +72,8 @@ def test_what_was_lost_goes_too(no_collector):
     driver = ModelDriver(64 * MiB)
     pool = AdvancedMemoryPoolManager(driver)
     pool.malloc(3 * MiB)
-    dict.pop(pool._live, pool.malloc(5 * MiB))
-    pool._torn = True
+    dict.pop(pool.slow_path.live, pool.malloc(5 * MiB))
+    pool.slow_path.section.torn = True
     del pool
     must_be_empty(driver)
 
@@ -88,7 +88,7 @@ def test_a_planned_step_and_a_graph_in_the_middle():
         pool.end_step()
     pool.begin_step("step", wait_for_plan=True)
     pool.malloc(3 * MiB)
-    assert pool._steps.regions()
+    assert pool.steps.regions()
     del pool
     gc.collect()
     must_be_empty(driver)

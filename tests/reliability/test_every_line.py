@@ -126,12 +126,12 @@ def test_signals_at_any_time(kind, monkeypatch):
     finally:
         signal.signal(signal.SIGALRM, before)
     pool.flush()
-    pool._heap.check()
+    pool.slow_path.heap.check()
     known = pool.live_blocks()
     assert caller.live.items() <= known.items()
     for pointer in caller.live:
         caller.look(pointer)
-    lost = pool._heap.live_bytes - sum(align_up(nbytes, 512) for nbytes in known.values())
+    lost = pool.slow_path.heap.live_bytes - sum(align_up(nbytes, 512) for nbytes in known.values())
     assert lost <= interrupts * 3 * MiB
     pool.disown()
 

@@ -362,7 +362,7 @@ while seen < 40:
     except KeyboardInterrupt:
         seen += 1
 pool.malloc(20 * MiB)
-pool.managers[0]._heap.check()
+pool.managers[0].slow_path.heap.check()
 assert all(array[-1] == 1 for array in kept.values())
 os._exit(0)  # a block may be lost, which the pool would wait for
 """

@@ -47,7 +47,7 @@ class Case:
     def __init__(self, kind):
         self.driver = WatchedDriver(ModelDriver(CAPACITY))
         self.pool = AdvancedMemoryPoolManager(self.driver, KINDS[kind])
-        self.pool._lock = WatchedLock()
+        self.pool.slow_path.section.lock = WatchedLock()
         self.named, self.recorded = self.driver.create_stream(), self.driver.create_stream()
         self.pool.free(self.pool.malloc(SIZE))
         self.block = self.pool.malloc(SIZE)
@@ -67,7 +67,7 @@ class Case:
 
     def must_be_sound(self, outcomes):
         """Look at what came of it; `outcomes` has what each call raised, by name."""
-        closed = self.pool._closed
+        closed = self.pool.closed
         freed = [name for name in FREES if name in outcomes and outcomes[name] is None]
         assert len(freed) == bool({*FREES} & outcomes.keys()), outcomes
         for name, raised in outcomes.items():
@@ -93,7 +93,7 @@ class Case:
     def must_be_ordered(self):
         """Ask for all memory on the default stream: it is behind all work that the pool was told of."""
         self.pool.flush()
-        while not self.pool._closed:
+        while not self.pool.closed:
             try:
                 self.got.append(self.pool.malloc(2 * MiB))
             except MemoryError:
@@ -102,7 +102,7 @@ class Case:
             assert self.driver.is_ordered(pointer, 2 * MiB, 0), f"{pointer:#x} is still worked on"
 
     def must_go(self):
-        if not self.pool._closed:  # else the last free gives all back
+        if not self.pool.closed:  # else the last free gives all back
             self.pool.close()
         deadline = time.monotonic() + PATIENCE_S
         while any(self.driver.held().values()):
@@ -124,7 +124,10 @@ def test_two_calls_at_once(first, second, kind):
             if name in (first, second):
                 case.work(stream)
         one, two = interleaved(
-            partial(CALLS[first], case), partial(CALLS[second], case), seen=seen, lock=case.pool._lock
+            partial(CALLS[first], case),
+            partial(CALLS[second], case),
+            seen=seen,
+            lock=case.pool.slow_path.section.lock,
         )
         if two is None:
             break

@@ -151,12 +151,12 @@ def test_threads_that_start_a_recording_at_once_start_one():
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(pool.managers[0]._journal.readers) == 1
-        hooks = len(pool.managers[0]._hooks)
+        assert len(pool.managers[0].telemetry._journal.readers) == 1
+        hooks = len(pool.managers[0].telemetry._hooks)
         pool.free(pool.malloc(100))
         assert pool.stop_recording().events == 2
-        assert pool.managers[0]._journal.readers == ()
-        assert len(pool.managers[0]._hooks) == hooks - 1
+        assert pool.managers[0].telemetry._journal.readers == ()
+        assert len(pool.managers[0].telemetry._hooks) == hooks - 1
 
 
 def test_a_recording_ends_at_its_limit():

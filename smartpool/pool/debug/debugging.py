@@ -40,7 +40,7 @@ from smartpool.debug_options import DebugOptions
 from smartpool.errors import DriverError, SmartPoolError, UnsupportedError
 from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT, Range
-from smartpool.pool.books import reentered
+from smartpool.pool.critical_section import reentered
 from smartpool.pool.debug.exiting import ask_at_exit, held_by_objects
 from smartpool.pool.debug.inspection import DebugBlock, Inspector, freed_already, leak_report, points_into
 from smartpool.pool.telemetry.labels import StackLabels, current_label
@@ -168,8 +168,8 @@ class DebuggingManager:
             raise reentered()
         nbytes = checked_size(nbytes)
         inner = self._inner
-        if inner._closed:  # noqa: SLF001
-            raise inner._closed_error()  # noqa: SLF001
+        if inner.closed:
+            raise inner.slow_path.closed_error()
         alignment = checked_alignment(alignment)
         handle = inner.driver.default_stream if stream is None else inner.driver.stream(stream)
         if inner.driver.is_capturing(handle):
@@ -221,7 +221,7 @@ class DebuggingManager:
             if self._inner.owns(pointer) and pointer not in self._inners:
                 self._inner.free(pointer, stream)  # not requested through us
                 return
-            raise self._bad_pointer(pointer) from None
+            raise self.bad_pointer(pointer) from None
         block.freed = self._here()
         self._pending.append(block)
 
@@ -267,6 +267,12 @@ class DebuggingManager:
         """No bins: every request comes through `malloc`."""
         return {}, {}
 
+    def begin_capture(self, memory: object, stream: int | None = None) -> None:  # noqa: ARG002
+        """Refuse a capture: it forbids to look at blocks."""
+        raise UnsupportedError(
+            "expected a pool without debug mode for a capture, which forbids looking at blocks; make another"
+        )
+
     # ------------------------------------------------------------------ questions
 
     def snapshot(self) -> MemorySnapshot:
@@ -305,8 +311,8 @@ class DebuggingManager:
         What is live stays valid, as in every pool. Leaks are a warning, which comes first; what was
         overwritten is raised behind it.
         """
-        first = not self._inner._closed  # noqa: SLF001
-        if self._inner._disowned:  # noqa: SLF001
+        first = not self._inner.closed
+        if self._inner.disowned:
             return
         try:
             try:
@@ -336,18 +342,18 @@ class DebuggingManager:
     def last_words(self) -> list[str]:
         """Look once more, and return what nobody was told, at the end of a program that did not close."""
         inner = self._inner
-        if inner._closed or inner._disowned:  # noqa: SLF001
+        if inner.closed or inner.disowned:
             return self._untold(())
         failure = []
         held = held_by_objects(self)
         # A thread that never comes to its end may hold the lock; the end is not to wait for it.
-        if inner._lock.acquire(timeout=_PATIENCE_S):  # noqa: SLF001
+        if inner.slow_path.section.lock.acquire(timeout=_PATIENCE_S):
             try:
                 self._look_at_everything()
             except Exception as error:  # noqa: BLE001 - told, and nobody could catch it
                 failure = [f"{inner.driver.name}: debug mode could not look at all blocks: {error}"]
             finally:
-                inner._lock.release()  # noqa: SLF001
+                inner.slow_path.section.lock.release()
         else:
             failure = [f"{inner.driver.name}: debug mode did not look: a thread holds the pool's lock"]
         return self._untold(held) + failure
@@ -355,9 +361,9 @@ class DebuggingManager:
     def _untold(self, held: Container[int]) -> list[str]:
         """Return what nobody was told: what is live and not `held`, and what was found overwritten."""
         words: list[str] = []
-        if self._inner._disowned:  # noqa: SLF001
+        if self._inner.disowned:
             return words
-        if self.options.leaks and not self._inner._closed:  # noqa: SLF001
+        if self.options.leaks and not self._inner.closed:
             leaks = [block for block in self.leaks() if block.pointer not in held]
             words += [leak_report(self._inner.driver.name, leaks)] if leaks else []
         return words + [str(error) for error in self._inspector.take_found()]
@@ -376,12 +382,12 @@ class DebuggingManager:
     def _look(self, *, quietly: bool = False) -> None:
         """Look at blocks that were freed; raise the first thing found unless told not to."""
         inner = self._inner
-        if inner._disowned:  # noqa: SLF001 - a forked child: nothing here is ours
+        if inner.disowned:  # a forked child: nothing here is ours
             self._pending.clear()
         if self._pending:
-            with inner._lock:  # noqa: SLF001
+            with inner.slow_path.section.lock:
                 # In the middle of the pool's own work, or of this: whoever is there looks later.
-                if inner._busy or self._worker:  # noqa: SLF001
+                if inner.slow_path.section.entered or self._worker:
                     return
                 with self._at_work(), inner.driver.beside_capture():
                     self._take_in_pending()
@@ -392,7 +398,7 @@ class DebuggingManager:
     def _at_work(self) -> Iterator[None]:
         """Hold the pool's lock, and refuse what this thread asks for meanwhile: the driver works for us."""
         own = self.__dict__  # not by `__setattr__`: an interrupt may come as a function begins
-        with self._inner._lock:  # noqa: SLF001 - we are its outside
+        with self._inner.slow_path.section.lock:
             if self._worker:
                 raise reentered()
             try:
@@ -414,7 +420,7 @@ class DebuggingManager:
             at, size = block.pointer, block.size
             del self._pending[0]; self._quarantine[at] = block; own["_quarantined_bytes"] += size  # fmt: skip # noqa: E702
         driver.synchronize()  # what is let go may be reused on any stream
-        room = 0 if self._inner._closed else self.options.quarantine_bytes  # noqa: SLF001
+        room = 0 if self._inner.closed else self.options.quarantine_bytes
         while self._quarantined_bytes > room:
             self._let_go()
 
@@ -454,14 +460,15 @@ class DebuggingManager:
     def _block(self, pointer: int) -> DebugBlock:
         block = self._live.get(as_integer(pointer) or 0)  # no block begins at 0
         if block is None:
-            raise self._bad_pointer(pointer)
+            raise self.bad_pointer(pointer)
         return block
 
-    def _bad_pointer(self, pointer: object) -> SmartPoolError:
+    def bad_pointer(self, pointer: object) -> SmartPoolError:
+        """As `AdvancedMemoryPoolManager.bad_pointer`, with the stacks that are known."""
         try:
             address = operator.index(pointer)  # type: ignore[arg-type]
         except TypeError:
-            return self._inner._bad_pointer(pointer)  # noqa: SLF001
+            return self._inner.bad_pointer(pointer)
         waiting = {block.pointer: block for block in list(self._pending)}
         block = waiting.get(address) or self._quarantine.get(address) or self._remembered.get(address)
         if block is not None:
@@ -469,7 +476,7 @@ class DebuggingManager:
         for other in list(self._live.values()):
             if other.inner <= address < other.inner + other.size:
                 return points_into(other, address)
-        return self._inner._bad_pointer(pointer)  # noqa: SLF001
+        return self._inner.bad_pointer(pointer)
 
 
 def _call(method: WeakMethod[Any], nbytes: int) -> bool:

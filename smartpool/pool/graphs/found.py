@@ -1,4 +1,3 @@
-# ruff: noqa: SLF001 - this module is a part of the pool
 """Captures that began without `SmartPool.capture`: where their requests are served from, and how long.
 
 Problem: frameworks capture streams and tell nobody. The pool finds out when it searches for a request of
@@ -20,46 +19,46 @@ from typing import TYPE_CHECKING
 
 from smartpool.errors import DriverOutOfMemoryError
 from smartpool.log import LOGGER
-from smartpool.pool.graphs.captures import GraphPool, become_graph_pool
 from smartpool.pool.graphs.memory import FoundMemory
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.pool.graphs.captures import Graphs
+    from smartpool.pool.slow_path import SlowPath
 
-__all__ = ["serve_captured"]
+__all__ = ["serve_found"]
 
 
-def serve_captured(
-    manager: AdvancedMemoryPoolManager, nbytes: int, stream: int, capture: int, alignment: int
+def serve_found(  # noqa: PLR0917 - called in one place
+    graphs: Graphs, pool: SlowPath, nbytes: int, stream: int, capture: int, alignment: int
 ) -> int:
     """Return the address of a block for a request of `stream`, which is in the capture of that id."""
-    with manager.driver.beside_capture(), manager._writing():
-        if manager._closed:
-            raise manager._closed_error()
-        pool = become_graph_pool(manager)
-        memory = _memory_of(pool, capture)
-        for bin_ in list(pool._bins_of.setdefault(stream, {}).values()):
+    with pool.driver.beside_capture(), pool.writing():
+        if pool.closed:
+            raise pool.closed_error()
+        memory = _memory_of(graphs, pool, capture)
+        for bin_ in list(pool.bins_of.setdefault(stream, {}).values()):
             if bin_:
                 bin_.touched.add(bin_)
-        pool._bins_of[stream].clear()
+        pool.bins_of[stream].clear()
         try:
             return memory.take(nbytes, stream, alignment, memory.take_segment)
         except DriverOutOfMemoryError as error:
-            told = pool._out_of_memory(pool._new_bin(nbytes, stream), error.code)
+            told = pool.out_of_memory(pool.new_bin(nbytes, stream), error.code)
             told.add_note("a capture outside of pool.capture(stream) is served from new memory only")
             raise told from error
 
 
-def _memory_of(pool: GraphPool, capture: int) -> FoundMemory:
-    memory = pool.found.get(capture)
+def _memory_of(graphs: Graphs, pool: SlowPath, capture: int) -> FoundMemory:
+    memory = graphs.found.get(capture)
     if memory is None or memory.closed:
-        if not pool.told_of_found:
-            pool.told_of_found = True
+        if not graphs.told_of_found:
+            graphs.told_of_found = True
             LOGGER.warning(
-                "%s was asked for memory by a stream that is being captured outside of pool.capture(stream): "
-                "what such graphs use is held until trim(captures=True), or until the pool is closed",
-                repr(pool),  # a record that is kept is not to keep the pool
+                "the pool on %s was asked for memory by a stream that is being captured outside of "
+                "pool.capture(stream): what such graphs use is held until trim(captures=True), or until the "
+                "pool is closed",
+                pool.driver.name,
             )
-        pool.found[capture] = memory = FoundMemory(pool)
-        pool.graphs.append(memory)
+        graphs.found[capture] = memory = FoundMemory(pool, graphs)
+        graphs.memories.append(memory)
     return memory

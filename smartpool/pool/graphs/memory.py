@@ -1,4 +1,3 @@
-# ruff: noqa: SLF001 - this module is a part of the pool
 """What graphs hold on one device: regions of the heap, cut into blocks by an arena for each stream."""
 
 from __future__ import annotations
@@ -9,24 +8,55 @@ from typing import TYPE_CHECKING, Final
 from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses
-from smartpool.pool.bins import Bin, enter
-from smartpool.pool.graphs.held import HeldBin
+from smartpool.pool.bins import Bin, LoneBin, enter
+from smartpool.pool.ending import release_if_over
 from smartpool.pool.heap.protocol import Heap
-from smartpool.pool.tiers import tier_of
 from smartpool.units import MiB, align_up, format_size
 
 if TYPE_CHECKING:
+    from smartpool.pool.graphs.captures import Graphs
     from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.pool.slow_path import SlowPath
 
 __all__ = ["FoundMemory", "GraphMemory"]
 
 _SEGMENT: Final = 2 * MiB  # what the driver gives at least
 
 
-class GraphMemory:
-    """Memory of one device whose addresses graphs have baked in. Made by `SmartPool.capture`.
+class HeldBin(LoneBin):
+    """The bin of one block in a graph's memory: what is put into it goes to that memory.
 
-    It stays the graphs' until `close`, which is to be called when they are gone, or never launched again.
+    Parameters
+    ----------
+    like
+        A bin of its size and stream.
+    returned
+        Where the block is noted when it is freed, with the bin that says who used it.
+    """
+
+    __slots__ = ("_returned",)
+
+    def __init__(self, like: Bin, returned: list[tuple[int, HeldBin]]) -> None:
+        super().__init__(like)
+        self._returned = returned
+
+    def own(self) -> Bin:
+        """Return another bin for the block, to be told of further streams."""
+        own = HeldBin(self, self._returned)
+        own.others = self.others
+        return own
+
+    def is_of(self, returned: list[tuple[int, HeldBin]]) -> bool:
+        """Return whether the block goes back to that list."""
+        return self._returned is returned
+
+    def append(self, pointer: int) -> None:
+        """Note that the block was freed. Atomic, so that it may happen anywhere."""
+        self._returned.append((pointer, self))
+
+
+class HeldMemory:
+    """Memory of one device whose addresses graphs have baked in.
 
     Attributes
     ----------
@@ -38,9 +68,10 @@ class GraphMemory:
 
     in_heap = True
 
-    def __init__(self, manager: AdvancedMemoryPoolManager) -> None:
+    def __init__(self, pool: SlowPath, graphs: Graphs) -> None:
         self.closed = False
-        self._manager = manager
+        self._pool = pool
+        self._graphs = graphs
         self._arenas: dict[int, Arena] = {}  # by stream; the pool's lock guards all of it but `_returned`
         self._regions: dict[int, tuple[int, int]] = {}  # start -> size, stream
         self._returned: list[tuple[int, HeldBin]] = []  # freed, and not in an arena yet
@@ -51,7 +82,9 @@ class GraphMemory:
 
     def __repr__(self) -> str:
         state = "closed, " if self.closed else ""
-        return f"<GraphMemory on {self._manager.driver.name}: {state}{format_size(self.held_bytes)} held>"
+        return (
+            f"<{type(self).__name__} on {self._pool.driver.name}: {state}{format_size(self.held_bytes)} held>"
+        )
 
     @property
     def held_bytes(self) -> int:
@@ -72,24 +105,26 @@ class GraphMemory:
         CaptureError
             While a capture into this memory is under way.
         """
-        from smartpool.pool.graphs import captures as graphs  # noqa: PLC0415 - which stands on this module
-
-        pool = self._manager
+        pool, graphs = self._pool, self._graphs
         if self.closed:
             return
-        if pool._disowned or not isinstance(pool, graphs.GraphPool):  # the parent's, or never used
+        if pool.disowned or self not in graphs.memories:  # the parent's, or never used
             self.closed = True
             return
-        with pool.driver.beside_capture(), pool._writing():
-            if isinstance(pool, graphs.CapturingPool) and pool.captured_memory is self:
-                raise CaptureError("expected the capture into this memory to have ended; end it first")
-            if isinstance(pool, graphs.CapturingPool):
-                pool.unsettled = True  # nothing may wait for the device beside a capture
-            else:
+        with pool.driver.beside_capture(), pool.writing():
+            if graphs.capture is None:
                 pool.driver.synchronize()
+            elif graphs.capture.memory is self:
+                raise CaptureError("expected the capture into this memory to have ended; end it first")
+            else:
+                graphs.unsettled = True  # nothing may wait for the device beside a capture
             self.closed = True
-            pool.collect_graphs()
-        graphs.release_if_over(pool)
+            graphs.collect(pool)
+        release_if_over(pool)
+
+    def is_of(self, graphs: Graphs) -> bool:
+        """Return whether it belongs to that pool."""
+        return self._graphs is graphs
 
     # ------------------------------------------------------------------ inside, under the pool's lock
 
@@ -111,8 +146,7 @@ class GraphMemory:
             arena.extend(base, region, barrier=not self.in_heap)
             start = arena.allocate(size, alignment)
             assert start is not None
-        held = HeldBin(nbytes, size, stream, tier_of(nbytes), self._returned)
-        enter(self._manager.quick_path[1], start, held)
+        enter(self._pool.live, start, HeldBin(self._pool.new_bin(nbytes, stream), self._returned))
         return start
 
     def region_bytes(self, size: int, alignment: int) -> int:
@@ -121,7 +155,7 @@ class GraphMemory:
 
     def give_back(self, start: int, size: int, uses: Uses) -> None:
         """Give a region back to where it came from; `uses` may still touch it."""
-        self._manager._heap.free_all([[start]], size, uses)
+        self._pool.heap.free_all([[start]], size, uses)
 
     def collect(self) -> None:
         """Put what was freed into the arenas; what several streams used rests until the memory is closed."""
@@ -156,7 +190,7 @@ class GraphMemory:
 
     def mend(self, heap: Heap) -> None:
         """Make the arenas anew after an exception in the middle of a call; see `Heap.mend`."""
-        held = self._manager._memory.segments()
+        held = self._pool.memory.segments()
         sizes = heap.block_size if self.in_heap else held.get
         self._regions = {at: region for at, region in self._regions.items() if sizes(at) == region[0]}
         for stream, arena in self._arenas.items():
@@ -182,7 +216,24 @@ class GraphMemory:
                 raise InvariantError(f"regions of {extent} bytes are not the extent of {arena!r}")
 
 
-class FoundMemory(GraphMemory):
+class GraphMemory(HeldMemory):
+    """Memory of one device whose addresses graphs have baked in. Made by `SmartPool.capture`.
+
+    It stays the graphs' until `close`, which is to be called when they are gone, or never launched again.
+    It holds its pool.
+
+    Attributes
+    ----------
+    closed
+        Whether `close` was called.
+    """
+
+    def __init__(self, manager: AdvancedMemoryPoolManager) -> None:
+        super().__init__(manager.slow_path, manager.graphs)
+        self._manager = manager
+
+
+class FoundMemory(HeldMemory):
     """Memory of one capture that began outside of `SmartPool.capture`, in raw segments."""
 
     in_heap = False
@@ -193,14 +244,13 @@ class FoundMemory(GraphMemory):
 
     def give_back(self, start: int, size: int, uses: Uses) -> None:  # noqa: ARG002
         """Give a segment back to the device once it is done with it."""
-        pool = self._manager
-        pool._clock.synchronize(uses)
-        pool._memory.apart.discard(start)
-        pool._memory.release_segment(start)
+        self._pool.clock.synchronize(uses)
+        self._pool.memory.apart.discard(start)
+        self._pool.memory.release_segment(start)
 
     def take_segment(self, size: int, stream: int, alignment: int) -> int:  # noqa: ARG002
         """Return the address of a new segment."""
-        memory = self._manager._memory
+        memory = self._pool.memory
         start = memory.allocate_segment(size)
         memory.apart.add(start)
         return start

@@ -51,6 +51,7 @@ class StepBin(FaceBin):
 
     __slots__ = ("step",)
 
+    in_heap = False
     append = staticmethod(_throw_away)  # what is not live is free
 
     def __init__(self, home: Bin, step: PlannedStep) -> None:
@@ -61,6 +62,11 @@ class StepBin(FaceBin):
     def own(self) -> Bin:
         """Return another of the kind: slots go nowhere, and the step itself learns of further streams."""
         return StepBin(self.home, self.step)
+
+    def used_elsewhere(self, pointer: int, stream: int) -> bool:
+        """Let the step know."""
+        self.step.use_elsewhere(pointer, stream)
+        return True
 
     def pop(self, index: object = -1) -> int:  # noqa: ARG002 - a bin's method
         """Return the next slot if it is of this size, free, and ours to take; else `IndexError`."""

@@ -57,7 +57,7 @@ from smartpool.units import align_up
 
 if TYPE_CHECKING:
     from smartpool.pool.bins import Bin, LiveTable
-    from smartpool.pool.steps.pool import StepPool
+    from smartpool.pool.slow_path import SlowPath
 
 __all__ = ["CONTEXT", "LOST", "REPLAN_SHARE", "PlannedStep"]
 
@@ -208,7 +208,7 @@ class PlannedStep:
         if self.position or self.misses:
             self._count(self.misses, self.hits + self.misses)
 
-    def give_back(self, pool: StepPool) -> bool:
+    def give_back(self, pool: SlowPath) -> bool:
         """Give back what no slot needs, of a step that was left; return whether that was the last of it."""
         self.close()
         others = {stream for streams in list(self.elsewhere.values()) for stream in streams}

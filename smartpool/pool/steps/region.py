@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from smartpool.errors import InvariantError
-from smartpool.pool.steps.pool import StepPool
+from smartpool.pool.slow_path import SlowPath
 
 __all__ = ["Region"]
 
@@ -65,7 +65,7 @@ class Region:
             for address in part.address:
                 yield address, part.nbytes
 
-    def give_back(self, live: Mapping[int, int], pool: StepPool, streams: tuple[int, ...]) -> bool:
+    def give_back(self, live: Mapping[int, int], pool: SlowPath, streams: tuple[int, ...]) -> bool:
         """Give back what no slot needs; return whether nothing is held any more. Call it again for the rest.
 
         Parameters

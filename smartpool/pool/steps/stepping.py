@@ -19,13 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from smartpool.errors import StepError
-from smartpool.pool.bins import Bin
+from smartpool.errors import CaptureError, StepError
+from smartpool.pool.bins import Bin, RequestObserver
+from smartpool.pool.slow_path import SlowPath
 from smartpool.pool.steps.faces import ExtraBin, FaceBin
 from smartpool.pool.steps.planned import PlannedStep
 from smartpool.pool.steps.planning import Planning
 from smartpool.pool.steps.plans import Sequence, StepPlan, Watch, make_plan, sequences
-from smartpool.pool.steps.pool import StepPool
 
 __all__ = ["StepStatistics", "Steps"]
 
@@ -86,8 +86,6 @@ class Steps:
 
     Attributes
     ----------
-    attentive
-        Whether requests that find no bin are to be shown to `serve`.
     held
         The steps whose plans hold memory: of one name, but for those that are left.
     """
@@ -108,7 +106,6 @@ class Steps:
         self._refused = False  # whether there was no memory for a region of the step under way
         self._recorded = self._left = 0
         self._past = [0, 0, 0]  # repetitions, hits and misses of regions that are gone
-        self.attentive = False
         self.held: list[PlannedStep] = []
 
     @property
@@ -118,8 +115,8 @@ class Steps:
 
     # ------------------------------------------------------------------ marks
 
-    def begin(self, name: str, pool: StepPool) -> None:
-        """Begin a step: planned when its plan is there, recorded when none is under way."""
+    def begin(self, name: str, pool: SlowPath, add_observer: Callable[[RequestObserver], None]) -> None:
+        """Begin a step: planned when its plan is there, recorded by an observer when none is under way."""
         if self._name is not None:
             raise StepError(f"expected no step under way, {self._name!r} is; steps do not nest")
         self._remember(name)
@@ -132,24 +129,24 @@ class Steps:
             self._serve_plans(name, plans, pool)
         elif ready and name not in self._planning:
             self._watch = Watch(MOST, pool.late_frees)
-            pool.add_observer(self._watch)
+            add_observer(self._watch)
         self._name, self._owner = name, threading.get_ident()
-        self.attentive = bool(self._serving)
+        self._attend(pool)
 
-    def end(self, pool: StepPool) -> Planning | None:
+    def end(self, pool: SlowPath, remove_observer: Callable[[RequestObserver], None]) -> Planning | None:
         """End the step that is under way on this thread; return what is to be planned here and now."""
         name = self._name
         if name is None or self._owner != threading.get_ident():
             raise StepError("expected to end a step on the thread that began it")
         self._name = None
-        self.attentive = False
         served = self._stop_serving()
+        self._attend(pool)
         if served or self._refused:
             self._judge(name, served)
         watch, self._watch = self._watch, None
         if watch is None:
             return None
-        pool.remove_observer(watch)
+        remove_observer(watch)
         self._recorded += 1
         if not watch.log or watch.full:
             return None
@@ -236,14 +233,14 @@ class Steps:
 
     # ------------------------------------------------------------------ serving
 
-    def _serve_plans(self, name: str, plans: dict[int, StepPlan], pool: StepPool) -> None:
+    def _serve_plans(self, name: str, plans: dict[int, StepPlan], pool: SlowPath) -> None:
         """Begin to serve, as far as there is memory for the regions now."""
         steps = [step for step in self.held if not step.left]  # of this name: `begin` left the others
         if not steps:
             steps = self._take_up(name, plans, pool)
             self._refused = not steps and name in self._plans  # else a lower one is on its way
         for step in steps:
-            bins = pool.bins_of(step.stream)
+            bins = pool.bins_of.setdefault(step.stream, {})
             for nbytes, face in step.faces.items():
                 face.home = pool.bin_of(nbytes, step.stream)
                 self._put(bins, face)
@@ -254,13 +251,13 @@ class Steps:
                     if bin_.home is bin_:
                         self._put(bins, ExtraBin(bin_, step))
 
-    def _take_up(self, name: str, plans: dict[int, StepPlan], pool: StepPool) -> list[PlannedStep]:
+    def _take_up(self, name: str, plans: dict[int, StepPlan], pool: SlowPath) -> list[PlannedStep]:
         """Make the regions of a plan, as far as there is memory; or nearly: then, plan lower ones."""
         steps, lower = [], dict[int, tuple[int, int]]()
         for stream, plan in plans.items():
             base = pool.acquire_region(plan.height, stream) if plan.height else None
             if base is not None:
-                steps.append(PlannedStep(name, plan, base, stream, pool.live_table, pool.bin_of))
+                steps.append(PlannedStep(name, plan, base, stream, pool.live, pool.bin_of))
                 self.held.append(steps[-1])
             elif plan.height:
                 room, rest = pool.room_bytes()
@@ -284,16 +281,22 @@ class Steps:
             self._planning[name].start()
         return steps
 
-    def serve(self, bin_: Bin, pool: StepPool) -> int | None:
+    def serve(self, bin_: Bin, pool: SlowPath) -> int | None:
         """Return a planned slot for a request, entered as live, or None: the heap serves it."""
         step = self._serving.get(bin_.stream)
         if step is None:
             return None
         pointer = step.serve(bin_.nbytes, pool.order_behind)
         if step.lost and not step.left:
-            self._leave(step)
+            self._leave(step, pool)
             self.sweep(pool)
         return pointer
+
+    def _attend(self, pool: SlowPath) -> None:
+        """See the requests of the pool that find no bin, while that is of use."""
+        attentive = any(not step.left for step in self._serving.values())
+        pool.planned = self if attentive else None
+        pool.look_again()
 
     def _put(self, bins: dict[int, Bin], face: FaceBin) -> None:
         bins[face.nbytes] = face
@@ -312,23 +315,23 @@ class Steps:
 
     # ------------------------------------------------------------------ memory
 
-    def leave(self, pool: StepPool, *, keep: str | None = None) -> None:
+    def leave(self, pool: SlowPath, *, keep: str | None = None) -> None:
         """Let the heap serve all steps but `keep`, and have their memory, as far as nothing is live there."""
         for step in self.held:
             if not step.left and step.name != keep:
-                self._leave(step)
+                self._leave(step, pool)
         self.sweep(pool)
 
-    def _leave(self, step: PlannedStep) -> None:
+    def _leave(self, step: PlannedStep, pool: SlowPath) -> None:
         if self._serving.get(step.stream) is step:
             self._left += 1
         step.leave()
         for bins, face in self._faces:
             if face.stream == step.stream and bins.get(face.nbytes) is face:
                 bins[face.nbytes] = face.home
-        self.attentive = not all(step.left for step in self._serving.values())
+        self._attend(pool)
 
-    def sweep(self, pool: StepPool) -> None:
+    def sweep(self, pool: SlowPath) -> None:
         """Give back what is live no more of the steps that were left."""
         for step in [step for step in self.held if step.left]:
             if step.give_back(pool):
@@ -336,10 +339,31 @@ class Steps:
                 for number, count in enumerate((step.repetitions, step.past_hits, step.past_misses)):
                     self._past[number] += count
 
-    def mend(self, block_size: Callable[[int], int | None]) -> None:
+    def holds_memory(self) -> bool:
+        """Return whether a plan holds any."""
+        return bool(self.held)
+
+    def give_way(self, pool: SlowPath) -> None:
+        """Let the heap serve all steps."""
+        self.leave(pool)
+
+    def before_flush(self, pool: SlowPath) -> None:
+        """Give back what is live no more."""
+        self.sweep(pool)
+
+    def before_capture(self) -> None:
+        """Refuse it in the middle of a step."""
+        if self.active:
+            raise CaptureError("expected no planned step under way when a capture begins; end it first")
+
+    def keeps_open(self) -> bool:
+        """Nothing: a plan goes with its pool."""
+        return False
+
+    def recover(self, pool: SlowPath) -> None:
         """Learn which blocks of the heap the regions are, after an exception in the middle."""
         for step in self.held:
-            step.region.mend(block_size)
+            step.region.mend(pool.heap.block_size)
 
     def close(self) -> None:
         """Serve nothing any more: the pool is closed."""
@@ -347,7 +371,6 @@ class Steps:
             step.close()
         self._serving.clear()
         self._faces.clear()
-        self.attentive = False
 
     # ------------------------------------------------------------------ questions
 
@@ -360,7 +383,7 @@ class Steps:
         """Bytes of the regions that are held now."""
         return sum([nbytes for _, nbytes in self.regions()])
 
-    def check(self) -> None:
+    def check(self, pool: SlowPath) -> None:  # noqa: ARG002 - as `Attachment`
         """Prove the invariants of every step that holds memory."""
         for step in self.held:
             step.check()

@@ -26,9 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["WEIGHTS", "Fragmentation", "interval_fragmentation", "share_wasted"]
+if TYPE_CHECKING:
+    from smartpool.pool.slow_path import SlowPath
+
+__all__ = ["WEIGHTS", "Fragmentation", "fragmentation_of", "interval_fragmentation", "share_wasted"]
 
 WEIGHTS: Final = {"interval_graph": 0.4, "pool": 0.3, "gpu": 0.3}
 
@@ -80,3 +83,16 @@ def share_wasted(live_bytes: int, held_bytes: int) -> float:
     (0.25, 0.0)
     """
     return min(1.0, max(0.0, 1 - live_bytes / held_bytes)) if held_bytes > 0 else 0.0
+
+
+def fragmentation_of(pool: SlowPath, live_bytes: int) -> Fragmentation:
+    """Return the metric of a pool with so many bytes live, as requested. In its critical section."""
+    info = pool.driver.memory_info()
+    taken = info.total - info.free - pool.used_before
+    enabled = pool.config.enable_interval_coloring
+    free, extent = pool.heap.free_ranges(), pool.heap.extent_bytes
+    return Fragmentation(
+        interval_graph=interval_fragmentation(free, extent) if enabled else 0.0,
+        pool=share_wasted(live_bytes, pool.memory.reserved_bytes),
+        gpu=share_wasted(live_bytes, taken),
+    )

@@ -7,17 +7,22 @@ was recorded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import nan
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from smartpool.pool.bins import Bin
+from smartpool.pool.slow_path import steady
 from smartpool.pool.steps.stepping import StepStatistics
-from smartpool.pool.telemetry.fragmentation import Fragmentation
+from smartpool.pool.telemetry.fragmentation import Fragmentation, fragmentation_of
 from smartpool.pool.telemetry.tracked import Tracked
-from smartpool.pool.tiers import Tier
+from smartpool.pool.tiers import Tier, tier_of
 from smartpool.units import MiB, format_size
+
+if TYPE_CHECKING:
+    from smartpool.pool.slow_path import SlowPath
 
 __all__ = [
     "COUNTERS",
@@ -29,6 +34,7 @@ __all__ = [
     "Reduction",
     "by_stream",
     "by_tier",
+    "take_snapshot",
 ]
 
 
@@ -364,3 +370,50 @@ def _grouped(
         key: GroupSnapshot(live_blocks=a, live_bytes=b, cached_blocks=c, cached_bytes=d)
         for key, (a, b, c, d) in figures.items()
     }
+
+
+def take_snapshot(pool: SlowPath, steps: StepStatistics) -> MemorySnapshot:
+    """Return what is known of a pool now, but for the requests themselves. In its critical section."""
+    if pool.late_frees is not None:
+        pool.late_frees()
+    live = Counter(steady(pool.live)).items()  # by bin: one pass over the blocks, in C
+    cached = [(bin_, len(bin_)) for bin_ in [*pool.every_bin(), *_deferred_bins(pool)]]
+    live_bytes = sum(bin_.nbytes * count for bin_, count in live)
+    pool.peak_live_bytes = max(pool.peak_live_bytes, live_bytes)
+    info = pool.driver.memory_info()
+    return MemorySnapshot(
+        device=pool.driver.name,
+        live_bytes=live_bytes,
+        live_blocks=sum(count for _, count in live),
+        block_bytes=sum(bin_.size * count for bin_, count in live),
+        cached_bytes=sum(bin_.size * count for bin_, count in cached),
+        gap_bytes=sum(pool.heap.free_ranges()),
+        reserved_bytes=pool.memory.reserved_bytes,
+        peak_reserved_bytes=pool.memory.peak_reserved_bytes,
+        peak_live_bytes=pool.peak_live_bytes,
+        largest_free_bytes=pool.heap.largest_gap_bytes,
+        cap_bytes=pool.memory.cap_bytes,
+        device_free_bytes=info.free,
+        device_total_bytes=info.total,
+        searches=pool.searches,
+        flushes=pool.flushes,
+        grows=pool.grows,
+        waits=pool.clock.waits,
+        steps=steps,
+        driver_calls=dict(pool.driver.calls),
+        driver_seconds=pool.driver.seconds,
+        tiers=by_tier(live, cached),
+        streams=by_stream(live, cached),
+        fragmentation=fragmentation_of(pool, live_bytes),
+    )
+
+
+def _deferred_bins(pool: SlowPath) -> list[Bin]:
+    """Return a bin for each block that was freed and is not joined yet, for counting."""
+    bins = []
+    for stream, deferred in list(pool.deferred.items()):
+        for pointer in deferred.copy():
+            size = pool.heap.block_size(pointer) or 0
+            bins.append(Bin(size, size, stream, tier_of(size), set()))
+            bins[-1].append(pointer)
+    return bins

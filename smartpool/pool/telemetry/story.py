@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from smartpool._version import __version__
+from smartpool.errors import REQUEST_TOO_LARGE
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin
 from smartpool.pool.telemetry.labels import NOBODY, Label
@@ -26,7 +27,6 @@ __all__ = [
     "DUMP_FORMAT",
     "DUMP_VARIABLE",
     "DUMP_VERSION",
-    "TOO_LARGE",
     "Advice",
     "Holder",
     "OutOfMemoryStory",
@@ -38,8 +38,6 @@ __all__ = [
 DUMP_FORMAT: Final = "smartpool-out-of-memory"
 DUMP_VERSION: Final = 1
 DUMP_VARIABLE: Final = "SMARTPOOL_OUT_OF_MEMORY_DUMP"
-
-TOO_LARGE: Final = "REQUEST_TOO_LARGE"  # the code of a request that could never succeed
 
 _MOST_HOLDERS: Final = 8  # of each kind
 _READABLE: Final = 1 << 90  # from here on the digits of a size tell nobody anything
@@ -126,7 +124,7 @@ class OutOfMemoryStory:
             asked += f" aligned to {format_size(self.alignment)}"
         kind = "CUDA" if device.startswith("cuda:") else device
         head = f"{kind} out of memory. Tried to allocate {asked} on {device}"
-        if self.code == TOO_LARGE:
+        if self.code == REQUEST_TOO_LARGE:
             return f"{head}, which is more than can ever be had: {'; '.join(one.text for one in self.advice)}"
         parts = ", ".join(f"{name} {value:.1%}" for name, value in self.fragmentation.items())
         held = [one for one in self.holders if one.kind == self.holders[0].kind][:3] if self.holders else []
@@ -217,7 +215,7 @@ def _advice(
     tracked: bool,
 ) -> Iterable[Advice]:
     whose = "the pool's limit (max_bytes)" if limited else f"what {now.device} has"
-    if code == TOO_LARGE:  # whatever else is live or idle
+    if code == REQUEST_TOO_LARGE:  # whatever else is live or idle
         yield Advice(f"ask for at most {format_size(now.cap_bytes)} ({now.cap_bytes} bytes), {whose}")
         if limited:
             yield Advice(

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 from typing import Final
 
-from smartpool.config import SmartPoolConfig
-from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError
 from smartpool.pool.heap.elastic import ElasticHeap
-from smartpool.pool.steps.stepping import StepStatistics
-from smartpool.pool.telemetry.watched import WatchedPool
+from smartpool.pool.slow_path import SlowPath
+from smartpool.pool.steps.stepping import Steps, StepStatistics
+from smartpool.pool.telemetry.fragmentation import fragmentation_of
 from smartpool.pool.upkeep.aging import IdleAge
 from smartpool.pool.upkeep.ahead import Forecast
 from smartpool.units import parse_size
 
-__all__ = ["UpkeepPool"]
+__all__ = ["Maintenance"]
 
 _LEAST_SHARE: Final = 1 / 4
 """Of what is held. Giving less back saves little, and leaves too little room (`docs/elastic.md`)."""
 
 
-class UpkeepPool(WatchedPool):
-    """A pool that looks after itself. `AdvancedMemoryPoolManager` is the whole.
+class Maintenance:
+    """Attached to a pool.
+
+    Parameters
+    ----------
+    pool
+        What is looked after.
+    steps
+        Its planned steps, whose memory may idle.
 
     Attributes
     ----------
@@ -32,16 +38,17 @@ class UpkeepPool(WatchedPool):
         What the pool will need, as far as it can be known.
     """
 
-    def __init__(self, driver: Driver, config: SmartPoolConfig | None = None) -> None:
-        super().__init__(driver, config)
-        interval, age = self.config.optimization_interval, self.config.idle_age
+    def __init__(self, pool: SlowPath, steps: Steps) -> None:
+        self._pool = pool
+        self._steps = steps
+        interval, age = pool.config.optimization_interval, pool.config.idle_age
         self._idle_age = IdleAge(interval if age is None else age)
         self._hurry = 1.0 if age is None else min(1.0, interval / age)
         self._steps_then: StepStatistics | None = None
         self._steps_changed = 0.0
         self._high_since = 0  # the most in use since memory was given back
-        expected = self.config.expected_bytes
-        self.forecast = Forecast(0 if expected is None else min(parse_size(expected), self._memory.cap_bytes))
+        expected = pool.config.expected_bytes
+        self.forecast = Forecast(0 if expected is None else min(parse_size(expected), pool.memory.cap_bytes))
 
     def keep_up(self, now: float) -> int:
         """Give back what nobody needed for `idle_age`; return the bytes.
@@ -55,30 +62,31 @@ class UpkeepPool(WatchedPool):
         now
             Seconds on a clock that never goes back.
         """
-        with self._writing():
-            if self._released or self.beside_capture:
+        pool = self._pool
+        with pool.writing():
+            if pool.released or pool.capture is not None:
                 return 0
-            overall = self._fragmentation(self.live_bytes).overall
-            fragmented = overall > self.config.fragmentation_threshold
+            overall = fragmentation_of(pool, pool.live_bytes).overall
+            fragmented = overall > pool.config.fragmentation_threshold
             hurry = self._hurry if fragmented else 1.0
-            used = max(self.high_water_bytes, self._gauge.live_bytes)
+            used = max(pool.high_water_bytes, pool.gauge.live_bytes)
             self._high_since = max(self._high_since, used)
-            idle = max(0, self._gauge.extent_bytes - used)
+            idle = max(0, pool.gauge.extent_bytes - used)
             if self._steps_rest(now, hurry * self._idle_age.seconds):
-                self._steps.leave(self)
-            self._flush()
-            self.high_water_bytes = self._gauge.live_bytes
-            held = self._memory.reserved_bytes
+                pool.ask_for_way()
+            pool.flush()
+            pool.high_water_bytes = pool.gauge.live_bytes
+            held = pool.memory.reserved_bytes
             aged = self._idle_age.observe(now, idle_bytes=idle, reserved_bytes=held, hurry=hurry)
-            if not aged or aged < _LEAST_SHARE * held or not (fragmented or self.config.idle_age):
+            if not aged or aged < _LEAST_SHARE * held or not (fragmented or pool.config.idle_age):
                 return 0
-            extent = self._gauge.extent_bytes
-            self._free_doomed(wait=False)
-            self._release_idle(aged, wait=False, exact=True)
-            left = self._memory.reserved_bytes
+            extent = pool.gauge.extent_bytes
+            pool.pending.release(pool, wait=False)
+            pool.release_idle(aged, wait=False, exact=True)
+            left = pool.memory.reserved_bytes
             self._idle_age.gave_back(now, held - left, left)
             if left < held:
-                live = self._gauge.live_bytes
+                live = pool.gauge.live_bytes
                 self.forecast.gave_back(extent_before=extent, high_water=self._high_since, live_bytes=live)
                 self._high_since = live
             return held - left
@@ -88,14 +96,15 @@ class UpkeepPool(WatchedPool):
 
         For a thread other than the callers': they wait for a chunk at most.
         """
-        heap: object = self._heap
+        pool = self._pool
+        heap: object = pool.heap
         if not isinstance(heap, ElasticHeap):
             return 0
-        with self._writing():
-            if self._closed or self.beside_capture:
+        with pool.writing():
+            if pool.closed or pool.capture is not None:
                 return 0
-            in_use = self._gauge.live_bytes - self._steps.planned_bytes  # a plan's memory may idle
-            wanted = self.forecast.ahead(max(0, in_use), self._gauge.extent_bytes)
+            in_use = pool.gauge.live_bytes - self._steps.planned_bytes  # a plan's memory may idle
+            wanted = self.forecast.ahead(max(0, in_use), pool.gauge.extent_bytes)
             try:
                 mapped = heap.map_ahead(wanted)
             except DriverOutOfMemoryError:

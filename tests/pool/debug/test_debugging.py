@@ -393,7 +393,7 @@ def test_the_end_of_a_program_where_nothing_is_wrong_is_silent(program):
 def test_the_end_does_not_wait_for_a_thread_that_holds_the_pool():
     told = at_exit(
         "import threading, time\n"
-        "lock, taken = pool.managers[0]._lock, threading.Event()\n"
+        "lock, taken = pool.managers[0].slow_path.section.lock, threading.Event()\n"
         "def hold():\n    lock.acquire(); taken.set(); time.sleep(1000)\n"
         "threading.Thread(target=hold, daemon=True).start(); taken.wait()\n"
         "held = pool.managers[0].live_bytes\n"

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import smartpool
 from smartpool.driver import CpuDriver, ModelDriver
 from smartpool.errors import CaptureError, OutOfMemoryError, PoolClosedError, UnsupportedError
-from smartpool.pool.graphs.captures import GraphMemory, GraphPool, begin_capture, end_capture
+from smartpool.pool.graphs.memory import GraphMemory
 from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 MiB = 1 << 20
@@ -486,9 +486,9 @@ def test_memory_that_was_never_used_and_a_pool_that_is_dropped():
     pool = make_pool()
     GraphMemory(pool.managers[0]).close()
     stream = pool.managers[0].driver.create_stream()
-    begin_capture(pool.managers[0], GraphMemory(pool.managers[0]), None)
-    assert isinstance(pool.managers[0], GraphPool)
-    end_capture(pool.managers[0])
+    pool.managers[0].begin_capture(GraphMemory(pool.managers[0]))
+    assert pool.managers[0].capturing
+    pool.managers[0].end_capture()
     with pool.capture(stream) as held:
         pool.free(pool.malloc(MiB, stream))
     del pool, held
@@ -559,7 +559,7 @@ def test_regions_that_a_capture_owes_are_given_back_though_no_event_is_recorded(
                 manager.free(pointer)
             with pytest.raises(OutOfMemoryError):
                 manager.malloc(120 * MiB)
-            assert len(manager.owed) == 2
+            assert len(manager.graphs.owed) == 2
             manager.driver.faults.fail("record_event")
         memory.close()
         manager.flush()

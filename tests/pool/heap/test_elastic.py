@@ -117,10 +117,10 @@ def test_many_live_blocks_leave_nothing_longer_to_walk():
     pool = open_pool(ModelDriver(1 << 40))
     for _ in range(20_000):
         pool.malloc(1 << 16)
-    gaps = pool._heap._home.gap_count
+    gaps = pool.slow_path.heap._home.gap_count
     assert gaps <= 2
-    assert len(pool._bins) == 1
-    assert len(pool._touched) <= 1
+    assert len(pool.slow_path.bins) == 1
+    assert len(pool.slow_path.touched) <= 1
 
 
 def test_check_finds_what_does_not_agree():
@@ -133,7 +133,7 @@ def test_check_finds_what_does_not_agree():
     ):
         pool = open_pool(ModelDriver(CAPACITY))
         pool.malloc(5 * MiB)
-        damage(pool._heap)
+        damage(pool.slow_path.heap)
         with pytest.raises(InvariantError):
             pool.check()
         pool.disown()  # its books are damaged: nothing is to be given back by them

@@ -95,7 +95,7 @@ def test_a_pool_where_measuring_fails_has_the_reference_prices():
     driver.faults.fail("map_chunk")
     with AdvancedMemoryPoolManager(driver) as pool:
         pool.free(pool.malloc(1 * MiB))
-        assert pool._heap._growing.policy.prices is REFERENCE
+        assert pool.slow_path.heap._growing.policy.prices is REFERENCE
         pool.check()
     assert not any(driver.held().values())
 

@@ -102,7 +102,7 @@ TestSegments.settings = settings(max_examples=40, stateful_step_count=40, deadli
 
 def test_a_request_of_the_whole_device():
     pool = AdvancedMemoryPoolManager(RawModel())
-    assert isinstance(pool._heap, SegmentHeap)
+    assert isinstance(pool.slow_path.heap, SegmentHeap)
     pool.free(pool.malloc(CAPACITY))
     with pytest.raises(RequestTooLargeError):
         pool.malloc(CAPACITY + 1)
@@ -158,6 +158,6 @@ def test_a_segment_under_running_work_stays():
 def test_check_finds_a_lost_segment():
     pool = AdvancedMemoryPoolManager(RawModel())
     pool.malloc(Random(1).randrange(5000))
-    pool._heap._segments.clear()
+    pool.slow_path.heap._segments.clear()
     with pytest.raises(InvariantError):
         pool.check()

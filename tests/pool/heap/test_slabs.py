@@ -39,11 +39,11 @@ def test_small_requests_share_slabs_that_go_back_whole():
     pool = open_pool(driver)
     small = [pool.malloc(1000) for _ in range(2000)]
     assert pool.reserved_bytes <= 2 * MiB + 8 * MiB
-    assert len(pool._heap._slabs) == 1
+    assert len(pool.slow_path.heap._slabs) == 1
     for pointer in small:
         pool.free(pointer)
     pool.free(pool.malloc(CAPACITY))  # the slab did not stand in its way
-    assert not pool._heap._slabs
+    assert not pool.slow_path.heap._slabs
 
 
 def test_small_requests_where_there_is_no_room_for_a_slab():

@@ -56,7 +56,7 @@ def test_contents_stay_intact_however_memory_is_stitched(policy, seed):
                 continue
             live[pointer] = nbytes, step
             write(driver, pointer, nbytes, step)
-            windows = max(windows, len(pool._heap.windows))
+            windows = max(windows, len(pool.slow_path.heap.windows))
         elif live:
             pointer = random.choice(sorted(live))
             nbytes, written = live.pop(pointer)
@@ -85,7 +85,7 @@ def test_one_chunk_may_be_at_both_ends_of_a_window():
     pool.free(tail)
     both = pool.malloc(1536 * KiB)
     assert both not in (head, tail)
-    assert len(pool._heap.windows) == 1
+    assert len(pool.slow_path.heap.windows) == 1
     write(driver, both, 1536 * KiB, 2)
     verify(driver, middle, 512 * KiB, 1)
     verify(driver, both, 1536 * KiB, 2)
@@ -144,7 +144,7 @@ def test_a_retired_window_stays_mapped_under_running_work(second_stream):
     if second_stream == "before the free":
         pool.free(pool.malloc(100, stream))
     window = pool.malloc(16 * MiB - 512)
-    assert len(pool._heap.windows) == 1
+    assert len(pool.slow_path.heap.windows) == 1
     driver.pause(0)
     driver.fill(window, 1, 16 * MiB - 512, 0)
     pool.free(window)
@@ -175,7 +175,7 @@ def test_a_window_whose_pieces_are_free_again_is_taken_without_a_driver_call():
     pool = open_pool(driver)
     held = fragmented(pool, 2 * MiB, 16)
     window = pool.malloc(12 * MiB)
-    assert len(pool._heap.windows) == 1
+    assert len(pool.slow_path.heap.windows) == 1
     for size in (12 * MiB, 12 * MiB - 512, 7 * MiB):
         pool.free(window)
         pool.flush()
@@ -212,7 +212,7 @@ def test_the_kept_window_that_is_found_is_the_smallest_that_is_free(seed):
     random = Random(seed)
     pool = open_pool(ModelDriver(4 * CAPACITY), policy="tight")
     live = fragmented(pool, 2 * MiB, 32)
-    heap, found = pool._heap, 0
+    heap, found = pool.slow_path.heap, 0
     windows = heap.windows
     for _ in range(150):
         size = random.randrange(1, 40) * MiB // 2
@@ -267,11 +267,11 @@ def test_a_block_in_a_larger_window_keeps_the_chunks_under_it_alone():
     other = pool.malloc(24 * MiB)
     write(driver, other, 24 * MiB, 2)
     verify(driver, window, 3 * MiB, 1)
-    with pool._writing():
-        pool._heap.split(window, [MiB, 2 * MiB])
+    with pool.working():
+        pool.slow_path.heap.split(window, [MiB, 2 * MiB])
         for part, nbytes in ((window, MiB), (window + MiB, 2 * MiB)):
-            pool._heap.free_all([[part]], nbytes, None)
-    dict.pop(pool._live, window)
+            pool.slow_path.heap.free_all([[part]], nbytes, None)
+    dict.pop(pool.slow_path.live, window)
     again = pool.malloc(16 * MiB)  # the window has no memory for it any more
     assert again != window
     write(driver, again, 16 * MiB, 3)
@@ -290,9 +290,9 @@ def test_a_block_is_split_and_ends_in_parts(size, seed):
     random, driver = Random(seed), CpuDriver(capacity=CAPACITY)
     pool = open_pool(driver, policy="tight")
     held = fragmented(pool, 2 * MiB, 12)
-    heap, units = pool._heap, -(-size // 512)
-    with pool._writing():
-        pool._flush()
+    heap, units = pool.slow_path.heap, -(-size // 512)
+    with pool.working():
+        pool.slow_path.flush()
         address = heap.place_idle(units * 512, 512, 0, None)
         cuts = sorted(random.sample(range(1, units), min(units - 1, 5))) if units > 1 else []
         sizes = [512 * (after - before) for before, after in pairwise((0, *cuts, units))]
@@ -304,7 +304,7 @@ def test_a_block_is_split_and_ends_in_parts(size, seed):
     while parts:
         part = random.choice(sorted(parts))
         verify(driver, part, parts[part], part)
-        with pool._writing():
+        with pool.working():
             assert heap.block_size(part) == parts[part]
             heap.free_all([[part]], parts.pop(part), None)
             heap.check()
@@ -325,14 +325,14 @@ def test_what_is_free_is_enough_or_nothing_is_made():
     fragmented(pool, 2 * MiB, 12)
     pool.flush()
     calls = driver.calls.copy()
-    with pool._writing():
-        assert pool._heap.place_idle(12 * MiB + 512, 512, 0, None) is None
+    with pool.working():
+        assert pool.slow_path.heap.place_idle(12 * MiB + 512, 512, 0, None) is None
         assert driver.calls == calls
-        room, rest = pool.room_bytes()
+        room, rest = pool.slow_path.room_bytes()
         assert (room, rest) == (12 * MiB, 0)
-        address = pool._heap.place_idle(12 * MiB, 512, 0, None)
+        address = pool.slow_path.heap.place_idle(12 * MiB, 512, 0, None)
         assert driver.calls["create_chunk"] == calls["create_chunk"]
-        pool._heap.free_all([[address]], 12 * MiB, None)
+        pool.slow_path.heap.free_all([[address]], 12 * MiB, None)
     pool.check()
 
 
@@ -355,7 +355,7 @@ def test_check_finds_a_lost_mapping():
     pool = open_pool(ModelDriver(CAPACITY))
     fragmented(pool, 2 * MiB, 16)
     window = pool.malloc(16 * MiB)
-    del pool._heap.windows._open[window]
+    del pool.slow_path.heap.windows._open[window]
     with pytest.raises(InvariantError):
         pool.check()
     pool.disown()  # its books are damaged: nothing is to be given back by them

@@ -39,8 +39,10 @@ class WatchedDriver(ModelDriver):
     def create_chunk(self, size):
         assert not self.beginning, "a plan was made room for by new memory"
         if self.pool is not None:
-            for step in self.pool._steps.held:
-                idle = [address for address, _ in step.region.blocks() if address not in self.pool._live]
+            for step in self.pool.steps.held:
+                idle = [
+                    address for address, _ in step.region.blocks() if address not in self.pool.slow_path.live
+                ]
                 assert step.left, "the heap grows beside a plan"
                 assert not idle, "the heap grows beside memory that a plan left"
         return super().create_chunk(size)
@@ -215,7 +217,7 @@ def test_the_planning_thread_is_as_slow_as_it_likes(monkeypatch, arrives_before)
         if number == arrives_before:
             may_plan.set()
             assert planned_first.wait(30)
-            player.pool._steps.wait_for_plan("step")
+            player.pool.steps.wait_for_plan("step")
 
     player = Program(planned=True)
     try:
@@ -331,7 +333,7 @@ def test_a_recorded_training_is_served_from_plans_beside_its_weights():
             player.pool.free(live.pop(allocation))
             continue
         if requests >= first and (requests - first) % of_a_step == 0:
-            if player.pool._steps.active:
+            if player.pool.steps.active:
                 player.pool.end_step()
                 hits.append(player.pool.snapshot().steps.hits)
             player.driver.beginning = True
@@ -438,10 +440,10 @@ def test_memory_is_not_mapped_ahead_for_a_plan_that_idles():
             pool.free(pool.malloc(40 * MiB))
             pool.end_step()
         assert pool.snapshot().steps.planned_bytes == 40 * MiB
-        assert pool.map_ahead() == 0
+        assert pool.maintenance.map_ahead() == 0
         pool.trim(wait=True)
         held = pool.malloc(40 * MiB)
-        assert pool.map_ahead() > 0  # what is live is another matter
+        assert pool.maintenance.map_ahead() > 0  # what is live is another matter
         pool.free(held)
 
 

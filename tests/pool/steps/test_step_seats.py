@@ -68,7 +68,7 @@ class Planned:
         self.pool = AdvancedMemoryPoolManager(self.driver)
         self.live: dict[int, int] = {}
         self.used_elsewhere: list[tuple[int, int]] = []
-        steps = self.pool._steps
+        steps = self.pool.steps
         steps._plans["step"] = {self.driver.default_stream: plan}
         self.pool.free(self.pool.malloc(4 * MiB))  # what the region is made of
         self.pool.begin_step("step")
@@ -110,12 +110,12 @@ class Planned:
 
     def end(self):
         self.driver.resume(self.other)
-        if self.pool._steps.active:
+        if self.pool.steps.active:
             self.pool.end_step()
         self.pool.check()
         while self.live:
             self.give()
-        if not self.pool._closed:
+        if not self.pool.closed:
             self.pool.check()
             self.pool.trim(wait=True)
         # A pool that closes in the middle of a request waits for it on a thread.

@@ -160,7 +160,7 @@ def test_planned_memory_that_is_still_live_is_never_handed_out(pool):
 
 def test_names_that_come_once_are_forgotten(pool):
     """A program that names its steps by their number: what is known of each is kept for a while only."""
-    steps = pool._steps
+    steps = pool.steps
     for number in range(3 * MOST_NAMES):
         for name in ("train", f"step {number}"):
             pool.begin_step(name, wait_for_plan=True)
@@ -326,7 +326,7 @@ def test_a_step_on_a_user_stream_has_a_plan_of_its_own(pool):
     after = pool.snapshot()
     assert after.steps.hits - before.steps.hits == 2 * 60 + 40
     assert (after.searches, after.steps.misses) == (before.searches, 0)
-    assert len(pool._steps.regions()) == 2
+    assert len(pool.steps.regions()) == 2
 
 
 def test_other_threads_are_served_while_a_step_is_under_way(pool):
@@ -423,7 +423,7 @@ def test_frees_that_are_put_aside_are_seen_in_time(pool):
     once()
     after = pool.snapshot()
     assert (after.steps.hits - before.steps.hits, after.steps.misses) == (100, 0)
-    plan = pool._steps._plans["step"][pool.driver.default_stream]
+    plan = pool.steps._plans["step"][pool.driver.default_stream]
     left_to_the_heap = sum(offset < 0 for offset in plan.offsets)
     assert after.searches - before.searches <= left_to_the_heap
     assert after.reserved_bytes == before.reserved_bytes
@@ -551,5 +551,5 @@ def test_what_nobody_marks_is_not_watched():
         for _ in range(200):
             player.play(steps)
             pool.flush()
-        assert pool._live.__class__ is LiveTable
+        assert pool.slow_path.live.__class__ is LiveTable
         assert pool.snapshot().steps == StepStatistics()

@@ -90,7 +90,7 @@ class StepsMachine(RuleBasedStateMachine):
         self.steps, self.at, self.held = program(seed), 0, {}
         for _ in range(4):
             self.follow_with_marks(len(self.steps))
-        assert self.pool._steps.statistics.hits >= 40
+        assert self.pool.steps.statistics.hits >= 40
 
     def go_on(self, *, skip=False, keep=False, stream=None):
         """Do the next thing of the program; its first and last are where a step begins and ends."""
@@ -106,10 +106,10 @@ class StepsMachine(RuleBasedStateMachine):
 
     def follow_with_marks(self, count, **surprise):
         for _ in range(count):
-            if self.at == 0 and not self.pool._steps.active:
+            if self.at == 0 and not self.pool.steps.active:
                 self.pool.begin_step("step", wait_for_plan=True)
             self.go_on(**surprise)
-            if self.at == 0 and self.pool._steps.active:
+            if self.at == 0 and self.pool.steps.active:
                 self.pool.end_step()
 
     # ------------------------------------------------------------------ what happens
@@ -200,24 +200,24 @@ class StepsMachine(RuleBasedStateMachine):
                 assert armed.fired
                 self.at = (self.at + 1) % len(self.steps)
         self.driver.faults.clear()
-        if self.pool._steps.active:
+        if self.pool.steps.active:
             self.pool.end_step()
 
     @rule()
     def break_off(self):
-        if self.pool._steps.active:
+        if self.pool.steps.active:
             self.pool.end_step()
 
     @precondition(lambda self: not self.blocks.live)
     @rule()
     def come_back(self):
         """However far it strayed, the pool serves the program from a plan again in the end."""
-        if self.pool._steps.active:
+        if self.pool.steps.active:
             self.pool.end_step()
-        self.at, before = 0, self.pool._steps.statistics.hits
+        self.at, before = 0, self.pool.steps.statistics.hits
         for _ in range(150):
             self.follow_with_marks(len(self.steps))
-            if self.pool._steps.statistics.hits > before + 80:
+            if self.pool.steps.statistics.hits > before + 80:
                 return
         raise AssertionError("it never came back to the plan")
 

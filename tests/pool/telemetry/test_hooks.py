@@ -34,7 +34,7 @@ def test_maps_and_unmaps_add_up_to_what_is_reserved(virtual):
         manager = pool.managers[0]
         if not virtual:
             manager.driver.granularity = 0
-            manager._heap = manager._make_heap()
+            manager.slow_path.heap = manager.slow_path._make_heap()
         held = {}
 
         def mapped(event):
@@ -82,12 +82,12 @@ def test_a_hook_that_is_taken_away_is_called_no_more():
 def test_without_hooks_the_table_is_the_plain_one():
     with SmartPool("model:1GiB") as pool:
         remove = [pool.hooks.on_allocate(print), pool.hooks.on_free(print)]
-        assert type(pool.managers[0]._live).__name__ == "ObservedTable"
+        assert type(pool.managers[0].slow_path.live).__name__ == "ObservedTable"
         for each in remove:
             each()
-        assert type(pool.managers[0]._live).__name__ == "LiveTable"
+        assert type(pool.managers[0].slow_path.live).__name__ == "LiveTable"
         pool.hooks.on_map(print)
-        assert type(pool.managers[0]._live).__name__ == "LiveTable"
+        assert type(pool.managers[0].slow_path.live).__name__ == "LiveTable"
 
 
 @settings(max_examples=30)
@@ -199,14 +199,14 @@ def test_a_hook_that_comes_while_the_last_one_goes_is_told(monkeypatch):
     with SmartPool("model:1GiB") as pool:
         told, manager = [], pool.managers[0]
         remove = pool.hooks.on_allocate(lambda event: None)
-        hook_requests = type(manager).hook_requests
+        hook_requests = type(manager.telemetry).hook_requests
 
         def overtaken(self, *arguments, **options):
             monkeypatch.undo()
             pool.hooks.on_allocate(told.append)
             hook_requests(self, *arguments, **options)
 
-        monkeypatch.setattr(type(manager), "hook_requests", overtaken)
+        monkeypatch.setattr(type(manager.telemetry), "hook_requests", overtaken)
         remove()
         pool.free(pool.malloc(1000))
         assert len(told) == 1

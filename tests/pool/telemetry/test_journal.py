@@ -65,9 +65,9 @@ def test_asking_while_a_destructor_in_the_reader_requests_memory():
                 until(lambda: waits_for_the_journal(asking))
                 pool.free(pool.malloc(30 * MiB))
 
-        manager.add_reader(reader)
+        manager.telemetry.add_reader(reader)
         pool.free(pool.malloc(100))
-        run(manager.settle)
+        run(manager.telemetry.settle)
         asking.join(PATIENCE_S)
         assert not asking.is_alive()
 
@@ -98,10 +98,10 @@ def test_asking_under_the_pools_lock_while_the_reader_waits_for_it(ask):
             with pytest.raises(OutOfMemoryError, match="Tried to allocate"):
                 pool.malloc(40 * MiB)
 
-        manager.add_reader(reader)
+        manager.telemetry.add_reader(reader)
         pool.free(pool.malloc(100))  # something to read
         pool.add_out_of_memory_callback(callback)
-        run(fails, manager.settle)
+        run(fails, manager.telemetry.settle)
         assert len(told) == 1
         pool.free(held)
         pool.check()
@@ -110,7 +110,7 @@ def test_asking_under_the_pools_lock_while_the_reader_waits_for_it(ask):
 def test_a_batch_that_another_thread_reads_is_not_waited_for_by_requests(monkeypatch):
     with SmartPool("model:1GiB", CALM) as pool:
         manager = pool.managers[0]
-        monkeypatch.setattr(manager._journal, "full_at", 40)
+        monkeypatch.setattr(manager.telemetry._journal, "full_at", 40)
         reads, go_on = threading.Event(), threading.Event()
         seen = []
 
@@ -120,7 +120,7 @@ def test_a_batch_that_another_thread_reads_is_not_waited_for_by_requests(monkeyp
                 reads.set()
                 assert go_on.wait(PATIENCE_S)
 
-        manager.add_reader(reader)
+        manager.telemetry.add_reader(reader)
 
         def requests():
             assert reads.wait(PATIENCE_S)
@@ -129,8 +129,8 @@ def test_a_batch_that_another_thread_reads_is_not_waited_for_by_requests(monkeyp
             go_on.set()
 
         pool.free(pool.malloc(100))
-        run(manager.settle, requests)
-        manager.settle()
+        run(manager.telemetry.settle, requests)
+        manager.telemetry.settle()
         assert len(seen) == 2 * 101 * journal.FIELDS
         assert pool.statistics.devices[0].tracked.total.allocations == 101
 
@@ -140,13 +140,13 @@ def test_an_interrupt_does_not_keep_the_journal():
         manager = pool.managers[0]
 
         def reader(_batch):
-            manager._journal.readers = manager._journal.readers[:1]
+            manager.telemetry._journal.readers = manager.telemetry._journal.readers[:1]
             raise KeyboardInterrupt
 
-        manager.add_reader(reader)
+        manager.telemetry.add_reader(reader)
         pool.free(pool.malloc(100))
         with pytest.raises(KeyboardInterrupt):
-            manager.settle()
+            manager.telemetry.settle()
         run(lambda: pool.statistics)
         pool.free(pool.malloc(100))
         assert pool.statistics.devices[0].tracked.total.frees == 2

@@ -19,8 +19,8 @@ from waiting import PATIENCE_S
 
 from smartpool import KiB, MiB, OutOfMemoryError, RequestTooLargeError, SmartPool, SmartPoolConfig
 from smartpool.driver import open_driver
-from smartpool.errors import DriverError, DriverOutOfMemoryError
-from smartpool.pool.telemetry.story import DUMP_FORMAT, DUMP_VARIABLE, DUMP_VERSION, TOO_LARGE
+from smartpool.errors import REQUEST_TOO_LARGE, DriverError, DriverOutOfMemoryError
+from smartpool.pool.telemetry.story import DUMP_FORMAT, DUMP_VARIABLE, DUMP_VERSION
 
 
 def failed(pool, nbytes):
@@ -278,10 +278,14 @@ def test_a_request_that_can_never_succeed_tells_its_story(tmp_path, caplog, pool
         error = failed(pool, 65 * MiB)
         assert type(error) is RequestTooLargeError
         story = error.story
-        assert (story.requested_bytes, story.live_bytes, story.code) == (65 * MiB, 10 * MiB, TOO_LARGE)
+        assert (story.requested_bytes, story.live_bytes, story.code) == (
+            65 * MiB,
+            10 * MiB,
+            REQUEST_TOO_LARGE,
+        )
         assert "at most 64 MiB" in story.advice[0].text
         assert [advice.nbytes for advice in story.advice[1:]] == ([32 * MiB] if limit else [])
-        assert json.loads(Path(error.dump_path).read_text())["story"]["code"] == TOO_LARGE
+        assert json.loads(Path(error.dump_path).read_text())["story"]["code"] == REQUEST_TOO_LARGE
         assert told == [story]
         assert not asked
         assert len(caplog.records) == 1

@@ -98,8 +98,8 @@ def without_time(profiles):
 
 
 def compare(pool, model, live):
-    tracked = pool.tracker.tracked()
-    labels = {pointer: label.tag for pointer, label in pool.labels().items()}
+    tracked = pool.telemetry.tracker.tracked()
+    labels = {pointer: label.tag for pointer, label in pool.telemetry.labels().items()}
     assert labels == {p: tag for p, _, ((_, _), (_, _), (_, tag)) in live if tag != UNTAGGED}
     assert tracked.total == model.groups["total"].counts()
     for kind, shown in (("tier", tracked.tiers), ("stream", tracked.streams), ("tag", tracked.tags)):
@@ -124,8 +124,8 @@ def test_every_figure_is_that_of_a_naive_count(actions, batch):
     with SmartPool("model:64GiB") as outer, ExitStack() as scopes:
         pool = outer.managers[0]
         streams = [0, pool.driver.create_stream()]
-        pool.start_tracking()
-        pool._journal.full_at = batch * journal_module.FIELDS
+        pool.telemetry.start_tracking()
+        pool.telemetry._journal.full_at = batch * journal_module.FIELDS
         model, live, entered = NaiveModel(), [], []
         for action, number in actions:
             if action == "malloc":
@@ -150,7 +150,7 @@ def test_every_figure_is_that_of_a_naive_count(actions, batch):
             elif action == "ask":
                 compare(pool, model, live)
             elif action == "reset":
-                pool.tracker.reset_peaks()
+                pool.telemetry.tracker.reset_peaks()
                 for count in model.groups.values():
                     count.peak = list(count.current)
                 tags = {key[1]: c.current[0] for key, c in model.groups.items() if key[0] == "tag"}
@@ -181,7 +181,7 @@ def test_early_events_decide_what_was_live_before():
     log = journal_module.Journal()
     tracker = tracking.Tracker(log)
     with SmartPool("model:1GiB") as pool:
-        bins = {size: pool.managers[0]._bin(size, 0) for size in (100, 200, 300)}
+        bins = {size: pool.managers[0].slow_path.bin_of(size, 0) for size in (100, 200, 300)}
         free, here = journal_module.FREED, tracking.NOBODY
         early = [
             *(7, bins[100], free, 0),  # was live, is freed, and taken again: the copy has the second
@@ -219,7 +219,7 @@ def test_a_tag_costs_nothing_to_those_who_do_not_track():
     with SmartPool("model:1GiB") as pool, pool.tag("weights"):
         pool.free(pool.malloc(100))
         assert pool.statistics.devices[0].tracked is None
-        assert type(pool.managers[0]._live).__name__ == "LiveTable"
+        assert type(pool.managers[0].slow_path.live).__name__ == "LiveTable"
 
 
 def test_too_many_tags_are_counted_together(monkeypatch):
@@ -272,7 +272,7 @@ def test_a_scope_that_ends_with_an_error_is_left():
             1 / 0  # noqa: B018
         pool.malloc(100)
         assert pool.statistics.devices[0].tracked.profiles["broken"].memory_total == 0
-        assert not pool.managers[0].tracker._open
+        assert not pool.managers[0].telemetry.tracker._open
 
 
 def test_several_devices_have_each_their_figures():
@@ -335,7 +335,7 @@ def test_figures_while_threads_and_destructors_run():
     """The sum over everything is exact once all is quiet, however the events were cut into batches."""
     with SmartPool("model:8GiB") as pool:
         pool.start_tracking()
-        pool.managers[0]._journal.full_at = 64 * journal_module.FIELDS
+        pool.managers[0].telemetry._journal.full_at = 64 * journal_module.FIELDS
         counted, failures = Counter(), []
 
         def work(seed):
@@ -377,7 +377,7 @@ def test_a_reader_that_fails_is_logged_and_harms_nobody(caplog):
         def broken(batch):
             raise ValueError("broken")
 
-        pool.managers[0].add_reader(broken)
+        pool.managers[0].telemetry.add_reader(broken)
         pool.start_tracking()
         held = pool.malloc(100)
         assert pool.statistics.devices[0].tracked.total.current_bytes == 100
@@ -400,10 +400,10 @@ def test_an_interrupt_in_the_middle_loses_no_block(watching):
             allocated = freed = staticmethod(interrupt)
 
         if watching == "readers":
-            manager.add_reader(interrupt)
-            manager._journal.full_at = 0
+            manager.telemetry.add_reader(interrupt)
+            manager.telemetry._journal.full_at = 0
         else:
-            manager.add_observer(Observer)
+            manager.telemetry.add_observer(Observer)
         with pytest.raises(KeyboardInterrupt):
             pool.malloc(5000)
         assert manager.live_blocks() == {}
@@ -434,15 +434,15 @@ def test_observers_come_and_go_beside_each_other():
 
     with SmartPool("model:1GiB") as pool:
         manager, one, two = pool.managers[0], Observer("one"), Observer("two")
-        manager.add_observer(one)
-        manager.add_observer(two)
+        manager.telemetry.add_observer(one)
+        manager.telemetry.add_observer(two)
         held = pool.malloc(10)
-        manager.remove_observer(one)
+        manager.telemetry.remove_observer(one)
         pool.free(held)
-        manager.remove_observer(two)
+        manager.telemetry.remove_observer(two)
         pool.free(pool.malloc(10))
         assert told == [("one", "allocated", 10), ("two", "allocated", 10), ("two", "freed", held)]
-        assert type(manager._live).__name__ == "LiveTable"
+        assert type(manager.slow_path.live).__name__ == "LiveTable"
 
 
 def test_scopes_beyond_the_limit_are_counted_together(monkeypatch):
@@ -467,7 +467,7 @@ def test_code_that_is_made_as_a_program_goes_is_not_kept(monkeypatch):
                 f"def ask_{number}(pool): return pool.malloc(10)\npool.free(ask_{number}(pool))",
                 {"pool": pool},
             )
-        here = pool.managers[0]._journal.label.__self__
+        here = pool.managers[0].telemetry._journal.label.__self__
         assert len(here._own) <= 50
         assert len(here._known) <= 50
 

@@ -63,7 +63,7 @@ def test_nothing_is_mapped_ahead_of_a_first_growth():
     with make() as pool:
         for _ in range(10):
             pool.malloc(50 * MiB)
-            assert pool.map_ahead() == 0
+            assert pool.maintenance.map_ahead() == 0
         for pointer in pool.live_blocks():
             pool.free(pointer)
 
@@ -76,7 +76,7 @@ def test_growing_to_where_it_was_takes_few_calls_of_the_caller():
             before = calls["create_chunk"]
             pointers.append(pool.malloc(16 * MiB))
             created += calls["create_chunk"] - before
-            while pool.map_ahead():
+            while pool.maintenance.map_ahead():
                 pool.check()
         for pointer in pointers:
             pool.free(pointer)
@@ -85,7 +85,7 @@ def test_growing_to_where_it_was_takes_few_calls_of_the_caller():
     with make(idle_age=1.0) as pool:
         first = grown_by_caller(pool)
         peak = pool.peak_reserved_bytes
-        given = sum(pool.keep_up(30.0 * turn) for turn in range(4))
+        given = sum(pool.maintenance.keep_up(30.0 * turn) for turn in range(4))
         assert given == peak
         again = grown_by_caller(pool)
         assert 0 < again <= first / 3
@@ -96,15 +96,15 @@ def test_growing_to_where_it_was_takes_few_calls_of_the_caller():
 def test_mapping_ahead_keeps_to_the_cap_and_survives_a_device_that_has_no_more():
     with make(expected_bytes=4 * GiB, max_bytes=256 * MiB) as pool:
         pointer = pool.malloc(200 * MiB)
-        while pool.map_ahead():
+        while pool.maintenance.map_ahead():
             pass
         assert pool.reserved_bytes <= 256 * MiB
         pool.free(pointer)
     with make(expected_bytes="4GiB") as pool:
         pointer = pool.malloc(200 * MiB)
         pool.driver.faults.fail("create_chunk")
-        assert pool.map_ahead() == 0
-        assert pool.map_ahead() > 0
+        assert pool.maintenance.map_ahead() == 0
+        assert pool.maintenance.map_ahead() > 0
         pool.check()
         pool.free(pointer)
 
@@ -154,10 +154,10 @@ def test_mapping_ahead_among_everything_else_with_failing_calls(actions):
                 del live[pointer]
             elif action == "map":
                 for _ in range(value):
-                    pool.map_ahead()
+                    pool.maintenance.map_ahead()
             elif action == "pass":
                 now += value
-                pool.keep_up(now)
+                pool.maintenance.keep_up(now)
             elif action == "fail":
                 pool.driver.faults.fail(value)
             elif action == "trim":

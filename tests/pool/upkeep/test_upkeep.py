@@ -32,11 +32,11 @@ def test_idle_memory_goes_back_when_it_is_old_enough(driver_class):
         for pointer in [pool.malloc(64 * MiB) for _ in range(10)]:
             pool.free(pointer)
         reserved = pool.reserved_bytes
-        assert [pool.keep_up(now) for now in (0.0, 30.0, 59.0)] == [0, 0, 0]
-        given = pool.keep_up(60.0)
+        assert [pool.maintenance.keep_up(now) for now in (0.0, 30.0, 59.0)] == [0, 0, 0]
+        given = pool.maintenance.keep_up(60.0)
         assert given >= 600 * MiB
         assert pool.reserved_bytes == reserved - given >= 100 * MiB
-        assert pool.keep_up(90.0) == 0
+        assert pool.maintenance.keep_up(90.0) == 0
         pool.check()
         pool.free(held)
 
@@ -49,23 +49,23 @@ def test_memory_that_is_used_between_passes_stays(driver_class):
                 pool.free(pointer)
             if now % 60:
                 pool.flush()  # no trace of it in the bins
-            assert pool.keep_up(float(now)) == 0
+            assert pool.maintenance.keep_up(float(now)) == 0
         pool.check()
 
 
 def test_fragmented_pools_wait_for_one_pass_only():
     with make(fragmentation_threshold=0.3) as pool:
         pool.free(pool.malloc(1 * GiB))
-        assert [pool.keep_up(now) > 0 for now in (0.0, 30.0)] == [False, True]
+        assert [pool.maintenance.keep_up(now) > 0 for now in (0.0, 30.0)] == [False, True]
     with make(fragmentation_threshold=0.3, idle_age=None) as pool:
         pool.free(pool.malloc(1 * GiB))
-        assert [pool.keep_up(now) > 0 for now in (0.0, 30.0)] == [False, True]
+        assert [pool.maintenance.keep_up(now) > 0 for now in (0.0, 30.0)] == [False, True]
 
 
 def test_without_an_age_only_fragmentation_counts():
     with make(idle_age=None) as pool:
         pool.free(pool.malloc(1 * GiB))
-        assert not any(pool.keep_up(30.0 * turn) for turn in range(100))
+        assert not any(pool.maintenance.keep_up(30.0 * turn) for turn in range(100))
 
 
 def test_what_the_device_may_still_touch_stays_for_the_next_time():
@@ -75,9 +75,9 @@ def test_what_the_device_may_still_touch_stays_for_the_next_time():
         pointer = pool.malloc(1 * GiB, stream)
         pool.driver.fill(pointer, 1, 1 * GiB, stream)
         pool.free(pointer)
-        assert [pool.keep_up(now) for now in (0.0, 30.0, 60.0)] == [0, 0, 0]
+        assert [pool.maintenance.keep_up(now) for now in (0.0, 30.0, 60.0)] == [0, 0, 0]
         pool.driver.resume(stream)
-        assert pool.keep_up(90.0) == 1 * GiB
+        assert pool.maintenance.keep_up(90.0) == 1 * GiB
         pool.check()
 
 
@@ -87,13 +87,13 @@ def test_the_region_of_a_step_that_rests_goes_back():
             pool.begin_step("step", wait_for_plan=True)
             pool.free(pool.malloc(300 * MiB))
             pool.end_step()
-        assert pool.keep_up(0.0) == 0
+        assert pool.maintenance.keep_up(0.0) == 0
         for now in range(10, 100, 10):  # it goes on, and keeps its memory
             pool.begin_step("step")
             pool.free(pool.malloc(300 * MiB))
             pool.end_step()
-            assert pool.keep_up(float(now)) == 0
-        given = sum(pool.keep_up(float(now)) for now in range(100, 400, 10))
+            assert pool.maintenance.keep_up(float(now)) == 0
+        given = sum(pool.maintenance.keep_up(float(now)) for now in range(100, 400, 10))
         assert given >= 300 * MiB
         assert pool.reserved_bytes == 0
         pool.check()
@@ -122,7 +122,7 @@ def test_upkeep_never_touches_what_is_live(actions, driver_class):
             del live[live_pointer]
         elif action == "pass":
             now += number
-            given = pool.keep_up(now)
+            given = pool.maintenance.keep_up(now)
             assert given >= 0
         assert pool.live_blocks() == live
         assert pool.reserved_bytes >= sum(live.values())
@@ -130,6 +130,6 @@ def test_upkeep_never_touches_what_is_live(actions, driver_class):
     for pointer in live:
         pool.free(pointer)
     for turn in range(100):
-        pool.keep_up(now + 30 * turn)
+        pool.maintenance.keep_up(now + 30 * turn)
     assert pool.reserved_bytes == 0
     pool.check()

@@ -139,7 +139,7 @@ class Caller:
         pool, held = self.pool, [buffer for buffer in self.buffers if not buffer.released]
         assert all(pool.owns(buffer.pointer) for buffer in held), "a buffer is not live, and not released"
         sizes, others = [buffer.nbytes for buffer in self.buffers], []
-        if not pool._closed:
+        if not pool.closed:
             with suppress(OutOfMemoryError):
                 others += [pool.malloc(nbytes) for nbytes in sizes * 2]
         assert not {buffer.pointer for buffer in held}.intersection(others), "a block has two owners"
@@ -317,7 +317,7 @@ def _must_be_sound(caller, outcome):
     assert pool.live_blocks() == caller.live
     for pointer in caller.live:
         caller.look(pointer)
-    if not pool._closed and not (outcome.fired and outcome.places):
+    if not pool.closed and not (outcome.fired and outcome.places):
         _must_serve(caller)
     for pointer in list(caller.live):
         caller.free(pointer)

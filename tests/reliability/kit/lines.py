@@ -15,7 +15,6 @@ from attack import CAPACITY, Caller, in_destructors
 from smartpool.errors import OutOfMemoryError, StepError
 from smartpool.pool.debug.debugging import DebuggingManager
 from smartpool.pool.direct import DirectBin
-from smartpool.pool.graphs.captures import CapturingPool, end_capture
 from smartpool.pool.heap.elastic import ElasticHeap
 from smartpool.units import KiB, MiB
 
@@ -106,10 +105,10 @@ def _place(frame):
 
 
 def _put_right(pool):
-    while pool._lock._is_owned():
-        pool._lock.release()
-    if pool._busy:
-        pool._busy, pool._torn = False, True
+    while pool.slow_path.section.lock._is_owned():
+        pool.slow_path.section.lock.release()
+    if pool.slow_path.section.entered:
+        pool.slow_path.section.entered, pool.slow_path.section.torn = False, True
 
 
 def _must_go_on(caller):
@@ -126,21 +125,21 @@ def _must_go_on(caller):
     assert pool._quarantined_bytes == sum(block.size for block in pool._quarantine.values())
     pool.trim()
     assert pool._quarantined_bytes == len(pool._quarantine) == 0
-    assert len(pool._live) <= 1, "more was lost than one block"
+    assert len(pool.slow_path.live) <= 1, "more was lost than one block"
     pool.disown()  # it would wait for that one, and say so
 
 
 def _must_hold_what_is_promised(caller):
     pool, driver = caller.pool, caller.driver
     pool.late_frees = None
-    if isinstance(pool, CapturingPool):
-        end_capture(pool)
+    if pool.capturing:
+        pool.end_capture()
     for memory in caller.memories:
         memory.close()
     with suppress(StepError):
         pool.end_step()
     caller.must_own_its_buffers()
-    if pool._closed:
+    if pool.closed:
         _must_close(caller)
         return
     live = set(pool.live_blocks())
@@ -149,7 +148,7 @@ def _must_hold_what_is_promised(caller):
     got = _probe(caller)
     assert got or strays or sum(caller.live.values()) > CAPACITY // 2
     pool.flush()
-    pool._heap.check()
+    pool.slow_path.heap.check()
     driver.check()
     lost = _blocks_nobody_knows(pool)
     extra = live - caller.live.keys()
@@ -159,7 +158,7 @@ def _must_hold_what_is_promised(caller):
             caller.look(pointer)
         pool.free(pointer)
     pool.trim(wait=True)
-    if lost or pool._steps.regions():  # the block may be one of a planned step's
+    if lost or pool.steps.regions():  # the block may be one of a planned step's
         pool.disown()  # it would wait for the block, and say so
         return
     assert pool.reserved_bytes == 0
@@ -184,19 +183,19 @@ def _probe(caller):
 
 
 def _blocks_nobody_knows(pool):
-    known = set(pool.live_blocks()) | {pointer for bin_ in pool._every_bin() for pointer in bin_}
-    known |= {address for address, _ in pool._steps.regions()}
-    raw = {bin_.segment for bin_ in pool._live.values() if isinstance(bin_, DirectBin)}
-    raw |= {segment for segment, _ in pool._doomed}
-    if pool._pooling:
-        raw |= pool._memory._segments.keys()  # the heap's
-    lost = [tuple(block) for block in pool._heap.blocks() if block.start not in known]
-    return lost + [segment for segment in pool._memory._segments.items() if segment[0] not in raw]
+    known = set(pool.live_blocks()) | {pointer for bin_ in pool.slow_path.every_bin() for pointer in bin_}
+    known |= {address for address, _ in pool.steps.regions()}
+    raw = {bin_.segment for bin_ in pool.slow_path.live.values() if isinstance(bin_, DirectBin)}
+    raw |= {segment for segment, _ in pool.slow_path.pending.frees}
+    if pool.slow_path.pooling:
+        raw |= pool.slow_path.memory._segments.keys()  # the heap's
+    lost = [tuple(block) for block in pool.slow_path.heap.blocks() if block.start not in known]
+    return lost + [segment for segment in pool.slow_path.memory._segments.items() if segment[0] not in raw]
 
 
 def _strays(caller):
     """Return how many things the driver handed out that the pool has not heard of."""
-    heap, memory, held = caller.pool._heap, caller.pool._memory, caller.driver.held()
+    heap, memory, held = caller.pool.slow_path.heap, caller.pool.slow_path.memory, caller.driver.held()
     books = (heap._chunks, heap.windows.aliases) if isinstance(heap, ElasticHeap) else ()
     chunks = len(books[0]) if books else 0
     known = (chunks, len(memory._segments), sum(len(book._reservations) for book in books))

@@ -4,7 +4,7 @@ import pytest
 
 from smartpool.errors import OutOfMemoryError
 from smartpool.pool import streams as stream_clock
-from smartpool.pool.graphs.captures import GraphMemory, begin_capture, end_capture
+from smartpool.pool.graphs.memory import GraphMemory
 from smartpool.units import KiB, MiB
 
 STAMPED = 64  # the bytes at either end of a block that the caller looks at again
@@ -160,13 +160,13 @@ def capturing(caller):
     caller.free(caller.malloc(3 * MiB))
     memory = GraphMemory(caller.pool)
     caller.memories.append(memory)
-    begin_capture(caller.pool, memory, caller.stream)
+    caller.pool.begin_capture(memory, caller.stream)
     try:
         inside, beside = caller.malloc(4 * MiB, caller.stream), caller.malloc(2 * MiB)
         caller.free(inside)
         caller.free(beside)
     finally:
-        end_capture(caller.pool)
+        caller.pool.end_capture()
     memory.close()
 
 
@@ -174,16 +174,16 @@ def closed_beside_a_capture(caller):
     """The device is waited for when nothing captures any more."""
     graph, other = GraphMemory(caller.pool), GraphMemory(caller.pool)
     caller.memories += [graph, other]
-    begin_capture(caller.pool, graph, caller.stream)
+    caller.pool.begin_capture(graph, caller.stream)
     try:
         caller.free(caller.malloc(4 * MiB, caller.stream))
     finally:
-        end_capture(caller.pool)
-    begin_capture(caller.pool, other, caller.stream)
+        caller.pool.end_capture()
+    caller.pool.begin_capture(other, caller.stream)
     try:
         graph.close()
     finally:
-        end_capture(caller.pool)
+        caller.pool.end_capture()
     caller.pool.flush()
     other.close()
 

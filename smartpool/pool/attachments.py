@@ -1,0 +1,69 @@
+"""What attaches to a pool: the few methods by which planned steps and captures take part in its slow path.
+
+The pool knows nothing of either. It hands itself over with each call, rather than being held: a pool that
+nobody holds any more is to go at once, not with the next collection. All are called under its lock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from smartpool.pool.bins import Bin
+    from smartpool.pool.slow_path import SlowPath
+
+__all__ = ["Attachment", "CaptureRoute", "PlannedRequests"]
+
+
+class Attachment(Protocol):
+    """Holds blocks of the heap for others, which lie inside of them."""
+
+    def holds_memory(self) -> bool:
+        """Return whether `give_way` could free some."""
+
+    def give_way(self, pool: SlowPath) -> None:
+        """Give back all that nobody lives in, before the pool grows, trims or fails."""
+
+    def before_flush(self, pool: SlowPath) -> None:
+        """Give back what has become free of itself."""
+
+    def before_capture(self) -> None:
+        """Raise `CaptureError` where no stream can be captured now."""
+
+    def regions(self) -> list[tuple[int, int]]:
+        """Return address and bytes of each block of the heap that is held."""
+
+    def keeps_open(self) -> bool:
+        """Return whether the memory of a closed pool must stay, though nothing is live."""
+
+    def recover(self, pool: SlowPath) -> None:
+        """Make what is held whole again, after a call that was broken off; the heap is already."""
+
+    def check(self, pool: SlowPath) -> None:
+        """Prove the invariants; `InvariantError`."""
+
+    def close(self) -> None:
+        """Serve nothing any more."""
+
+
+class PlannedRequests(Protocol):
+    """Serves requests from a plan."""
+
+    def serve(self, bin_: Bin, pool: SlowPath) -> int | None:
+        """Return the address of a planned block, entered as live, or None: the heap serves the request."""
+
+
+class CaptureRoute(Protocol):
+    """Where requests go while a stream is captured: nothing is given back, asked or waited for."""
+
+    def request(self, pool: SlowPath, nbytes: int, stream: object, alignment: int) -> int:
+        """Serve a request. Holds no lock."""
+
+    def bin_of(self, pool: SlowPath, nbytes: int, stream: int) -> Bin:
+        """Return the bin of a request size on another stream than the default one."""
+
+    def bins(self) -> list[Bin]:
+        """Return the bins that are hidden from requests."""
+
+    def owe(self, region: int, size: int, streams: tuple[int, ...]) -> None:
+        """Keep a block of the heap that became free, until the capture ends."""
