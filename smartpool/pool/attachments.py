@@ -6,11 +6,11 @@ nobody holds any more is to go at once, not with the next collection. All are ca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from smartpool.pool.bins import Bin
-    from smartpool.pool.slow_path import SlowPath
+from smartpool.pool.bins import Bin
+
+Pool = Any  # a `SlowPath`, which stands on this module
 
 __all__ = ["Attachment", "CaptureRoute", "PlannedRequests"]
 
@@ -21,10 +21,10 @@ class Attachment(Protocol):
     def holds_memory(self) -> bool:
         """Return whether `give_way` could free some."""
 
-    def give_way(self, pool: SlowPath) -> None:
+    def give_way(self, pool: Pool) -> None:
         """Give back all that nobody lives in, before the pool grows, trims or fails."""
 
-    def before_flush(self, pool: SlowPath) -> None:
+    def before_flush(self, pool: Pool) -> None:
         """Give back what has become free of itself."""
 
     def before_capture(self) -> None:
@@ -36,10 +36,10 @@ class Attachment(Protocol):
     def keeps_open(self) -> bool:
         """Return whether the memory of a closed pool must stay, though nothing is live."""
 
-    def recover(self, pool: SlowPath) -> None:
+    def recover(self, pool: Pool) -> None:
         """Make what is held whole again, after a call that was broken off; the heap is already."""
 
-    def check(self, pool: SlowPath) -> None:
+    def check(self, pool: Pool) -> None:
         """Prove the invariants; `InvariantError`."""
 
     def close(self) -> None:
@@ -49,17 +49,17 @@ class Attachment(Protocol):
 class PlannedRequests(Protocol):
     """Serves requests from a plan."""
 
-    def serve(self, bin_: Bin, pool: SlowPath) -> int | None:
+    def serve(self, bin_: Bin, pool: Pool) -> int | None:
         """Return the address of a planned block, entered as live, or None: the heap serves the request."""
 
 
 class CaptureRoute(Protocol):
     """Where requests go while a stream is captured: nothing is given back, asked or waited for."""
 
-    def request(self, pool: SlowPath, nbytes: int, stream: object, alignment: int) -> int:
+    def request(self, pool: Pool, nbytes: int, stream: object, alignment: int) -> int:
         """Serve a request. Holds no lock."""
 
-    def bin_of(self, pool: SlowPath, nbytes: int, stream: int) -> Bin:
+    def bin_of(self, pool: Pool, nbytes: int, stream: int) -> Bin:
         """Return the bin of a request size on another stream than the default one."""
 
     def bins(self) -> list[Bin]:

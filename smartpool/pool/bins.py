@@ -24,7 +24,6 @@ from smartpool.pool.tiers import Tier
 
 if TYPE_CHECKING:
     from smartpool.memory.arena import Arena
-    from smartpool.pool.telemetry.journal import Journal
 
 __all__ = [
     "SHARED_BINS",
@@ -173,7 +172,7 @@ class LiveTable(dict[int, Bin]):
 
     __slots__ = ("journal", "on_empty")
 
-    journal: Journal
+    journal: Any  # who watches, where somebody does: `smartpool.pool.telemetry.journal`
     on_empty: Callable[[], None]
     closed: ClassVar[bool] = False
 

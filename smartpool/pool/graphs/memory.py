@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from smartpool.copying import not_copied
 from smartpool.errors import CaptureError, InvariantError
@@ -15,7 +15,6 @@ from smartpool.units import MiB, align_up, format_size
 
 if TYPE_CHECKING:
     from smartpool.pool.graphs.captures import Graphs
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
     from smartpool.pool.slow_path import SlowPath
 
 __all__ = ["FoundMemory", "GraphMemory"]
@@ -53,6 +52,13 @@ class HeldBin(LoneBin):
     def append(self, pointer: int) -> None:
         """Note that the block was freed. Atomic, so that it may happen anywhere."""
         self._returned.append((pointer, self))
+
+
+class Capturable(Protocol):
+    """A pool of which graphs can hold memory: `AdvancedMemoryPoolManager`."""
+
+    slow_path: SlowPath
+    graphs: Graphs
 
 
 class HeldMemory:
@@ -228,7 +234,7 @@ class GraphMemory(HeldMemory):
         Whether `close` was called.
     """
 
-    def __init__(self, manager: AdvancedMemoryPoolManager) -> None:
+    def __init__(self, manager: Capturable) -> None:
         super().__init__(manager.slow_path, manager.graphs)
         self._manager = manager
 

@@ -24,10 +24,10 @@ from smartpool.pool.heap.growing import Growing
 from smartpool.pool.heap.mappings import Mappings, union
 from smartpool.pool.heap.placement import place_for_stream
 from smartpool.pool.heap.policy import Policy
+from smartpool.pool.heap.protocol import Layout
 from smartpool.pool.heap.slabs import Slabs
 from smartpool.pool.heap.windows import Windows, cut
 from smartpool.pool.streams import StreamClock
-from smartpool.pool.telemetry.memory_map import Layout
 from smartpool.prices import Prices
 
 __all__ = ["ElasticHeap"]

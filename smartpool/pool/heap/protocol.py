@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from smartpool.driver.protocol import MappedRange
 from smartpool.memory.arena import Arena, Range, Uses
-from smartpool.pool.telemetry.memory_map import Layout
 
-__all__ = ["Gauge", "Heap"]
+__all__ = ["Gauge", "Heap", "Layout"]
 
 
 class Gauge(Protocol):
@@ -22,6 +22,27 @@ class Gauge(Protocol):
     @property
     def extent_bytes(self) -> int:
         """All bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a heap copies under the lock.
+
+    Attributes
+    ----------
+    blocks, gaps
+        Start to size, at home: disjoint, and together exactly what `chunks` cover.
+    chunks
+        Start to size, at home.
+    shown
+        Start of a block at home to the address of the block that it is a piece of, where that is
+        another address, and where in it the piece begins.
+    """
+
+    blocks: Mapping[int, int]
+    gaps: Mapping[int, int]
+    chunks: Mapping[int, int]
+    shown: Mapping[int, tuple[int, int]]
 
 
 class Heap(Protocol):

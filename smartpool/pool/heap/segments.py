@@ -15,8 +15,8 @@ from smartpool.errors import DriverOutOfMemoryError, InvariantError
 from smartpool.memory.arena import ALIGNMENT, Arena, Range, Uses, side_by_side
 from smartpool.pool.heap.device_memory import DeviceMemory
 from smartpool.pool.heap.placement import place_for_stream
+from smartpool.pool.heap.protocol import Layout
 from smartpool.pool.streams import StreamClock
-from smartpool.pool.telemetry.memory_map import Layout
 from smartpool.units import MiB, align_up
 
 __all__ = ["SegmentHeap"]

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool.pool.bins import Bin
+from smartpool.pool.heap.protocol import Layout
 from smartpool.pool.telemetry.labels import Label
 from smartpool.pool.tiers import LARGEST, Tier
 
@@ -34,7 +35,6 @@ __all__ = [
     "VERSION",
     "BlockColumns",
     "ChunkColumns",
-    "Layout",
     "MemoryMap",
     "RangeColumns",
     "make_map",
@@ -48,27 +48,6 @@ _nbytes: Final = attrgetter("nbytes")
 _size: Final = attrgetter("size")
 _stream: Final = attrgetter("stream")
 _Part: TypeAlias = tuple[int, int, str, int]  # of a region: from, to, state, address of the block
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a heap copies under the lock.
-
-    Attributes
-    ----------
-    blocks, gaps
-        Start to size, at home: disjoint, and together exactly what `chunks` cover.
-    chunks
-        Start to size, at home.
-    shown
-        Start of a block at home to the address of the block that it is a piece of, where that is
-        another address, and where in it the piece begins.
-    """
-
-    blocks: Mapping[int, int]
-    gaps: Mapping[int, int]
-    chunks: Mapping[int, int]
-    shown: Mapping[int, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ from smartpool.log import LOGGER
 from smartpool.memory.arena import ALIGNMENT
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.direct import DirectBin
+from smartpool.pool.heap.protocol import Layout
 from smartpool.pool.slow_path import SlowPath
 from smartpool.pool.telemetry.hooks import Hooks, RequestHooks, tell_of_map
 from smartpool.pool.telemetry.journal import FOR_EVER, Journal, JournalTable, ObservedTable, Reader
 from smartpool.pool.telemetry.labels import Label, StackLabels, current_label
-from smartpool.pool.telemetry.memory_map import Layout, MemoryMap, make_map
+from smartpool.pool.telemetry.memory_map import MemoryMap, make_map
 from smartpool.pool.telemetry.statistics import MemorySnapshot, take_snapshot
 from smartpool.pool.telemetry.story import DUMP_VARIABLE, holders, tell, write_dump
 from smartpool.pool.telemetry.tracked import Tracked

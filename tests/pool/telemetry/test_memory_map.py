@@ -16,8 +16,9 @@ from smartpool import SmartPool, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import OutOfMemoryError
 from smartpool.pool.bins import Bin
+from smartpool.pool.heap.protocol import Layout
 from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.telemetry.memory_map import VERSION, Layout, make_map
+from smartpool.pool.telemetry.memory_map import VERSION, make_map
 from smartpool.pool.tiers import tier_of
 from smartpool.units import KiB, MiB
 
