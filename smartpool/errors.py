@@ -14,7 +14,6 @@ from typing import Any, Final
 from smartpool.values import in_units
 
 __all__ = [
-    "REQUEST_TOO_LARGE",
     "AllocatorError",
     "ArrayInterfaceError",
     "BackgroundError",
