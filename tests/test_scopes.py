@@ -442,7 +442,6 @@ def test_every_context_manager_that_users_meet_is_a_scope():
         "current",
         "settled",
         "holds",
-        "outside",
         "writing",
         "held_if_free",
         "uncollected",

@@ -67,15 +67,6 @@ class CriticalSection:
         recover()
         self.torn = self.recovering = False
 
-    @contextmanager
-    def outside(self) -> Iterator[None]:
-        """Let the program call the pool in the middle of a call that has left the state whole."""
-        self.entered = False
-        try:
-            yield
-        finally:
-            self.entered = True
-
 
 def reentered() -> ReentrantCallError:
     """Return the error of a request in the middle of the same thread's own."""

@@ -1,6 +1,6 @@
 """The slow path: what a request does that no freed block serves at once, and the state that this needs.
 
-See `smartpool.pool.manager` for the order of the stages, and `docs/elastic.md` for the reasons.
+See `smartpool.pool.device_pool` for the order of the stages, and `docs/elastic.md` for the reasons.
 
 Four structures belong to the quick path: the bins of each stream, their lists of deferred frees, the
 table of live blocks, and the sets of bins that were touched since they were last emptied. They are never
@@ -436,8 +436,11 @@ class SlowPath:
 
     def _ask_for_room(self, nbytes: int) -> bool:
         """Return whether a callback freed something. The state is whole here: it may do anything."""
-        with self.section.outside():
+        self.section.entered = False
+        try:
             return any(callback(nbytes) for callback in list(self.out_of_memory_callbacks))
+        finally:  # not in a context manager: interrupted, that would do this when it is collected
+            self.section.entered = True
 
     def out_of_memory(self, bin_: Bin, code: str, alignment: int = ALIGNMENT) -> OutOfMemoryError:
         """Return the error of a request that failed."""

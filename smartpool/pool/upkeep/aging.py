@@ -6,7 +6,7 @@ Method: two parts.
 
 *What is idle.* Not "what is free now": between two steps of training nearly everything is. For each
 stretch between two passes of the background optimiser the pool knows the most that was in use
-(`PoolBooks.high_water_bytes`), so what lies above was needed by nobody; the least of that over all
+(`SlowPath.high_water_bytes`), so what lies above was needed by nobody; the least of that over all
 stretches of the last `age` seconds has aged. It is a count of bytes, not a list of chunks: which go
 is decided when they go, the largest gaps first.
 
