@@ -157,7 +157,7 @@ class PoolSet:
         """Raise `PoolClosedError` when the pools are closed, or not this process's."""
         self.require_ours()
         if self.closed:
-            raise self.first._closed_error()  # noqa: SLF001
+            raise self.first.slow_path.closed_error()
 
     @scoped
     def step(self, name: str = "step", *, wait_for_plan: bool = False) -> Iterator[None]:
@@ -336,8 +336,8 @@ class Profile:
 
     def record(self, device_id: int = 0) -> ProfileRecord:
         """Return what happened on a device, up to the end of the scope or to now."""
-        manager, scope = self._entered[self._pools.number_of(device_id)]
-        manager.settle()
+        telemetry, scope = self._entered[self._pools.number_of(device_id)]
+        telemetry.settle()
         return scope.record
 
 

@@ -19,7 +19,9 @@ import pytest
 
 import smartpool
 from smartpool import metrics, optimizer
+from smartpool.driver.checked import CheckedDriver
 from smartpool.driver.cuda import Bindings, CudaDriver
+from smartpool.driver.model import ModelDriver
 from smartpool.forks import ModuleLock, call_in_children, renewed
 from smartpool.live.traffic import Traffic
 from smartpool.live.view import LiveView
@@ -105,6 +107,7 @@ def scene():
     made = [
         on_cuda, own, own.streams(), own.pool, LiveView(own.pool),
         Traffic(own.pool, on_cuda.recording(), 1.0), Graphs(on_cuda), FreeRing(print), Planning(dict),
+        CheckedDriver(ModelDriver(1 << 20)),
     ]  # fmt: skip
     yield made
     own.close()

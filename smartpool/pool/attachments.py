@@ -6,6 +6,7 @@ nobody holds any more is to go at once, not with the next collection. All are ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from smartpool.pool.bins import Bin
@@ -16,10 +17,17 @@ __all__ = ["Attachment", "CaptureRoute", "PlannedRequests"]
 
 
 class Attachment(Protocol):
-    """Holds blocks of the heap for others, which lie inside of them."""
+    """Holds blocks of the heap for others, which lie inside of them.
 
-    def holds_memory(self) -> bool:
-        """Return whether `give_way` could free some."""
+    Attributes
+    ----------
+    held
+        What `give_way` could give back something of; empty for nothing.
+    """
+
+    @property
+    def held(self) -> Sequence[object]:
+        """See above."""
 
     def give_way(self, pool: Pool) -> None:
         """Give back all that nobody lives in, before the pool grows, trims or fails."""

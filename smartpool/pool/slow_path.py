@@ -353,10 +353,11 @@ class SlowPath:
         if max(bin_.size, alignment) > self.memory.cap_bytes:
             raise self.out_of_memory(bin_, REQUEST_TOO_LARGE, alignment)
         self._flush_for(bin_)
-        if any(each.holds_memory() for each in self.attached):
-            pointer = self._take_from_attached(bin_, alignment)
-            if pointer is not None:
-                return pointer
+        for each in self.attached:
+            if each.held:
+                pointer = self._take_from_attached(bin_, alignment)
+                if pointer is not None:
+                    return pointer
         self.grows += 1
         try:
             pointer = self.heap.extend(bin_.size, alignment, bin_.stream, self.home_uses())

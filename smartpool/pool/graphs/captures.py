@@ -23,7 +23,7 @@ block); asking the driver on the quick path (a call for each request, graphs or 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from smartpool.errors import CaptureError, UnsupportedError
 from smartpool.memory.arena import ALIGNMENT
@@ -55,6 +55,8 @@ class Graphs:
     owed
         Blocks of the heap that became free beside a capture: address, size, streams that used them.
     """
+
+    held: Final = ()  # nothing that it could give before its time
 
     def __init__(self) -> None:
         self.memories: list[HeldMemory] = []
@@ -136,10 +138,6 @@ class Graphs:
             )
 
     # ------------------------------------------------------------------ as `Attachment`
-
-    def holds_memory(self) -> bool:
-        """Nothing that it could give before its time."""
-        return False
 
     def give_way(self, pool: SlowPath) -> None:
         """Nothing, likewise."""

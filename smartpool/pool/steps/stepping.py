@@ -339,10 +339,6 @@ class Steps:
                 for number, count in enumerate((step.repetitions, step.past_hits, step.past_misses)):
                     self._past[number] += count
 
-    def holds_memory(self) -> bool:
-        """Return whether a plan holds any."""
-        return bool(self.held)
-
     def give_way(self, pool: SlowPath) -> None:
         """Let the heap serve all steps."""
         self.leave(pool)

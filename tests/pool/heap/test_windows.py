@@ -161,7 +161,7 @@ def test_a_retired_window_stays_mapped_under_running_work(second_stream):
 def test_retired_windows_are_reaped_before_there_are_too_many():
     driver = ModelDriver(CAPACITY)
     pool = open_pool(driver)
-    pool._heap.windows.most_kept = 20
+    pool.slow_path.heap.windows.most_kept = 20
     fragmented(pool, 2 * MiB, 16)
     for step in range(50):
         pool.free(pool.malloc(14 * MiB + 512 * step))
