@@ -143,7 +143,7 @@ def test_no_lock_of_the_parents_is_met_in_a_child(scene):
 
 
 def test_a_child_uses_everything_while_another_thread_holds_all_locks(scene):
-    _, own, streams, pool, view, traffic, graphs, ring, _ = scene
+    _, own, streams, pool, view, traffic, graphs, ring, *_ = scene
     held, over = threading.Event(), threading.Event()
 
     def hold():
