@@ -193,17 +193,7 @@ class SmartPool:
     def allocate(self, nbytes: int, stream: Stream = None) -> Buffer:
         """Return a buffer of `nbytes` bytes on the first device, freed when it dies.
 
-        Parameters
-        ----------
-        nbytes
-            Size in bytes.
-        stream
-            The stream on which it is first used; None for the default stream.
-
-        Raises
-        ------
-        InvalidSizeError, StreamError, OutOfMemoryError, PoolClosedError
-            As `AdvancedMemoryPoolManager.malloc`.
+        It is first used on `stream`, None for the default one. Raises as `AdvancedMemoryPoolManager.malloc`.
         """
         # `malloc` and `Buffer.__init__` written out: two calls fewer, a third of the time.
         if stream is None and nbytes.__class__ is int:
@@ -448,6 +438,9 @@ class SmartPool:
         get addresses that nobody else is given before the memory is closed, however often they are freed;
         inside the capture they are reused. Requests on other streams go on as ever.
 
+        What is yielded is what the graph holds: close it when the graph is gone. If the block raises and the
+        memory is new, it is closed at once, as there is no graph.
+
         Parameters
         ----------
         stream
@@ -458,19 +451,11 @@ class SmartPool:
         device_id
             Number of the device in this pool.
 
-        Yields
-        ------
-        GraphMemory
-            What the graph holds. Close it when the graph is gone. If the block raises and the memory is new,
-            it is closed at once: there is no graph.
-
         Raises
         ------
         CaptureError
             When the stream is being captured already, or is the default stream; when another capture or a
             planned step is under way on the device; when `memory` is closed or of another device.
-        StreamError, DeviceNotFoundError, PoolClosedError, UnsupportedError
-            When the stream, the device or the pool is wrong.
 
         Examples
         --------
