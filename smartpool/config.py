@@ -19,7 +19,10 @@ __all__ = ["POLICIES", "Policy", "Settings", "SmartPoolConfig", "unknown_setting
 Policy = Literal["balanced", "tight", "fast"]
 
 POLICIES: Final[dict[Policy, float]] = {"tight": 0.0, "balanced": 0.5, "fast": 1.0}
-"""The named policies, and their places on the axis from least memory to least driver time."""
+"""The named policies, and their places on the axis from least memory to least driver time.
+
+A name is a line here (and in `Policy`, for type checkers); commands, completion and the heap follow.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,16 +8,17 @@ from dataclasses import asdict, fields
 from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.config import POLICIES, Settings, SmartPoolConfig
+from smartpool.cli import main
+from smartpool.config import POLICIES, Policy, Settings, SmartPoolConfig
 from smartpool.errors import ConfigurationError
-from smartpool.pool.heap.policy import POLICY_OF_NAME
+from smartpool.pool.heap.policy import POLICY_OF_NAME, policy_of
 from smartpool.smart_pool import SmartPool
 from smartpool.units import GiB, MiB
 
@@ -137,6 +138,22 @@ def test_the_edges_are_allowed():
     for policy in POLICIES:
         assert SmartPoolConfig(policy=policy).policy in POLICY_OF_NAME
     assert set(POLICIES) == set(POLICY_OF_NAME)
+
+
+def test_a_further_policy_is_one_line(monkeypatch, capsys):
+    """Its numbers follow from its place, and every command that takes a policy knows it."""
+    assert set(get_args(Policy)) == set(POLICIES)
+    monkeypatch.setitem(POLICIES, "lean", 0.25)
+    assert SmartPoolConfig(policy="lean").policy == "lean"
+    assert policy_of("lean") == policy_of(0.25)
+    with SmartPool("model:1GiB", policy="lean") as pool:
+        pool.free(pool.malloc(5 * MiB))
+    for command in ("replay", "report", "advise", "watch", "serve"):
+        assert main([command, "--help"]) == 0
+        assert "lean" in capsys.readouterr().out, command
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    assert "lean" in capsys.readouterr().out
 
 
 def test_unknown_names_are_refused():

@@ -147,7 +147,7 @@ class Policy:
 def policy_of(policy: str | float) -> Policy:
     """Return a policy by its name, or by its place on the axis from 0 (tight) to 1 (fast).
 
-    Between two named policies sizes and prices go by equal factors, sizes down to a power of two, and
+    Between two measured places sizes and prices go by equal factors, sizes down to a power of two, and
     shares of the budget by equal differences.
 
     >>> policy_of(0.5) is policy_of("balanced")
@@ -155,16 +155,13 @@ def policy_of(policy: str | float) -> Policy:
     >>> policy_of(0.75).smallest_chunk / MiB
     4.0
     """
-    if isinstance(policy, str):
-        return POLICY_OF_NAME[policy]
-    for name, place in POLICIES.items():
-        if policy == place:
-            return POLICY_OF_NAME[name]
-    names = sorted(POLICIES, key=POLICIES.__getitem__)
-    upper = next(name for name in names if POLICIES[name] > policy)
-    lower = names[names.index(upper) - 1]
-    share = (policy - POLICIES[lower]) / (POLICIES[upper] - POLICIES[lower])
-    low, high = POLICY_OF_NAME[lower], POLICY_OF_NAME[upper]
+    place = POLICIES[policy] if policy in POLICIES else float(policy)
+    if place in _AXIS:
+        return _AXIS[place]
+    upper = min(measured for measured in _AXIS if measured > place)
+    lower = max(measured for measured in _AXIS if measured < place)
+    share = (place - lower) / (upper - lower)
+    low, high = _AXIS[lower], _AXIS[upper]
     return Policy(
         slack=_between(low.slack, high.slack, share),
         ahead=_between(low.ahead, high.ahead, share),
@@ -190,14 +187,17 @@ def _by_factor(low: float, high: float, share: float) -> float:
 
 _SMALLEST_SHARE: Final = 2.0**-16  # 2 MiB of 128 GiB: as good as none
 
-POLICY_OF_NAME: Final = {
-    "tight": Policy(
+_AXIS: Final = {
+    0.0: Policy(
         slack=0.0, chunk_share=_SMALLEST_SHARE, smallest_chunk=2 * MiB, edge_price=20.0, mib_price=1e5
     ),
-    "balanced": Policy(
+    0.5: Policy(
         slack=0.004, chunk_share=1 / 96, smallest_chunk=2 * MiB, ahead=0.004, edge_price=8.0, mib_price=1e4
     ),
-    "fast": Policy(
+    1.0: Policy(
         slack=0.02, chunk_share=1 / 20, smallest_chunk=16 * MiB, ahead=0.02, edge_price=8.0, mib_price=10.0
     ),
 }
+"""The places whose numbers were measured; what lies between follows. `config.POLICIES` names places."""
+
+POLICY_OF_NAME: Final = {name: policy_of(name) for name in POLICIES}
