@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from smartpool.free_ranges import interval_fragmentation
 from smartpool.planner.coloring import WeightedIntervalGraphColoring, color_by_weight
-from smartpool.planner.fragmentation import interval_fragmentation
 from smartpool.planner.intervals import FREE, IntervalSet
-from smartpool.planner.patterns import AccessPatterns, Phase, SizeClass
+from smartpool.planner.patterns import AccessPatterns, SizeClass
 from smartpool.planner.plans import Plan
 from smartpool.planner.portfolio import plan, solve
 from smartpool.planner.reading import read_csv, write_csv
@@ -15,7 +15,6 @@ __all__ = [
     "FREE",
     "AccessPatterns",
     "IntervalSet",
-    "Phase",
     "Plan",
     "SizeClass",
     "WeightedIntervalGraphColoring",

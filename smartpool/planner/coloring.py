@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 
 from smartpool.errors import InvariantError, PlanningError
+from smartpool.free_ranges import free_ranges, interval_fragmentation
 from smartpool.planner.clash import find_clash
-from smartpool.planner.fragmentation import free_ranges, interval_fragmentation
 from smartpool.planner.gap_index import GapIndex, Side
 from smartpool.planner.intervals import FREE, IntervalSet
 from smartpool.planner.patterns import AccessPatterns, summarize
@@ -172,30 +172,20 @@ class WeightedIntervalGraphColoring:
         row = np.flatnonzero(intervals.id == id)
         if not len(row):
             raise PlanningError(f"id: expected a remembered interval, got {id}")
-        start, end = int(intervals.start[row[0]]), int(intervals.end[row[0]])
-        return tuple(other for other in self.live_in(start, end) if other != id)
-
-    def live_in(self, start: int, end: int) -> tuple[int, ...]:
-        """Return the ids of the remembered intervals that are live in ``[start, end)``; O(n)."""
-        intervals = self.intervals()
+        start, end = intervals.start[row[0]], intervals.end[row[0]]
         meets = (intervals.start < end) & (intervals.end > start) & (intervals.start < intervals.end)
-        return tuple(intervals.id[meets].tolist()) if start < end else ()
+        return tuple(intervals.id[meets & (intervals.id != id) & (start < end)].tolist())
 
     def live_ranges(self) -> tuple[tuple[int, int], ...]:
         """Return ``(offset, size)`` of the live ranges, neighbours coalesced, ascending; O(n log n)."""
-        offset, size = self._present()
-        offset, size = offset[size > 0], size[size > 0]
-        if not len(offset):
-            return ()
-        holes, widths = free_ranges(offset, size)
-        begins = np.concatenate([[offset.min()], holes + widths])
-        ends = np.concatenate([holes, [(offset + size).max()]])
-        return tuple(zip(begins.tolist(), (ends - begins).tolist(), strict=True))
+        live = sorted((interval.offset, interval.size) for interval in self._live.values() if interval.size)
+        ends = [*(low for low, _ in self.free_ranges()), *(low + size for low, size in live[-1:])]
+        begins = [*(low for low, _ in live[:1]), *(low + size for low, size in self.free_ranges())]
+        return tuple((low, high - low) for low, high in zip(begins, ends, strict=True))
 
     def free_ranges(self) -> tuple[tuple[int, int], ...]:
         """Return ``(offset, size)`` of the free ranges between live ones, coalesced, ascending."""
-        holes, widths = free_ranges(*self._present())
-        return tuple(zip(holes.tolist(), widths.tolist(), strict=True))
+        return tuple(free_ranges(*self._present()))
 
     def fragmentation(self) -> float:
         """Return how scattered the present is, in [0, 1); see `interval_fragmentation`."""

@@ -1,4 +1,4 @@
-"""What a history of intervals says about the next ones: size classes, lifetimes, repetition, phase.
+"""What a history of intervals says about the next ones: size classes, lifetimes, repetition.
 
 Problem: a pool sees requests come and go, and wants to know what to expect.
 
@@ -12,31 +12,19 @@ exactly, and the smallest that repeats is the period. O(n log n).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 import numpy as np
 
-from smartpool.planner.sweeps import Int64s, section_load, sections
+from smartpool.planner.sweeps import Int64s
 
-__all__ = ["AccessPatterns", "Phase", "SizeClass", "find_period", "summarize"]
+__all__ = ["AccessPatterns", "SizeClass", "find_period", "summarize"]
 
 REPEATS: Final = 0.9
 """A period explains at least this share of the sizes."""
 
 WINDOW: Final = 1 << 15
 """So many of the latest opens are looked at for repetition."""
-
-TREND: Final = 0.05
-"""A change of the load by this share of its maximum is a trend."""
-
-
-class Phase(Enum):
-    """Where the load is going, by its mean in the last eighth of the history and in the one before."""
-
-    GROWING = "growing"
-    STEADY = "steady"
-    SHRINKING = "shrinking"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +54,6 @@ class AccessPatterns:
         After how many opens the sequence of sizes repeats; None when it does not.
     repetition
         The share of opens that the period predicts, in [0, 1].
-    position
-        How far in the period the next open is, counted from the beginning of the history.
-    phase
-        Where the load is going.
     """
 
     intervals: int
@@ -77,8 +61,6 @@ class AccessPatterns:
     lifetime_quantiles: tuple[float, float, float]
     period: int | None
     repetition: float
-    position: int
-    phase: Phase
 
 
 def summarize(start: Int64s, end: Int64s, size: Int64s) -> AccessPatterns:
@@ -88,8 +70,8 @@ def summarize(start: Int64s, end: Int64s, size: Int64s) -> AccessPatterns:
     --------
     >>> start = np.arange(48)
     >>> found = summarize(start, start + 3, np.array([8, 16, 64] * 16))
-    >>> found.period, found.repetition, found.position, found.phase.value
-    (3, 1.0, 0, 'steady')
+    >>> found.period, found.repetition
+    (3, 1.0)
     >>> [(each.low, each.count) for each in found.size_classes]
     [(8, 16), (16, 16), (64, 16)]
     """
@@ -102,8 +84,6 @@ def summarize(start: Int64s, end: Int64s, size: Int64s) -> AccessPatterns:
         lifetime_quantiles=(float(quantiles[0]), float(quantiles[1]), float(quantiles[2])),
         period=period,
         repetition=share,
-        position=len(size) % period if period else 0,
-        phase=_phase(start, end, size),
     )
 
 
@@ -149,23 +129,3 @@ def _size_classes(size: Int64s, lifetime: Int64s) -> tuple[SizeClass, ...]:
             )
         )
     return tuple(classes)
-
-
-def _phase(start: Int64s, end: Int64s, size: Int64s) -> Phase:
-    if not len(start):
-        return Phase.STEADY
-    cut = sections(start, end)
-    load = section_load(cut.first, cut.last, size, len(cut))
-    begin, now = int(cut.times[0]), int(start[-1]) + 1
-    eighth = max(1, (now - begin) // 8)
-    late = _mean_load(cut.times, load, now - eighth, now)
-    before = _mean_load(cut.times, load, now - 2 * eighth, now - eighth)
-    change = (late - before) / max(1, int(load.max(initial=0)))
-    if abs(change) < TREND:
-        return Phase.STEADY
-    return Phase.GROWING if change > 0 else Phase.SHRINKING
-
-
-def _mean_load(times: Int64s, load: Int64s, begin: int, end: int) -> float:
-    width = np.clip(times[1:], begin, end) - np.clip(times[:-1], begin, end)
-    return float((load * width.astype(np.float64)).sum() / max(1, end - begin))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from smartpool.errors import PlanningError
-from smartpool.planner import WeightedIntervalGraphColoring, interval_fragmentation, validate
+from smartpool.planner import WeightedIntervalGraphColoring, validate
 
 
 class ColoringMachine(RuleBasedStateMachine):
@@ -116,22 +113,6 @@ def test_history_is_bounded():
         graph.close(graph.open(8))
     assert len(graph.intervals()) == 3
     assert graph.patterns().intervals == 3
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20)), max_size=20))
-def test_fragmentation_is_its_formula(pieces):
-    address, size, at = [], [], 0
-    for gap, nbytes in pieces:
-        address.append(at + gap)
-        size.append(nbytes)
-        at += gap + nbytes
-    real = [(low, nbytes) for low, nbytes in zip(address, size, strict=True) if nbytes]
-    gaps = [above - low - nbytes for (low, nbytes), (above, _) in pairwise(real) if above > low + nbytes]
-    free, live = sum(gaps), sum(nbytes for _, nbytes in real)
-    expected = free / (live + free) * (1 - sum((gap / free) ** 2 for gap in gaps)) if free else 0.0
-    order = np.random.default_rng(len(pieces)).permutation(len(address))
-    shuffled = np.array(address, np.int64)[order], np.array(size, np.int64)[order]
-    assert interval_fragmentation(*shuffled) == pytest.approx(expected, abs=1e-9)
 
 
 def test_repr():

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.planner.patterns import Phase, find_period, summarize
+from smartpool.planner.patterns import find_period, summarize
 
 
 @given(st.lists(st.integers(1, 1 << 30), min_size=2, max_size=40, unique=True), st.integers(3, 10), st.data())
@@ -30,24 +30,9 @@ def test_random_sizes_have_no_period():
     assert find_period(np.random.default_rng(0).integers(1, 1 << 40, 5000)) == (None, 0.0)
 
 
-def test_phases_follow_the_load():
-    start = np.arange(400)
-    growing = summarize(start, np.full(400, 500), np.full(400, 10))
-    shrinking = summarize(start, np.maximum(start + 1, 100), np.where(start < 100, 10, 1))
-    steady = summarize(start, start + 5, np.full(400, 10))
-    assert [found.phase for found in (growing, shrinking, steady)] == [
-        Phase.GROWING,
-        Phase.STEADY,
-        Phase.STEADY,
-    ]
-    assert summarize(start, np.concatenate([np.full(350, 360), start[350:] + 1]), np.full(400, 10)).phase is (
-        Phase.SHRINKING
-    )
-
-
 def test_nothing_has_no_pattern():
     found = summarize(*(np.zeros(0, np.int64),) * 3)
-    assert (found.intervals, found.size_classes, found.period, found.phase) == (0, (), None, Phase.STEADY)
+    assert (found.intervals, found.size_classes, found.period) == (0, (), None)
 
 
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=50))

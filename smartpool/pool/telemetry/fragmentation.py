@@ -3,9 +3,9 @@
 =============  ======  ==============================================================================
 part           weight  formula
 =============  ======  ==============================================================================
-interval graph   0.40  ``(1 - sum(g**2) / sum(g)**2) * sum(g) / extent``, over the free ranges g that
-                       lie between live blocks in mapped memory: 0 when nothing is free or all that
-                       is free is one range, towards 1 when much is free and in many pieces
+interval graph   0.40  `smartpool.free_ranges.scatter` of the free ranges that lie between blocks in
+                       mapped memory: 0 when nothing is free or all that is free is one range,
+                       towards 1 when much is free and in many pieces
 pool             0.30  ``1 - live / reserved``: reserved by the pool and not live; live as requested
 GPU              0.30  ``1 - live / taken``, with `taken` the device memory that the driver reports
                        as used now beyond what was used before the pool opened: what the driver
@@ -24,14 +24,15 @@ of GMLake (ASPLOS 2024) and STAlloc (2025), which `smartpool replay` reports.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from smartpool.free_ranges import gaps_between, scatter
 
 if TYPE_CHECKING:
     from smartpool.pool.slow_path import SlowPath
 
-__all__ = ["WEIGHTS", "Fragmentation", "fragmentation_of", "interval_fragmentation", "share_wasted"]
+__all__ = ["WEIGHTS", "Fragmentation", "fragmentation_of", "share_wasted"]
 
 WEIGHTS: Final = {"interval_graph": 0.4, "pool": 0.3, "gpu": 0.3}
 
@@ -61,21 +62,6 @@ class Fragmentation:
         return {part: getattr(self, part) for part in WEIGHTS} | {"overall": self.overall}
 
 
-def interval_fragmentation(free_ranges: Iterable[int], extent_bytes: int) -> float:
-    """Return the interval-graph part for free ranges of these sizes in `extent_bytes` of memory.
-
-    >>> interval_fragmentation([512], 1024), interval_fragmentation([256, 256], 1024)
-    (0.0, 0.25)
-    """
-    total, squares = 0, 0
-    for size in free_ranges:
-        total += size
-        squares += size * size
-    if not total or not extent_bytes:
-        return 0.0
-    return (1.0 - squares / (total * total)) * total / extent_bytes
-
-
 def share_wasted(live_bytes: int, held_bytes: int) -> float:
     """Return the share of `held_bytes` that is not live, in [0, 1]; 0 when nothing is held.
 
@@ -89,10 +75,13 @@ def fragmentation_of(pool: SlowPath, live_bytes: int) -> Fragmentation:
     """Return the metric of a pool with so many bytes live, as requested. In its critical section."""
     info = pool.driver.memory_info()
     taken = info.total - info.free - pool.used_before
-    enabled = pool.config.enable_interval_coloring
-    free, extent = pool.heap.free_ranges(), pool.heap.extent_bytes
+    scattered = 0.0
+    if pool.config.enable_interval_coloring:
+        layout = pool.heap.layout()
+        between = gaps_between(layout.blocks, layout.gaps)
+        scattered = scatter(between, sum(layout.blocks.values()))
     return Fragmentation(
-        interval_graph=interval_fragmentation(free, extent) if enabled else 0.0,
+        interval_graph=scattered,
         pool=share_wasted(live_bytes, pool.memory.reserved_bytes),
         gpu=share_wasted(live_bytes, taken),
     )
