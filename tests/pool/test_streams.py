@@ -6,6 +6,7 @@ import os
 
 import pytest
 from promises import pool_promises
+from waiting import PATIENCE_S
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
@@ -13,6 +14,7 @@ from smartpool.driver.model import ModelDriver
 from smartpool.errors import DriverError
 from smartpool.pool.bins import DeferredFrees
 from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.pool.slow_path import SlowPath
 from smartpool.pool.streams import PENDING, StreamClock
 from smartpool.testing import Invariant, check_stream_order
 from smartpool.units import MiB
@@ -210,7 +212,7 @@ def test_every_user_of_a_block_finds_its_own_bytes(policy, device, by):
         lambda driver: AdvancedMemoryPoolManager(driver, config),
         driver=lambda: device(capacity=24 * MiB + spare),
         by=by,
-        **{"examples": 40, **EXPLORE, **pool_promises(24 * MiB)},
+        **{"examples": 40, "seconds": PATIENCE_S, **EXPLORE, **pool_promises(24 * MiB)},
     )
     assert report.checked[Invariant.STREAM_ORDER] > 300
 
@@ -219,20 +221,12 @@ def test_streams_that_are_forgotten_and_come_back(monkeypatch):
     """As above, in a pool that forgets at every occasion all that it can."""
     monkeypatch.setattr("smartpool.pool.slow_path.STREAMS", 0)
 
-    class Forgetful(AdvancedMemoryPoolManager):
-        @property
-        def _streams_limit(self):
-            return 0
-
-        @_streams_limit.setter
-        def _streams_limit(self, value):
-            pass
-
+    monkeypatch.setattr(SlowPath, "streams_limit", property(lambda _: 0, lambda *_: None), raising=False)
     report = check_stream_order(
-        Forgetful,
+        AdvancedMemoryPoolManager,
         driver=lambda: ModelDriver(capacity=24 * MiB),
         by="events",
-        **{"examples": 60, **EXPLORE, **pool_promises(24 * MiB)},
+        **{"examples": 60, "seconds": PATIENCE_S, **EXPLORE, **pool_promises(24 * MiB)},
     )
     assert report.checked[Invariant.STREAM_ORDER] > 300
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+from waiting import PATIENCE_S
 
 from smartpool.testing import (
     Invariant,
@@ -32,6 +33,7 @@ def test_memory_of_this_process_by_address():
         read=host_read,
         write=host_write,
         examples=20,
+        seconds=PATIENCE_S,
     )
     assert report.checked[Invariant.CONTENTS] > 500
 
@@ -47,5 +49,6 @@ def test_numpy_arrays_that_free_themselves():
         bad_sizes="undefined",
         errors=(MemoryError, ValueError),
         examples=20,
+        seconds=PATIENCE_S,
     )
     assert report.checked[Invariant.CONTENTS] > 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stream_toys import STREAM_PLANTED, StreamToy
+from waiting import PATIENCE_S
 
 from smartpool.driver.cpu import CpuDriver
 from smartpool.errors import ConfigurationError
@@ -51,7 +52,7 @@ def test_bytes_show_it_too(bug):
 
 @pytest.mark.parametrize(("driver", "by"), [("model:64MiB", "events"), (host, "events"), (host, "bytes")])
 def test_a_pool_that_waits_passes(driver, by):
-    report = check_stream_order(StreamToy, driver=driver, by=by, examples=40, **TOY)
+    report = check_stream_order(StreamToy, driver=driver, by=by, examples=40, seconds=PATIENCE_S, **TOY)
     assert report.checked[Invariant.STREAM_ORDER] > 200
 
 

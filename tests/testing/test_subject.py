@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from attacks import found
 from toys import BASE, CAPACITY, ToyPool
+from waiting import PATIENCE_S
 
 from smartpool.errors import ConfigurationError
 from smartpool.testing import (
@@ -65,7 +66,7 @@ def pair():
 def test_allocators_of_every_kind(factory):
     # An empty view says that it begins where its array does.
     zero_size = "undefined" if factory is Views else "distinct"
-    report = check_allocator(factory, capacity=CAPACITY, zero_size=zero_size, examples=20)
+    report = check_allocator(factory, capacity=CAPACITY, zero_size=zero_size, examples=20, seconds=PATIENCE_S)
     assert report.checked[Invariant.NO_OVERLAP] > 100
     assert (Invariant.CONTENTS in report.checked) is (factory is Views)
 
