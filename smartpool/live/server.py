@@ -44,7 +44,7 @@ Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 _ASSETS: Final = {  # each of these files one behind the other
     "/": ("live.html", "text/html; charset=utf-8"),
-    "/live.css": ("tokens.css live.css", "text/css; charset=utf-8"),
+    "/live.css": ("tokens.css base.css live.css", "text/css; charset=utf-8"),
     "/live.js": ("format.js kit.js drawing.js live.js", "text/javascript; charset=utf-8"),
 }
 _HEADERS: Final = {

@@ -17,7 +17,7 @@ from smartpool.units import format_bytes
 
 __all__ = ["dump_report", "write_dump_report"]
 
-STYLES: Final = ("tokens.css", "report.css")
+STYLES: Final = ("tokens.css", "base.css", "report.css")
 SCRIPTS: Final = ("format.js", "columns.js", "series.js", "raster.js", "kit.js", "dump.js")
 _STATES: Final = ("live", "cached", "planned", "free")
 _NOTHING: Final = -1

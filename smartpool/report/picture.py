@@ -27,7 +27,7 @@ from smartpool.units import format_bytes
 
 __all__ = ["picture", "write_picture"]
 
-STYLES: Final = ("tokens.css", "page.css")
+STYLES: Final = ("tokens.css", "base.css", "page.css")
 SCRIPTS: Final = (
     "format.js", "kit.js", "columns.js", "series.js", "view.js", "curves.js", "picture.js",
 )  # fmt: skip

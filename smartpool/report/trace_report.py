@@ -30,7 +30,7 @@ from smartpool.units import format_bytes
 
 __all__ = ["trace_report", "write_trace_report"]
 
-STYLES: Final = ("tokens.css", "report.css")
+STYLES: Final = ("tokens.css", "base.css", "report.css")
 SCRIPTS: Final = (
     "format.js", "columns.js", "series.js", "raster.js", "data.js", "kit.js", "view.js", "curves.js",
     "overview.js", "timeline.js", "maps.js", "moment.js", "report.js",
