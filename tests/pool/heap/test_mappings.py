@@ -106,7 +106,8 @@ class MappingsMachine(RuleBasedStateMachine):
             self.aliases.unmap(here)
             self.shown.remove(part)
             for alias in here:
-                self.aliases.drop(alias)
+                self.aliases.drop(alias, addresses=False)
+            self.aliases.give(*part)  # those, too, whose aliases a failure took before
 
         self.attempt(unmap_them, data)
 
