@@ -25,7 +25,13 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+# What a class has from another of ours is its own to a reader; what Python gives it is not.
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": True,
+    "inherited-members": "BaseException, Enum, Generic, Protocol, dict, int, list, str, tuple",
+}
+suppress_warnings = ["ref.python"]  # names of attributes are taken for references, and several classes have one
 default_role = "code"  # single backticks in docstrings name things
 
 html_theme = "furo"

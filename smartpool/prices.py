@@ -16,7 +16,14 @@ __all__ = ["Cost", "Prices"]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Microseconds: `base`, and `per_mib` for each MiB of the call.
+    """Microseconds of a call.
+
+    Parameters
+    ----------
+    base
+        However long the call is.
+    per_mib
+        For each MiB of it.
 
     Examples
     --------
