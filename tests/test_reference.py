@@ -27,6 +27,7 @@ INTERNAL = {  # one a line, so that two people may change it
     "drawing",
     "files",
     "forks",
+    "free_ranges",
     "interpreters",
     "json_shapes",
     "lazy",
