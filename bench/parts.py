@@ -28,7 +28,7 @@ from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.units import GiB
 
-PARTS = {"miss": "_refill", "empty": "_empty_bins", "grow": "_grow"}
+PARTS = {"miss": "_refill", "empty": "empty_bins", "grow": "_grow"}
 PEERS = Path(__file__).parent / "results" / "gpu-replay.json"
 
 
@@ -53,8 +53,9 @@ def replay(
     pool = AdvancedMemoryPoolManager(ModelDriver(141 * GiB), config)
     timed = None
     if part is not None:
-        timed = Timed(getattr(pool, part))
-        setattr(pool, part, timed)
+        owner = pool if part == PARTS["miss"] else pool.slow_path
+        timed = Timed(getattr(owner, part))
+        setattr(owner, part, timed)
     pointers: list[int | None] = [None] * trace.allocations
     malloc, free = pool.malloc, pool.free
     begin = time.thread_time()

@@ -20,7 +20,6 @@ import smartpool.interop.numba as for_numba
 import smartpool.interop.torch as interop
 from smartpool.errors import AllocatorError
 from smartpool.interop.cuda_core import memory_resource
-from smartpool.pool.manager import AdvancedMemoryPoolManager
 
 if "SMARTPOOL_OWN_PROCESS" not in os.environ:
     pytest.skip("installs an allocator for good: see test_interop_torch.py", allow_module_level=True)
@@ -242,9 +241,8 @@ def test_other_failures_are_told_by_their_class(monkeypatch):
         raise smartpool.StreamError("expected another stream")
 
     POOL.trim()
-    # On the class: an instance would keep what undoing sets, also when its class changes for a capture.
-    monkeypatch.setattr(AdvancedMemoryPoolManager, "_search", lambda *_: refuse(0))
-    monkeypatch.setattr(AdvancedMemoryPoolManager, "_refill", lambda *_: refuse(0))
+    for name in ("_search", "_refill"):
+        monkeypatch.setattr(POOL.managers[0], name, lambda *_: refuse(0))
     with pytest.raises(RuntimeError, match=r"^StreamError: expected another stream"):
         make(77 * MiB + 1)
     monkeypatch.undo()
