@@ -21,9 +21,11 @@ from common import write_results
 from search_fit import SHARED
 from search_instances import Columns, cut_times, read, side_by_side
 
+from smartpool.planner import IntervalSet
 from smartpool.planner.clash import find_clash
+from smartpool.planner.clock import Clock
+from smartpool.planner.problem import normalize
 from smartpool.planner.search import hot_core
-from smartpool.planner.search.instance import Instance
 
 REAL = ("iree_mobilebert", "G_1", "resnet50", "tiny_bert", "bert_base", "pangu_2.6B")
 IDEALLOC = {  # over the load, best of what was measured; seconds
@@ -62,22 +64,21 @@ def larger() -> Iterator[tuple[str, Columns]]:
 
 def run(name: str, columns: Columns, limit: float, seeds: int) -> dict[str, object]:
     """Plan an instance with some seeds and print a line."""
-    instance = Instance.compress(columns.start, columns.end, columns.size)
-    load = int(instance.load.max()) * instance.unit
+    intervals = IntervalSet(columns.start, columns.end, columns.size)
     gaps, walls, busies = [], [], []
     for seed in range(seeds):
         wall, busy = time.perf_counter(), time.process_time()
-        offsets, height = hot_core(
-            columns.start, columns.end, columns.size, deadline=time.monotonic() + limit, seed=seed
-        )
+        normalized = normalize(intervals)
+        found = hot_core(normalized.problem, Clock.for_seconds(limit), seed=seed)
         walls.append(time.perf_counter() - wall)
         busies.append(time.process_time() - busy)
+        offsets = normalized.expand(found, intervals)
         assert find_clash(columns.start, columns.end, offsets, offsets + columns.size) is None
-        gaps.append(height / load - 1)
+        gaps.append(int((offsets + columns.size).max()) / intervals.load - 1)
     row = {
         "instance": name,
         "intervals": len(columns),
-        "load_bytes": load,
+        "load_bytes": intervals.load,
         "worst_gap": max(gaps),
         "median_s": round(median(walls), 3),
         "median_busy_s": round(median(busies), 3),

@@ -32,7 +32,10 @@ from search_instances import (
     turnover,
 )
 
+from smartpool.planner import IntervalSet
 from smartpool.planner.clash import find_clash
+from smartpool.planner.clock import Clock
+from smartpool.planner.problem import normalize
 from smartpool.planner.search import fit
 
 MIB = 1 << 20
@@ -97,15 +100,16 @@ def families(count: int) -> Iterator[tuple[str, list[Case]]]:
 def run(columns: Columns, capacity: int, limit: float, seed: int) -> tuple[bool, float, float]:
     """Return whether it fitted, the seconds, and the processor's seconds."""
     wall, busy = time.perf_counter(), time.process_time()
-    offsets = fit(
-        columns.start, columns.end, columns.size, capacity, deadline=time.monotonic() + limit, seed=seed
-    )
+    intervals = IntervalSet(columns.start, columns.end, columns.size)
+    normalized = normalize(intervals)
+    found = fit(normalized.problem, capacity // normalized.unit, Clock.for_seconds(limit), seed=seed)
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
-    if offsets is not None:
+    if found is not None:
+        offsets = normalized.expand(found, intervals)
         tops = offsets + columns.size
         assert int(tops.max()) <= capacity
         assert find_clash(columns.start, columns.end, offsets, tops) is None
-    return offsets is not None, wall, busy
+    return found is not None, wall, busy
 
 
 def summary(name: str, outcomes: list[tuple[bool, float, float]], **more: object) -> dict[str, object]:

@@ -229,7 +229,7 @@ def _by_whole_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
     capacity = racer.goal
     while racer.height > racer.goal:
         try:
-            found = _fit(racer.problem, capacity, clock.slice(seconds), seed)
+            found = fit(racer.problem, capacity, clock.slice(seconds), seed=seed)
         except ProvedInfeasible:
             racer.raise_bound(capacity + 1)
         else:
@@ -245,15 +245,7 @@ def _by_first_fit_around_a_core(racer: Racer, clock: Clock, seed: int) -> Iterat
     problem = racer.problem
     if problem.fixed is not None or not WHOLE < len(problem) <= LARGE:
         return
-    offsets, _ = hot_core(
-        problem.first,
-        problem.last,
-        problem.size,
-        alignment=problem.alignment,
-        deadline=clock.deadline,
-        seed=seed,
-        stop=clock.stop,
-    )
+    offsets = hot_core(problem, clock, seed=seed)
     racer.offer(offsets, "core and first fit")
     yield
 
@@ -328,17 +320,4 @@ def _core(problem: Problem, capacity: int, clock: Clock, seed: int) -> Int64s | 
         offsets = outward(problem, ceiling=capacity, stacking=stacking, side=side, clock=clock)
         if int((offsets + problem.size).max()) <= capacity:
             return offsets
-    return _fit(problem, capacity, clock, seed)
-
-
-def _fit(problem: Problem, capacity: int, clock: Clock, seed: int) -> Int64s | None:
-    return fit(
-        problem.first,
-        problem.last,
-        problem.size,
-        capacity,
-        alignment=problem.alignment,
-        deadline=clock.deadline,
-        seed=seed,
-        stop=clock.stop,
-    )
+    return fit(problem, capacity, clock, seed=seed)

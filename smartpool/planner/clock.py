@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Clock", "OutOfTime"]
+__all__ = ["FOREVER", "Clock", "OutOfTime"]
 
 
 class OutOfTime(Exception):  # noqa: N818  not an error: a solver gives up what it has not finished
@@ -51,3 +52,7 @@ class Clock:
         """Raise `OutOfTime` when it is time to stop."""
         if self.expired:
             raise OutOfTime
+
+
+FOREVER: Final = Clock()
+"""It never runs out."""

@@ -78,7 +78,7 @@ def decompose(problem: Problem) -> tuple[list[Part], Int64s]:
                     rest = np.flatnonzero(~peeled)
                     todo.append((part.take(rest), part_rows[rest], base + int(sizes.sum())))
             else:
-                found.setdefault(_signature(part, base), []).append((part, part_rows))
+                found.setdefault((base, *part.key), []).append((part, part_rows))
     parts = [
         Part(problem=same[0][0], base=key[0], copies=tuple(rows for _, rows in same))
         for key, same in found.items()
@@ -93,8 +93,3 @@ def _full_span(part: Problem) -> np.ndarray:
     full: np.ndarray = (part.first == 0) & (part.last == len(part.load))
     full &= part.size % part.common_alignment == 0
     return full
-
-
-def _signature(part: Problem, base: int) -> tuple[object, ...]:
-    columns = (part.first, part.last, part.size, part.alignment, part.fixed)
-    return base, *(None if column is None else column.tobytes() for column in columns)

@@ -11,8 +11,7 @@ Method, all vectorised and O(n log n):
 * time becomes the maximal cliques of the interval graph: a new section begins only where a start follows
   an end. Two lifetimes overlap in sections when and only when they overlap in time (Fulkerson and
   Gross, "Incidence matrices and interval graphs", 1965), and the largest loads are all kept;
-* sizes are divided by a common divisor of sizes, fixed offsets and alignments. Every offset that a solver
-  tries is a sum of sizes, or rounded up to an alignment, so nothing is lost.
+* sizes are divided by a common divisor of sizes, fixed offsets and alignments; nothing is lost.
 """
 
 from __future__ import annotations
@@ -65,6 +64,17 @@ class Problem:
         return bound
 
     @property
+    def key(self) -> tuple[bytes | None, ...]:
+        """The same for problems that are equal in all columns."""
+        columns = (self.first, self.last, self.size, self.alignment, self.fixed)
+        return tuple(None if column is None else column.tobytes() for column in columns)
+
+    @property
+    def alignments(self) -> Int64s:
+        """The alignment of each, 1 where none is asked for."""
+        return np.ones_like(self.size) if self.alignment is None else self.alignment
+
+    @property
     def common_alignment(self) -> int:
         """The least number that is a multiple of every alignment, but no more than any offset is."""
         if self.alignment is None:
@@ -105,6 +115,28 @@ class Problem:
     def free(self) -> Problem:
         """Return the same problem without fixed offsets."""
         return self if self.fixed is None else replace(self, fixed=None)
+
+    def in_units(self) -> tuple[Problem, int]:
+        """Return the same problem in the largest unit in which all its offsets are whole, and that unit.
+
+        Every offset that a solver tries is a sum of sizes, or rounded up to an alignment, so the unit divides
+        sizes, fixed offsets and those alignments to which sums of sizes have to be rounded.
+        """
+        size, alignment, fixed = self.size, self.alignments, self.fixed
+        unit = int(np.gcd.reduce(size)) if len(size) else 1
+        if fixed is not None:
+            unit = int(np.gcd.reduce(fixed[fixed != FREE], initial=unit))
+        if (unit % alignment != 0).any():
+            unit = int(np.gcd.reduce(alignment[alignment > 1], initial=unit))
+        alignment = alignment // np.gcd(alignment, unit)
+        scaled = replace(
+            self,
+            size=size // unit,
+            alignment=None if (alignment == 1).all() else alignment,
+            fixed=None if fixed is None else np.where(fixed == FREE, FREE, fixed // unit),
+            load=self.load // unit,
+        )
+        return scaled, unit
 
     def components(self) -> list[Int64s]:
         """Return the rows of each connected component, in order of time."""
@@ -154,20 +186,15 @@ def normalize(intervals: IntervalSet) -> Normalized:
     order = np.lexsort(varied) if varied else np.arange(len(rows))
     rows = rows[order]
     size, alignment, fixed = intervals.size[rows], intervals.alignment[rows], intervals.fixed[rows]
-    unit = int(np.gcd.reduce(np.concatenate([size, fixed[fixed != FREE]]))) if len(rows) else 1
-    if (unit % alignment != 0).any():  # then offsets are rounded up to what may be no multiple of the sizes'
-        unit = int(np.gcd.reduce(alignment[alignment > 1], initial=unit))
-    alignment = alignment // np.gcd(alignment, unit)
     first, last, count = cliques(intervals.start[rows], intervals.end[rows])
-    size = size // unit
-    problem = Problem(
+    problem, unit = Problem(
         first=first,
         last=last,
         size=size,
         alignment=None if (alignment == 1).all() else alignment,
-        fixed=None if (fixed == FREE).all() else np.where(fixed == FREE, FREE, fixed // unit),
+        fixed=None if (fixed == FREE).all() else fixed,
         load=section_load(first, last, size, count),
-    )
+    ).in_units()
     return Normalized(problem=problem, rows=rows, unit=unit)
 
 

@@ -36,7 +36,7 @@ from typing import Final
 
 import numpy as np
 
-from smartpool.planner.clock import Clock
+from smartpool.planner.clock import FOREVER, Clock
 from smartpool.planner.gap_index import GapIndex, Side
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
@@ -60,8 +60,6 @@ EVENTS_AT_ONCE: Final = 1 << 15
 
 LOOKS_EVERY: Final = 64
 """Intervals that are filled in between two looks at the clock."""
-
-FOREVER: Final = Clock()
 
 NOISE: Final = 0.5
 """Standard deviation of the logarithm by which `noise` multiplies the keys of the stacking."""

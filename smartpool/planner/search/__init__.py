@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from smartpool.planner.search.fitting import fit
 from smartpool.planner.search.hot_core import hot_core
-from smartpool.planner.search.limits import ProvedInfeasible
+from smartpool.planner.search.restarts import ProvedInfeasible
 
 __all__ = ["ProvedInfeasible", "fit", "hot_core"]

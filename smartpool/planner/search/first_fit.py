@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 
 from smartpool.errors import InvariantError
+from smartpool.planner.problem import Problem
 from smartpool.planner.sweeps import Int64s
 
 FINEST: Final = 32  # sections in a bucket of the lowest level
@@ -39,10 +40,8 @@ class Shelves:
 
     Parameters
     ----------
-    first, last, size, alignment
-        Columns as in `Instance`.
-    sections
-        The number of sections.
+    problem
+        What may be placed.
 
     Attributes
     ----------
@@ -51,25 +50,26 @@ class Shelves:
 
     Examples
     --------
-    >>> one = np.array([1, 1])
-    >>> shelves = Shelves(0 * one, one, 3 * one, one, 1)
+    >>> from smartpool.planner.intervals import IntervalSet
+    >>> from smartpool.planner.problem import normalize
+    >>> shelves = Shelves(normalize(IntervalSet([0, 0], [1, 1], [3, 3])).problem)
     >>> shelves.place(0, 0)
     >>> shelves.lowest(1)
-    3
+    1
     """
 
     __slots__ = ("_columns", "_high", "_levels", "low")
 
-    def __init__(self, first: Int64s, last: Int64s, size: Int64s, alignment: Int64s, sections: int) -> None:
-        columns = (first, last, size, alignment)
+    def __init__(self, problem: Problem) -> None:
+        columns = (problem.first, problem.last, problem.size, problem.alignments)
         self._columns = list(zip(*(column.tolist() for column in columns), strict=True))
-        self.low = np.full(len(size), FAR, dtype=np.int64)
-        self._high = np.zeros(len(size), dtype=np.int64)
+        self.low = np.full(len(problem), FAR, dtype=np.int64)
+        self._high = np.zeros(len(problem), dtype=np.int64)
         self._levels = []
         width = FINEST
         while True:
-            self._levels.append(_Level(first, last, width))
-            if width * BUCKETS >= sections:
+            self._levels.append(_Level(problem.first, problem.last, width))
+            if width * BUCKETS >= len(problem.load):
                 break
             width *= STEP
 

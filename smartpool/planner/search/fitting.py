@@ -1,47 +1,30 @@
-"""`fit`: offsets below a given capacity, from arrays in bytes to arrays in bytes."""
+"""`fit`: offsets below a given capacity, by exact search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
-from smartpool.planner.search.instance import Instance
-from smartpool.planner.search.limits import Limits
+from smartpool.planner.clock import FOREVER, Clock
+from smartpool.planner.problem import Problem
 from smartpool.planner.search.restarts import HARD, Restarts
 from smartpool.planner.sweeps import Int64s
 
 EFFORT: Final = 3  # nodes of the smallest tree, for each of its bundles
 
 
-def fit(
-    start: Int64s,
-    end: Int64s,
-    size: Int64s,
-    capacity: int,
-    *,
-    alignment: Int64s | None = None,
-    deadline: float | None = None,
-    seed: int = 0,
-    stop: Callable[[], bool] | None = None,
-) -> Int64s | None:
+def fit(problem: Problem, capacity: int, clock: Clock = FOREVER, *, seed: int = 0) -> Int64s | None:
     """Find offsets below a capacity by exact search.
 
     Parameters
     ----------
-    start, end
-        Lifetimes, half-open.
-    size
-        Bytes; a size of zero, or an empty lifetime, gets offset zero.
+    problem
+        What to place, nothing of it fixed.
     capacity
-        Bytes that the plan may use.
-    alignment
-        Each offset is a multiple of the buffer's alignment.
-    deadline
-        A value of `time.monotonic`; without one the search ends only with an answer.
+        What the plan may use, in the units of the problem.
+    clock
+        When to give up; without one the search ends only with an answer.
     seed
         The same seed visits the same nodes.
-    stop
-        Called now and then; the search gives up soon after it returns True.
 
     Returns
     -------
@@ -55,12 +38,10 @@ def fit(
 
     Examples
     --------
-    >>> import numpy as np
-    >>> offsets = fit(np.array([0, 1, 2]), np.array([2, 3, 4]), np.array([4, 4, 4]), 8)
+    >>> from smartpool.planner.intervals import IntervalSet
+    >>> from smartpool.planner.problem import normalize
+    >>> offsets = fit(normalize(IntervalSet([0, 1, 2], [2, 3, 4], [4, 4, 4])).problem, 2)
     >>> sorted(offsets.tolist()[:2]), int(offsets[0] - offsets[2])
-    ([0, 4], 0)
+    ([0, 1], 0)
     """
-    instance = Instance.compress(start, end, size, alignment)
-    restarts = Restarts(HARD, seed, effort=EFFORT)
-    offsets = restarts.search(instance, capacity // instance.unit, Limits(deadline, stop))
-    return None if offsets is None else instance.to_bytes(offsets, len(size))
+    return Restarts(HARD, seed, effort=EFFORT).search(problem, capacity, clock)

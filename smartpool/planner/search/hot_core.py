@@ -23,15 +23,14 @@ everything hot).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
+from smartpool.planner.clock import FOREVER, Clock
+from smartpool.planner.problem import Problem
 from smartpool.planner.search.first_fit import Shelves
-from smartpool.planner.search.instance import Instance
-from smartpool.planner.search.limits import Limits, ProvedInfeasible
-from smartpool.planner.search.restarts import CORES, Restarts
+from smartpool.planner.search.restarts import CORES, ProvedInfeasible, Restarts
 from smartpool.planner.sweeps import Int64s
 
 EFFORT: Final = 5  # nodes of the smallest tree of a search, for each of its bundles
@@ -45,70 +44,56 @@ ATTEMPTS: Final = 20  # orders that are tried for one of them
 POLL: Final = 64  # buffers between two looks at the clock
 
 
-def hot_core(
-    start: Int64s,
-    end: Int64s,
-    size: Int64s,
-    *,
-    alignment: Int64s | None = None,
-    deadline: float | None = None,
-    seed: int = 0,
-    stop: Callable[[], bool] | None = None,
-) -> tuple[Int64s, int]:
-    """Plan a large instance with height equal to its load, or close to it.
+def hot_core(problem: Problem, clock: Clock = FOREVER, *, seed: int = 0) -> Int64s:
+    """Plan a large problem, nothing of it fixed, with height equal to its load, or close to it.
 
     Parameters
     ----------
-    start, end, size, alignment
-        As in `fit`.
-    deadline
-        A value of `time.monotonic`; the best plan so far is returned. Without one the search ends at a
-        height equal to the load, or when no target between is left to try.
-    seed, stop
+    clock
+        When the best plan so far is returned. Without one the search ends at a height equal to the load, or
+        when no target between is left to try.
+    seed
         As in `fit`.
 
     Returns
     -------
-    offsets, height
-        A valid plan in bytes, in any case.
+    Int64s
+        A valid plan, in any case.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> offsets, height = hot_core(np.array([0, 1, 2]), np.array([2, 3, 4]), np.array([4, 4, 4]))
-    >>> sorted(offsets.tolist()[:2]), height
-    ([0, 4], 8)
+    >>> from smartpool.planner.intervals import IntervalSet
+    >>> from smartpool.planner.problem import normalize
+    >>> offsets = hot_core(normalize(IntervalSet([0, 1, 2], [2, 3, 4], [4, 4, 4])).problem)
+    >>> sorted(offsets.tolist()[:2])
+    [0, 1]
     """
-    instance = Instance.compress(start, end, size, alignment)
-    if not instance.size.size:
-        return np.zeros(len(size), dtype=np.int64), 0
-    limits = Limits(deadline, stop)
-    target = int(instance.load.max())
-    offsets = np.zeros(len(instance.size), dtype=np.int64)
-    known: dict[tuple[int, bytes], Int64s] = {}
+    target = int(problem.load.max(initial=0))
+    offsets = np.zeros(len(problem), dtype=np.int64)
+    known: dict[tuple[bytes | None, ...], Int64s] = {}
     # The highest parts first: what they need the others may use as well.
-    for part in sorted(instance.components(), key=lambda part: -int(part.load.max()) * part.unit):
-        if part.key not in known:
-            grain = part.unit // instance.unit
-            planner = _Planner(part, limits, seed)
-            known[part.key] = planner.plan(-(-target // grain)) * grain
-            target = max(target, planner.best * grain)
-        offsets[part.source] = known[part.key]
-    return instance.to_bytes(offsets.tolist(), len(size)), int(
-        (offsets + instance.size).max()
-    ) * instance.unit
+    parts = [(rows, problem.take(rows)) for rows in problem.components()]
+    for rows, part in sorted(parts, key=lambda pair: -pair[1].bound):
+        key = part.key
+        if key not in known:
+            scaled, unit = part.in_units()
+            planner = _Planner(scaled, clock, seed)
+            known[key] = planner.plan(-(-target // unit)) * unit
+            target = max(target, planner.best * unit)
+        offsets[rows] = known[key]
+    return offsets
 
 
 class _Planner:
-    """The best plan so far, what is hot, and the shelves of the present round; in granules."""
+    """The best plan so far, what is hot, and the shelves of the present round; in units."""
 
     __slots__ = (
+        "_clock",
         "_hot",
-        "_instance",
-        "_limits",
         "_load",
         "_offsets",
         "_order",
+        "_problem",
         "_rank",
         "_repairs",
         "_restarts",
@@ -117,19 +102,17 @@ class _Planner:
         "best",
     )
 
-    def __init__(self, instance: Instance, limits: Limits, seed: int) -> None:
-        self._instance = instance
-        self._limits = limits
+    def __init__(self, problem: Problem, clock: Clock, seed: int) -> None:
+        self._problem = problem
+        self._clock = clock
         self._restarts = Restarts(CORES, seed, effort=EFFORT)
-        self._load = instance.load
+        self._load = problem.load
         self._hot = self._load == self._load.max()
-        self._size = instance.size.tolist()
-        self._order = np.lexsort((instance.first - instance.last, -instance.size))
+        self._size = problem.size.tolist()
+        self._order = np.lexsort((problem.first - problem.last, -problem.size))
         self._rank = np.argsort(self._order)
         self._repairs = 0
-        self._shelves = Shelves(
-            instance.first, instance.last, instance.size, instance.alignment, instance.sections
-        )
+        self._shelves = Shelves(problem)
         self._offsets = np.zeros(0, dtype=np.int64)
         self.best = np.iinfo(np.int64).max
 
@@ -144,15 +127,15 @@ class _Planner:
                 low = target + 1
             if not self._offsets.size:
                 self._around(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), target)
-            if self.best <= low or self.best - low <= CLOSE * self.best or self._limits.expired():
+            if self.best <= low or self.best - low <= CLOSE * self.best or self._clock.expired:
                 return self._offsets
             target = (low + self.best) // 2
 
     def _reach(self, target: int) -> bool:
         """Grow the core until the rest fits around it below the target; say whether it did."""
-        while not self._limits.expired():
+        while not self._clock.expired:
             touched = np.concatenate([[0], np.cumsum(self._hot)])
-            core = np.flatnonzero(touched[self._instance.last] > touched[self._instance.first])
+            core = np.flatnonzero(touched[self._problem.last] > touched[self._problem.first])
             placed = self._fit(core, target)
             if placed is None:
                 return False
@@ -164,14 +147,11 @@ class _Planner:
 
     def _fit(self, core: Int64s, target: int) -> Int64s | None:
         """Return offsets of the core below the target, or None."""
-        part = self._instance.select(core)
-        grain = part.unit // self._instance.unit
         nodes = max(LEAST_NODES, CORE_NODES * len(core))
         try:
-            found = self._restarts.search(part, target // grain, self._limits, nodes=nodes)
+            return self._restarts.search(self._problem.take(core), target, self._clock, nodes=nodes)
         except ProvedInfeasible:
             return None
-        return None if found is None else np.array(found, dtype=np.int64) * grain
 
     def _around(self, core: Int64s, placed: Int64s, target: int) -> list[int]:
         """Place the rest by first fit, keep the plan if it is the best, and return what ended too high.
@@ -191,7 +171,7 @@ class _Planner:
         for number, index in enumerate(waiting.tolist()):
             if number >= until and self._offsets.size:
                 return failures
-            if number % POLL == 0 and self._limits.expired():
+            if number % POLL == 0 and self._clock.expired:
                 if not self._offsets.size:
                     self._on_top(waiting[number:])
                 return [*failures, index]
@@ -242,23 +222,23 @@ class _Planner:
 
     def _keep(self) -> None:
         """Keep the present plan if it is lower than the best so far."""
-        height = int((self._shelves.low + self._instance.size).max())
+        height = int((self._shelves.low + self._problem.size).max())
         if height < self.best:
             self.best, self._offsets = height, self._shelves.low.copy()
 
     def _on_top(self, rest: Int64s) -> None:
         """Place the rest above the skyline of what is placed, and keep that: quick, valid, and high."""
-        instance, shelves = self._instance, self._shelves
-        skyline = np.zeros(instance.sections, dtype=np.int64)
+        problem, shelves = self._problem, self._shelves
+        skyline = np.zeros(len(problem.load), dtype=np.int64)
         late = np.zeros(len(self._size), dtype=np.bool_)
         late[rest] = True
         for index in np.flatnonzero(~late).tolist():
-            covered = skyline[instance.first[index] : instance.last[index]]
+            covered = skyline[problem.first[index] : problem.last[index]]
             np.maximum(covered, shelves.low[index] + self._size[index], out=covered)
         for index in rest.tolist():
-            covered = skyline[instance.first[index] : instance.last[index]]
+            covered = skyline[problem.first[index] : problem.last[index]]
             offset = int(covered.max())
-            offset += -offset % int(instance.alignment[index])
+            offset += -offset % int(problem.alignments[index])
             shelves.place(index, offset)
             covered[:] = offset + self._size[index]
         self._keep()
@@ -267,6 +247,6 @@ class _Planner:
         """For each buffer, the highest first, that does not touch a hot section: heat its worst one."""
         failures.sort(key=lambda index: -int(self._shelves.low[index]) - self._size[index])
         for index in failures:
-            part = slice(int(self._instance.first[index]), int(self._instance.last[index]))
+            part = slice(int(self._problem.first[index]), int(self._problem.last[index]))
             if not self._hot[part].any():
                 self._hot[part.start + int(self._load[part].argmax())] = True

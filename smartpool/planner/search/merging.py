@@ -8,19 +8,19 @@ one by one tries every irregular arrangement of the pieces. Two guesses undo the
   that is written in place: the chain is one longer buffer.
 
 Each merge can make the next possible (a stack of two may continue a single one of their total size), and
-a wrong one forbids the right ones. So the quietest instants come first: where memory is full, and one
-buffer ends and one begins, they are a chain in every plan, and where one ends and two begin, or the other way
-round, the two are neighbours. Every merge makes an instant quieter. What is noisier is a guess, and
-looks one step ahead: a chain is better when its span is that of another bundle, a stack when its size is
-that of a neighbour in time. The rest is chance, so every restart sees other bundles. A plan for the
-bundles is a plan for the buffers; the converse is false, so nothing is proved on bundles.
+a wrong one forbids the right ones. All stacks, then all chains, in turn, is quick and mostly right. On few
+instants spans are equal by accident, and such stacks spoil what follows. There the quietest instants come
+first: where memory is full, and one buffer ends and one begins, they are a chain in every plan, and where one
+ends and two begin, or the other way round, the two are neighbours. Every merge makes an instant quieter. What
+is noisier is a guess, and looks one step ahead: a chain is better when its span is that of another bundle, a
+stack when its size is that of a neighbour in time. The rest is chance, so every restart sees other bundles. A
+plan for the bundles is a plan for the buffers; the converse is false, so nothing is proved on bundles.
 
 Source: stacks of equal span are known from strip packing as clusters; chains, and their order, are ours.
 Measured, they matter more than anything else: see docs/planner-search.md.
 
-Bound: O(n log n) for instants that few buffers share. Rejected: all stacks, then all chains, in turn
-until nothing changes (spans that are equal by accident, and there are many on few instants, spoil all that
-follows); the quietest instant without noise (the one wrong guess is then made in every restart).
+Bound: O(n log n) a round of stacks and chains; by instants, O(n log n) where few buffers share one. Rejected:
+the quietest instant without noise (the one wrong guess is then made in every restart).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from enum import Enum
 from math import lcm
 from typing import Final, TypeAlias
 
-from smartpool.planner.search.instance import Instance
+from smartpool.planner.problem import Problem
 
 NOISE: Final = 1.0
 """By up to how many times itself the number of what begins and ends at an instant is overestimated."""
@@ -57,7 +57,8 @@ class Merge(Enum):
 
     NONE = "none"
     STACKS = "stacks"
-    ALL = "stacks and chains, until nothing changes"
+    ALL = "all stacks, then all chains, in turn until nothing changes"
+    QUIET = "stacks and chains at the quietest instant, until nothing changes"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,9 +94,9 @@ class Bundle:
         return Bundle(self.first, other.last, self.size, alignment, (self.parts, other.parts, 0))
 
 
-def singles(instance: Instance) -> list[Bundle]:
+def singles(problem: Problem) -> list[Bundle]:
     """Return one bundle for each buffer, in their order."""
-    columns = (instance.first, instance.last, instance.size, instance.alignment)
+    columns = (problem.first, problem.last, problem.size, problem.alignments)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [
         Bundle(first, last, size, alignment, index)
@@ -114,9 +115,48 @@ def merge(bundles: list[Bundle], how: Merge, rng: random.Random) -> list[Bundle]
     """
     if how is Merge.NONE:
         return bundles
-    merging = _Merging(bundles, rng)
-    merging.run(chains=how is Merge.ALL)
-    return list(merging.bundles)
+    if how is Merge.QUIET:
+        return _Merging(bundles, rng).run()
+    bundles = _stack(bundles)
+    before = 0
+    while how is Merge.ALL and before != len(bundles):
+        before = len(bundles)
+        bundles = _stack(_chain(bundles, rng))
+    return bundles
+
+
+def _stack(bundles: list[Bundle]) -> list[Bundle]:
+    """Put bundles of equal span on one another, where alignment allows."""
+    stacks: dict[tuple[int, int, int], Bundle] = {}
+    for bundle in bundles:
+        key = (bundle.first, bundle.last, bundle.alignment)
+        below = stacks.get(key)
+        if below is None:
+            stacks[key] = bundle
+        elif below.size % bundle.alignment == 0:
+            stacks[key] = below.under(bundle)
+        else:
+            stacks[bundle.first, bundle.last, -len(stacks)] = bundle
+    return list(stacks.values())
+
+
+def _chain(bundles: list[Bundle], rng: random.Random) -> list[Bundle]:
+    """Continue bundles by such of equal size that begin where they end."""
+    order = list(bundles)
+    rng.shuffle(order)
+    order.sort(key=lambda bundle: bundle.first)
+    ending: dict[tuple[int, int], list[int]] = {}
+    chains: list[Bundle] = []
+    for bundle in order:
+        waiting = ending.get((bundle.first, bundle.size))
+        if waiting:
+            place = waiting.pop()
+            chains[place] = chains[place].before(bundle)
+        else:
+            place = len(chains)
+            chains.append(bundle)
+        ending.setdefault((bundle.last, bundle.size), []).append(place)
+    return chains
 
 
 class _Merging:
@@ -135,20 +175,21 @@ class _Merging:
         for at in sorted({*self.begins, *self.ends}):
             self._look_at(at)
 
-    def run(self, *, chains: bool) -> None:
+    def run(self) -> list[Bundle]:
         """Merge at the quietest instant, again and again; guess there once nothing is likely."""
         while self.agenda:
             noise, at, guess = heapq.heappop(self.agenda)
             if noise != self.noise[at]:
                 continue  # it was entered again since
-            if not chains or self.rng.random() < STACKS_FIRST:
-                merged = self._stack(at, guess=guess) or (chains and self._chain(at))
+            if self.rng.random() < STACKS_FIRST:
+                merged = self._stack(at, guess=guess) or self._chain(at)
             else:
                 merged = self._chain(at) or self._stack(at, guess=guess)
             if merged:
                 self._look_at(at)
             elif not guess and max(len(self.begins[at]), len(self.ends[at])) > 1:
                 self._enter(GUESSED * noise, at, guess=True)
+        return list(self.bundles)
 
     def _look_at(self, at: int) -> None:
         count = len(self.begins[at]) + len(self.ends[at])

@@ -25,8 +25,9 @@ from typing import Final
 
 import numpy as np
 
-from smartpool.planner.search.instance import Instance
-from smartpool.planner.search.limits import Limits, ProvedInfeasible
+from smartpool.errors import SmartPoolError
+from smartpool.planner.clock import Clock
+from smartpool.planner.problem import Problem
 from smartpool.planner.search.merging import Bundle, Merge, merge, singles
 from smartpool.planner.search.skyline import Task
 from smartpool.planner.search.tree import Outcome, Tree
@@ -34,6 +35,13 @@ from smartpool.planner.sweeps import Int64s
 
 NO_END: Final = 1 << 62  # nodes
 SHAKE: Final = 0.1  # how much a key varies from the second round on
+
+
+class ProvedInfeasible(SmartPoolError):  # noqa: N818 - a verdict, not a mistake
+    """No offsets fit the capacity: the load exceeds it, or a complete search was exhausted.
+
+    Not raised when a search merely ended without an answer; then the answer is None.
+    """
 
 
 class Priority(Enum):
@@ -66,10 +74,12 @@ COMPLETE: Final = Guess(Priority.WIDTH, reverse=False, merge=Merge.NONE, lazy=Fa
 HARD: Final = (
     _guesses((Merge.ALL,), lazy=(False,)),
     _guesses((Merge.ALL,), lazy=(True,)),
-    _guesses((Merge.ALL,), lazy=(False,)),
+    _guesses((Merge.QUIET,), lazy=(False,)),
+    _guesses((Merge.QUIET,), lazy=(True,)),
+    _guesses((Merge.QUIET,), lazy=(False,)),
     [*_guesses((Merge.STACKS,), lazy=(False,)), COMPLETE],
 )
-"""What was right most often comes first. Each tree on `ALL` sees other bundles, so most trees are such."""
+"""The quick ones first. Each tree on `QUIET` sees other bundles, so most trees are such."""
 
 _CORES: Final = [
     guess
@@ -103,17 +113,13 @@ class Restarts:
         self._guesses = [guess for tier in tiers for guess in self._rng.sample(tier, len(tier))]
         self._effort = effort
 
-    def search(
-        self, instance: Instance, capacity: int, limits: Limits, *, nodes: int = NO_END
-    ) -> list[int] | None:
-        """Find offsets in granules for every buffer of the instance, or None when something ended it.
+    def search(self, problem: Problem, capacity: int, clock: Clock, *, nodes: int = NO_END) -> Int64s | None:
+        """Find offsets for every interval of a problem without fixed ones, or None when something ended it.
 
-        Parts of the instance that no buffer connects are solved one after another, equal ones once.
+        Parts that no interval connects are solved one after another, equal ones once.
 
         Parameters
         ----------
-        capacity
-            In granules.
         nodes
             Give up after so many nodes of all trees together. Unlike time, a bound that repeats itself.
 
@@ -122,42 +128,41 @@ class Restarts:
         ProvedInfeasible
             When no offsets fit.
         """
-        load = int(instance.load.max(initial=0))
+        load = int(problem.load.max(initial=0))
         if load > capacity:
-            raise ProvedInfeasible(
-                f"the load is {load * instance.unit} bytes, the capacity {capacity * instance.unit}"
-            )
-        offsets = np.zeros(len(instance.size), dtype=np.int64)
-        known: dict[tuple[int, bytes], Int64s] = {}
-        for part in instance.components():
+            raise ProvedInfeasible(f"the load is {load} units, the capacity {capacity}")
+        offsets = np.zeros(len(problem), dtype=np.int64)
+        known: dict[tuple[bytes | None, ...], Int64s] = {}
+        for rows in problem.components():
+            part = problem.take(rows)
             key = part.key
             if key not in known:
-                grain = part.unit // instance.unit
-                found, spent = self._search_part(part, capacity // grain, limits, nodes)
+                scaled, unit = part.in_units()
+                found, spent = self._search_part(scaled, capacity // unit, clock, nodes)
                 nodes -= spent
                 if found is None:
                     return None
-                known[key] = np.array(found, dtype=np.int64) * grain
-            offsets[part.source] = known[key]
-        return offsets.tolist()
+                known[key] = np.array(found, dtype=np.int64) * unit
+            offsets[rows] = known[key]
+        return offsets
 
     def _search_part(
-        self, instance: Instance, capacity: int, limits: Limits, nodes: int
+        self, problem: Problem, capacity: int, clock: Clock, nodes: int
     ) -> tuple[list[int] | None, int]:
-        """Search a connected instance; return the offsets, or None, and the nodes spent."""
-        load = instance.load.tolist()
-        weights = [1.0] * instance.sections
-        bundles = singles(instance)
+        """Search a connected problem; return the offsets, or None, and the nodes spent."""
+        load = problem.load.tolist()
+        weights = [1.0] * len(load)
+        bundles = singles(problem)
         spent = 0
         for guess, budget in self._schedule():
-            if spent >= nodes or limits.expired():
+            if spent >= nodes or clock.expired:
                 break
             order = _order(merge(bundles, guess.merge, self._rng), guess.priority, load, self._rng)
-            task = _task(order, instance.sections, capacity, reverse=guess.reverse)
+            task = _task(order, len(load), capacity, reverse=guess.reverse)
             if guess.reverse:
                 weights.reverse()
             tree = Tree(task, weights, lazy=guess.lazy)
-            outcome = tree.search(min(nodes - spent, budget * len(order)), limits)
+            outcome = tree.search(min(nodes - spent, budget * len(order)), clock)
             spent += tree.nodes
             if guess.reverse:
                 weights.reverse()
@@ -167,7 +172,7 @@ class Restarts:
                 return _spread(order, tree.offsets, len(bundles)), spent
             if outcome is Outcome.EXHAUSTED and guess == COMPLETE:
                 raise ProvedInfeasible(
-                    f"nothing fits {capacity * instance.unit} bytes: the search was exhausted"
+                    f"nothing fits a capacity of {capacity} units: the search was exhausted"
                 )
         return None, spent
 

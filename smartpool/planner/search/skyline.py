@@ -35,11 +35,11 @@ class Task:
     Attributes
     ----------
     first, last, size, alignment
-        As in `Instance`.
+        As in `Problem`.
     sections
         Their number.
     capacity
-        In granules.
+        In units.
     """
 
     first: list[int]

@@ -39,7 +39,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from smartpool.planner.search.limits import Limits
+from smartpool.planner.clock import Clock
 from smartpool.planner.search.skyline import DEAD, Agenda, Component, Skyline, Task, Valley
 
 POLL: Final = 64  # nodes between two looks at the clock
@@ -81,8 +81,8 @@ class Tree(Skyline):
         super().__init__(task, weights, lazy=lazy)
         self.nodes = 0
 
-    def search(self, budget: int, limits: Limits) -> Outcome:
-        """Search until an answer, `budget` nodes, or the limits; `offsets` holds the plan when found."""
+    def search(self, budget: int, clock: Clock) -> Outcome:
+        """Search until an answer, `budget` nodes, or the clock; `offsets` holds the plan when found."""
         if min(self._slack, default=0) < 0:
             return Outcome.EXHAUSTED
         choices: list[Choice] = []
@@ -95,7 +95,7 @@ class Tree(Skyline):
                 component, mark, agenda = agenda
                 del choices[mark:]
             self.nodes += 1
-            if self.nodes > budget or (self.nodes % POLL == 0 and limits.expired()):
+            if self.nodes > budget or (self.nodes % POLL == 0 and clock.expired):
                 return Outcome.STOPPED
             valley = min(component[2])
             if valley[0] == DEAD:

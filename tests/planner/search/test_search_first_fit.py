@@ -4,6 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smartpool.planner import IntervalSet
+from smartpool.planner.problem import normalize
 from smartpool.planner.search.first_fit import FAR, Shelves
 
 rows = st.lists(
@@ -16,9 +18,10 @@ rows = st.lists(
 @given(rows, st.lists(st.integers(0, 29)))
 @settings(max_examples=150)
 def test_the_lowest_gap_is_found_whatever_was_removed_before(table, removed):
-    first, width, size, alignment = np.array(table, dtype=np.int64).T
-    last = first + width
-    shelves = Shelves(first, last, size, alignment, 1000)
+    start, width, size, alignment = np.array(table, dtype=np.int64).T
+    problem = normalize(IntervalSet(start, start + width, size, alignment=alignment)).problem
+    first, last, size, alignment = problem.first, problem.last, problem.size, problem.alignments
+    shelves = Shelves(problem)
 
     def lowest(index):
         beside = {

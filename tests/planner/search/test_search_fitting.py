@@ -9,7 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import PATIENCE_S
 
-from smartpool.planner.search import ProvedInfeasible, fit
+from smartpool.planner import IntervalSet
+from smartpool.planner.clock import Clock
+from smartpool.planner.problem import normalize
+from smartpool.planner.search import ProvedInfeasible
+from smartpool.planner.search import fit as fit_problem
+
+
+def fit(start, end, size, capacity, *, alignment=None, deadline=None, stop=None, seed=0):
+    """Fit columns of bytes."""
+    intervals = IntervalSet(start, end, size, alignment=alignment)
+    normalized = normalize(intervals)
+    clock = Clock(deadline, stop)
+    offsets = fit_problem(normalized.problem, capacity // normalized.unit, clock, seed=seed)
+    return None if offsets is None else normalized.expand(offsets, intervals)
 
 
 @st.composite
@@ -150,7 +163,7 @@ def test_stop_ends_the_search_soon():
 
 def test_a_load_above_the_capacity_is_a_proof():
     two = np.array([0, 0]), np.array([2, 2]), np.array([3, 4])
-    with pytest.raises(ProvedInfeasible, match="the load is 7 bytes, the capacity 6"):
+    with pytest.raises(ProvedInfeasible, match="the load is 7 units, the capacity 6"):
         fit(*two, 6)
 
 

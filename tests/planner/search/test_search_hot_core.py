@@ -8,8 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import PATIENCE_S
 
+from smartpool.planner import IntervalSet
 from smartpool.planner.clash import find_clash
-from smartpool.planner.search import fit, hot_core
+from smartpool.planner.clock import Clock
+from smartpool.planner.problem import normalize
+from smartpool.planner.search import fit
+from smartpool.planner.search import hot_core as plan_problem
+
+
+def hot_core(start, end, size, *, alignment=None, deadline=None, stop=None, seed=0):
+    """Plan columns of bytes; return offsets and height."""
+    intervals = IntervalSet(start, end, size, alignment=alignment)
+    normalized = normalize(intervals)
+    offsets = plan_problem(normalized.problem, Clock(deadline, stop), seed=seed)
+    height = int((offsets + normalized.problem.size).max(initial=0)) * normalized.unit
+    return normalized.expand(offsets, intervals), height
 
 
 def maximum(start, end, size):
@@ -63,7 +76,7 @@ def test_above_the_load_when_no_plan_is_that_low():
     offsets, height = hot_core(start, end, size)
     assert_plan(start, end, size, offsets, height)
     assert (maximum(start, end, size), height) == (4, 5)
-    assert fit(start, end, size, 5) is not None
+    assert fit(normalize(IntervalSet(start, end, size)).problem, 5) is not None
 
 
 @pytest.mark.parametrize("late", [{"deadline": 0.0}, {"stop": lambda: True}])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from smartpool.planner import IntervalSet
+from smartpool.planner.clock import Clock
+from smartpool.planner.problem import normalize
 from smartpool.planner.search import ProvedInfeasible
-from smartpool.planner.search.instance import Instance
-from smartpool.planner.search.limits import Limits
 from smartpool.planner.search.restarts import CORES, HARD, Restarts, luby
 
 PERFECT = ([0, 0, 2, 1, 3, 0], [1, 2, 4, 3, 4, 4], [2, 1, 1, 2, 2, 1])
@@ -14,28 +15,29 @@ PERFECT = ([0, 0, 2, 1, 3, 0], [1, 2, 4, 3, 4, 4], [2, 1, 1, 2, 2, 1])
 def repeated(times, period=10):
     start, end, size = (np.array(column) for column in PERFECT)
     shift = np.repeat(np.arange(times) * period, len(size))
-    return Instance.compress(np.tile(start, times) + shift, np.tile(end, times) + shift, np.tile(size, times))
+    columns = np.tile(start, times) + shift, np.tile(end, times) + shift, np.tile(size, times)
+    return normalize(IntervalSet(*columns)).problem
 
 
 @pytest.mark.parametrize("tiers", [HARD, CORES])
 def test_equal_components_are_solved_once_and_alike(tiers):
     once, often = repeated(1), repeated(50)
-    offsets = Restarts(tiers, 3, effort=5).search(once, 4, Limits())
-    assert Restarts(tiers, 3, effort=5).search(often, 4, Limits()) == offsets * 50
+    offsets = Restarts(tiers, 3, effort=5).search(once, 4, Clock())
+    assert (Restarts(tiers, 3, effort=5).search(often, 4, Clock()) == np.tile(offsets, 50)).all()
 
 
 def test_the_guess_that_was_right_comes_first_next_time():
     restarts = Restarts(HARD, 1, effort=3)
     before = list(restarts._guesses)
-    restarts.search(repeated(1), 4, Limits())
+    restarts.search(repeated(1), 4, Clock())
     assert sorted(map(repr, restarts._guesses)) == sorted(map(repr, before))
     winner = restarts._guesses[0]
-    restarts.search(repeated(1), 4, Limits())
+    restarts.search(repeated(1), 4, Clock())
     assert restarts._guesses[0] == winner
 
 
 def test_nodes_bound_the_search():
-    assert Restarts(HARD, 0, effort=3).search(repeated(1), 4, Limits(), nodes=0) is None
+    assert Restarts(HARD, 0, effort=3).search(repeated(1), 4, Clock(), nodes=0) is None
 
 
 def test_one_infeasible_component_is_enough():
@@ -44,7 +46,7 @@ def test_one_infeasible_component_is_enough():
     easy = ([20], [30], [4])
     columns = (np.array(a + b) for a, b in zip((start, end, size), easy, strict=True))
     with pytest.raises(ProvedInfeasible):
-        Restarts(HARD, 0, effort=3).search(Instance.compress(*columns), 4, Limits())
+        Restarts(HARD, 0, effort=3).search(normalize(IntervalSet(*columns)).problem, 4, Clock())
 
 
 def test_luby_doubles_as_often_as_its_sequence_says():

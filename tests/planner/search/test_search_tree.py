@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartpool.errors import InvariantError
-from smartpool.planner.search.instance import Instance
-from smartpool.planner.search.limits import Limits
+from smartpool.planner import IntervalSet
+from smartpool.planner.clock import Clock
+from smartpool.planner.problem import normalize
 from smartpool.planner.search.skyline import Task
 from smartpool.planner.search.tree import Outcome, Tree
 
@@ -20,9 +21,9 @@ rows = st.lists(
 
 def task(table, slack):
     start, width, size, alignment = np.array(table, dtype=np.int64).T
-    instance = Instance.compress(start, start + width, size, alignment)
-    columns = (instance.first, instance.last, instance.size, instance.alignment)
-    return Task(*(c.tolist() for c in columns), instance.sections, int(instance.load.max()) + slack)
+    problem = normalize(IntervalSet(start, start + width, size, alignment=alignment)).problem
+    columns = (problem.first, problem.last, problem.size, problem.alignments)
+    return Task(*(c.tolist() for c in columns), len(problem.load), int(problem.load.max()) + slack)
 
 
 @given(rows, st.integers(0, 8), st.integers(1, 60), st.booleans())
@@ -32,7 +33,7 @@ def test_the_books_balance_wherever_the_search_is_interrupted(table, slack, budg
     weights = [1.0] * work.sections
     tree = Tree(work, weights, lazy=lazy)
     tree.check()
-    outcome = tree.search(budget, Limits())
+    outcome = tree.search(budget, Clock())
     assert tree.nodes <= budget + 1
     if outcome is not Outcome.EXHAUSTED:
         tree.check()
@@ -47,10 +48,10 @@ def test_dead_ends_are_counted_where_they_happen():
     table = [(s, e - s, z, 1) for s, e, z in zip(start, end, size, strict=True)]
     work = task(table, 0)
     weights = [1.0] * work.sections
-    assert Tree(work, weights, lazy=False).search(10**6, Limits()) is Outcome.EXHAUSTED
+    assert Tree(work, weights, lazy=False).search(10**6, Clock()) is Outcome.EXHAUSTED
     assert sum(weights) > work.sections
-    assert Tree(work, weights, lazy=False).search(3, Limits()) is Outcome.STOPPED
-    assert Tree(task(table, 1), weights, lazy=False).search(10**6, Limits()) is Outcome.FOUND
+    assert Tree(work, weights, lazy=False).search(3, Clock()) is Outcome.STOPPED
+    assert Tree(task(table, 1), weights, lazy=False).search(10**6, Clock()) is Outcome.FOUND
 
 
 def test_a_broken_book_is_found():
