@@ -174,7 +174,7 @@ def peak_of_heap(trace: Trace, *, virtual: bool, lived: Sequence[float] = (), bo
             found = place_by_side(heap.arena_for(size), size, long=long)
         else:
             found = heap.allocate(size, 512, 0)
-        placed[number] = (heap.extend(size, 512, 0, None) if found is None else found, size)
+        placed[number] = (heap.extend(size, 512, 0) if found is None else found, size)
     return memory.peak_reserved_bytes
 
 

@@ -360,7 +360,7 @@ class SlowPath:
                     return pointer
         self.grows += 1
         try:
-            pointer = self.heap.extend(bin_.size, alignment, bin_.stream, self.home_uses())
+            pointer = self.heap.extend(bin_.size, alignment, bin_.stream)
         except DriverOutOfMemoryError:
             pointer = None  # what is raised from here on is not about this
         if pointer is None:
@@ -383,7 +383,7 @@ class SlowPath:
 
     def _place_idle(self, size: int, alignment: int, stream: int) -> int | None:
         try:
-            return self.heap.place_idle(size, alignment, stream, self.home_uses())
+            return self.heap.place_idle(size, alignment, stream)
         except DriverOutOfMemoryError:
             return None  # even a second mapping takes some
 
@@ -397,7 +397,7 @@ class SlowPath:
             if bin_.size <= self._obtainable_bytes():
                 self.release_idle(_EVERYTHING, wait=True)
             try:
-                return self.heap.extend(bin_.size, alignment, bin_.stream, self.home_uses())
+                return self.heap.extend(bin_.size, alignment, bin_.stream)
             except DriverOutOfMemoryError as error:
                 progress = held is None or self.heap.live_bytes < held
                 held = self.heap.live_bytes
@@ -452,7 +452,7 @@ class SlowPath:
 
     def release_idle(self, limit_bytes: int, *, wait: bool, exact: bool = False) -> None:
         """Give idle memory back to the device, up to so many bytes."""
-        self.heap.release_idle(limit_bytes, self.home_uses(), wait=wait, exact=exact)
+        self.heap.release_idle(limit_bytes, wait=wait, exact=exact)
         self.memory.release_unwanted()
 
     # ------------------------------------------------------------------ what was freed
@@ -595,11 +595,8 @@ class SlowPath:
         """From now on gaps carry their uses; those that are there were used on the first stream."""
         uses = self.clock.mark([self.home])
         self.heap.mark(uses)
-        self.several_streams = True  # last: a gap without uses could be touched by anyone
-
-    def home_uses(self) -> Uses:
-        """Return what gaps without uses of their own stand for."""
-        return None if self.several_streams else self.clock.mark([self.home])
+        # Last: a gap without uses could be touched by anyone.
+        self.several_streams = self.clock.several = True
 
     # ------------------------------------------------------------------ what is attached
 

@@ -61,6 +61,8 @@ class StreamClock:
     ----------
     waits
         How many waits between streams were queued on the device.
+    several
+        Whether more streams than the default one are used: then memory says itself which may touch it.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -71,6 +73,7 @@ class StreamClock:
         self._spare: list[int] = []
         self._return = Returning()
         self.waits = 0
+        self.several = False
 
     def __len__(self) -> int:
         """Return how many streams are known."""
@@ -86,6 +89,10 @@ class StreamClock:
     def mark_all(self, streams: Iterable[int]) -> dict[int, int]:
         """Return uses that cover all work queued so far on `streams`, and on all that are known."""
         return self.mark([*streams, *self._lines])
+
+    def default_uses(self) -> Uses:
+        """Return what memory without uses of its own stands for."""
+        return None if self.several else self.mark([self._driver.default_stream])
 
     def stamp(self, stream: int) -> dict[int, int]:
         """Record an event now and return the uses that it covers: all work queued on `stream` so far."""

@@ -78,7 +78,7 @@ class ElasticHeap:
         """Return the arena for blocks of `size` bytes; see `Heap.arena_for`."""
         return self._small if size < self._slab_limit else self._home
 
-    def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
+    def extend(self, size: int, alignment: int, stream: int) -> int:
         """Find memory for a block that fits no gap; see `Heap.extend`."""
         growing = self._growing
         if not growing.priced:
@@ -87,11 +87,11 @@ class ElasticHeap:
         growing.peak_live_bytes = max(before, self.live_bytes + size)
         try:
             if self.windows.kept_mappings > self.windows.most_kept:
-                self.windows.reap_oldest(uses)
+                self.windows.reap_oldest(self._clock.default_uses())
             address = self._add_slab_for(size, alignment, stream) if size < self._slab_limit else None
             if address is None:
                 address = self._place_at_home(size, alignment, stream)
-            return growing.extend(size, alignment, stream, uses) if address is None else address
+            return growing.extend(size, alignment, stream) if address is None else address
         except BaseException:
             growing.peak_live_bytes = before  # a refused request buys no budget
             raise
@@ -107,7 +107,7 @@ class ElasticHeap:
             return place_for_stream(self._home, self._clock, size, alignment, stream)
         return self._home.serve(size, [], self.free_elsewhere)
 
-    def place_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+    def place_idle(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in what is free, without growing; see `Heap.place_idle`."""
         if size < self._slab_limit:
             address = self.allocate(size, alignment, stream)
@@ -116,7 +116,7 @@ class ElasticHeap:
             if address is not None:
                 return address
         address = self._place_at_home(size, alignment, stream)
-        return self._growing.stitch_idle(size, alignment, stream, uses) if address is None else address
+        return self._growing.stitch_idle(size, alignment, stream) if address is None else address
 
     def split(self, address: int, sizes: Sequence[int]) -> None:
         """Turn a block into several; see `Heap.split`."""
@@ -156,12 +156,12 @@ class ElasticHeap:
 
     # ------------------------------------------------------------------ giving memory back
 
-    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
+    def release_idle(self, limit_bytes: int, *, wait: bool, exact: bool = False) -> None:
         """Give idle chunks back to the device; see `Heap.release_idle`."""
         self._slabs.give_back()
         self.windows.settle()
         self._chunks.settle()
-        released = 0
+        released, uses = 0, self._clock.default_uses()
         for gap in list(self._home.gaps_by_size()):
             if released >= limit_bytes or gap.size < self._driver.granularity:
                 break

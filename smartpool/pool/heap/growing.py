@@ -99,16 +99,16 @@ class Growing:
 
     # ------------------------------------------------------------------ a block
 
-    def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
+    def extend(self, size: int, alignment: int, stream: int) -> int:
         """Grow within the budget; otherwise take or stitch what is free, and create only what is missing."""
         memory, policy, granularity = self._memory, self.policy, self._driver.granularity
         budget = max(0, int((1 + policy.slack) * self.peak_live_bytes) - memory.reserved_bytes)
-        if budget < granularity and (kept := self._take_kept(size, alignment, stream, uses)) is not None:
+        if budget < granularity and (kept := self._take_kept(size, alignment, stream)) is not None:
             return kept
         # A gap may start at any multiple of 512.
         start, room, missing = self._find_site(size + alignment - ALIGNMENT)
         if granularity <= budget < missing:
-            kept = self._take_kept(size, alignment, stream, uses)
+            kept = self._take_kept(size, alignment, stream)
             if kept is not None:
                 return kept
         stitching = None if missing <= budget else self._choose(size, alignment, budget)
@@ -126,7 +126,7 @@ class Growing:
                 self._clock.wait(self._home.uses_of(gap), stream)
                 return self._home.place(gap, size, alignment)
         return self._stitch(
-            stitching or self._choose(size, alignment, budget), alignment, stream, uses, (start, room)
+            stitching or self._choose(size, alignment, budget), alignment, stream, (start, room)
         )
 
     def _find_site(self, size: int, *, fresh: bool = False) -> tuple[int, int, int]:
@@ -183,25 +183,25 @@ class Growing:
 
     # ------------------------------------------------------------------ stitching
 
-    def _take_kept(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+    def _take_kept(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in a window that was made before; None when no such window's pieces are free."""
         if not self._windows.kept_mappings:
             return None
         window = self._windows.find(size, alignment, self._home.is_free)
         if window is None:
             return None
-        self._wait_for(window.pieces, stream, uses)
+        self._wait_for(window.pieces, stream)
         self._windows.reopen(window)  # first: see `ElasticHeap.mend`
         self._take(window.pieces)
         return window.block.start
 
-    def stitch_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+    def stitch_idle(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in pieces that are free, creating nothing; None where they are too little."""
-        address = self._take_kept(size, alignment, stream, uses)
+        address = self._take_kept(size, alignment, stream)
         if address is not None:
             return address
         stitching = self._choose(size, alignment, 0)
-        return None if stitching.create_bytes else self._stitch(stitching, alignment, stream, uses, (0, 0))
+        return None if stitching.create_bytes else self._stitch(stitching, alignment, stream, (0, 0))
 
     def _choose(self, size: int, alignment: int, budget: int) -> Stitching:
         return choose_pieces(
@@ -216,9 +216,7 @@ class Growing:
             edge_start=alignment <= ALIGNMENT,
         )
 
-    def _stitch(
-        self, stitching: Stitching, alignment: int, stream: int, uses: Uses, site: tuple[int, int]
-    ) -> int:
+    def _stitch(self, stitching: Stitching, alignment: int, stream: int, site: tuple[int, int]) -> int:
         """Show the chosen pieces, and what is created beside them at `site`, as one block."""
         created: tuple[Range, ...] = ()
         if stitching.create_bytes:
@@ -229,7 +227,7 @@ class Growing:
             self._home.extend(*created[0])
         try:
             pieces = _joined((*stitching.before, *created, *stitching.after), stitching.block_bytes)
-            self._wait_for(pieces, stream, uses)
+            self._wait_for(pieces, stream)
             address = pieces[0].start
             if len(pieces) > 1 or address % alignment:
                 chunks = [c for piece in pieces for c in self._chunks.table.touching(piece.start, piece.end)]
@@ -255,12 +253,12 @@ class Growing:
             raise InvariantError(f"{piece} is not free in {self._home!r}")
         return gap
 
-    def _wait_for(self, pieces: tuple[Range, ...], stream: int, uses: Uses) -> None:
+    def _wait_for(self, pieces: tuple[Range, ...], stream: int) -> None:
         """Order `stream` behind whoever may still touch the pieces."""
         joined: Uses = None
         for piece in pieces if self._home.uses else ():
             joined = join_uses(joined, self._home.uses_of(self._gap_around(piece)))
-        self._clock.wait(joined or uses, stream)
+        self._clock.wait(joined, stream)
 
     # ------------------------------------------------------------------ gaps
 

@@ -64,14 +64,13 @@ class Heap(Protocol):
         As long as its gaps carry no uses, and the alignment is the usual one.
         """
 
-    def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:
+    def extend(self, size: int, alignment: int, stream: int) -> int:
         """Find memory for a block that fits no gap: new, idle, or stitched; return its address.
 
-        `uses` stand for gaps that carry none of their own. Raises `DriverOutOfMemoryError` when
-        neither the device nor idle memory can give enough.
+        Raises `DriverOutOfMemoryError` when neither the device nor idle memory can give enough.
         """
 
-    def place_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:
+    def place_idle(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in what is free, stitched if need be; None if that is too little. Creates nothing."""
 
     def split(self, address: int, sizes: Sequence[int]) -> None:
@@ -144,10 +143,10 @@ class Heap(Protocol):
     def mark(self, uses: Mapping[int, int]) -> None:
         """Add `uses` to every gap."""
 
-    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
+    def release_idle(self, limit_bytes: int, *, wait: bool, exact: bool = False) -> None:
         """Give idle memory back to the device, up to about `limit_bytes`; never more with `exact`.
 
-        Without `wait`, memory that the device may still touch is left. `uses` as in `extend`.
+        Without `wait`, memory that the device may still touch is left.
         """
 
     def close(self) -> None:

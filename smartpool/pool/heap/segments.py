@@ -57,7 +57,7 @@ class SegmentHeap:
         """Return the arena for blocks of `size` bytes; see `Heap.arena_for`."""
         return self._arena(size)
 
-    def extend(self, size: int, alignment: int, stream: int, uses: Uses) -> int:  # noqa: ARG002 - a Heap
+    def extend(self, size: int, alignment: int, stream: int) -> int:
         """Place a block in a new segment; see `Heap.extend`."""
         arena = self._arena(size)
         least = size + (alignment - ALIGNMENT)
@@ -83,7 +83,7 @@ class SegmentHeap:
             raise InvariantError(f"no gap of {size} bytes in a new segment of {segment}")
         return address
 
-    def place_idle(self, size: int, alignment: int, stream: int, uses: Uses) -> int | None:  # noqa: ARG002 - a Heap
+    def place_idle(self, size: int, alignment: int, stream: int) -> int | None:
         """Place a block in a gap; see `Heap.place_idle`."""
         return self.allocate(size, alignment, stream)
 
@@ -103,9 +103,9 @@ class SegmentHeap:
         """End a block that is not in the arena where it was looked for; see `Heap.free_elsewhere`."""
         (self._small if address in self._small else self._rest).free(address, uses)
 
-    def release_idle(self, limit_bytes: int, uses: Uses, *, wait: bool, exact: bool = False) -> None:
+    def release_idle(self, limit_bytes: int, *, wait: bool, exact: bool = False) -> None:
         """Give whole free segments back; see `Heap.release_idle`."""
-        released = 0
+        released, uses = 0, self._clock.default_uses()
         for start, (arena, size) in list(self._segments.items()):
             gap = arena.gap_at(start)
             if released >= limit_bytes or gap is None or gap.size != size:

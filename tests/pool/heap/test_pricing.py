@@ -109,11 +109,11 @@ def bytes_for_a_stitchable_request(prices):
     policy = Policy(slack=0.0, chunk_share=1 / 16, smallest_chunk=2 * MiB, mib_price=20.0)
     memory = DeviceMemory(driver, 16 * GiB)
     heap = ElasticHeap(memory, StreamClock(driver), policy, prices)
-    blocks = [heap.extend(2 * MiB, 512, 0, None) for _ in range(100)]
-    large = heap.extend(4 * GiB, 512, 0, None)  # what is created from now on comes in large chunks
+    blocks = [heap.extend(2 * MiB, 512, 0) for _ in range(100)]
+    large = heap.extend(4 * GiB, 512, 0)  # what is created from now on comes in large chunks
     heap.free_all([blocks[::2]], 2 * MiB, None)
     before = memory.reserved_bytes
-    heap.extend(100 * MiB, 512, 0, None)
+    heap.extend(100 * MiB, 512, 0)
     assert heap.block_size(large) == 4 * GiB
     heap.check()
     return memory.reserved_bytes - before

@@ -293,7 +293,7 @@ def test_a_block_is_split_and_ends_in_parts(size, seed):
     heap, units = pool.slow_path.heap, -(-size // 512)
     with pool.working():
         pool.slow_path.flush()
-        address = heap.place_idle(units * 512, 512, 0, None)
+        address = heap.place_idle(units * 512, 512, 0)
         cuts = sorted(random.sample(range(1, units), min(units - 1, 5))) if units > 1 else []
         sizes = [512 * (after - before) for before, after in pairwise((0, *cuts, units))]
         heap.split(address, sizes)
@@ -326,11 +326,11 @@ def test_what_is_free_is_enough_or_nothing_is_made():
     pool.flush()
     calls = driver.calls.copy()
     with pool.working():
-        assert pool.slow_path.heap.place_idle(12 * MiB + 512, 512, 0, None) is None
+        assert pool.slow_path.heap.place_idle(12 * MiB + 512, 512, 0) is None
         assert driver.calls == calls
         room, rest = pool.slow_path.room_bytes()
         assert (room, rest) == (12 * MiB, 0)
-        address = pool.slow_path.heap.place_idle(12 * MiB, 512, 0, None)
+        address = pool.slow_path.heap.place_idle(12 * MiB, 512, 0)
         assert driver.calls["create_chunk"] == calls["create_chunk"]
         pool.slow_path.heap.free_all([[address]], 12 * MiB, None)
     pool.check()
