@@ -18,7 +18,7 @@ from common import write_results
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.units import GiB
 

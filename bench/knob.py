@@ -23,7 +23,7 @@ from elastic import events
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.costs import H200, Cost, CostTable
 from smartpool.driver.model import ModelDriver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.units import GiB
 

@@ -27,9 +27,9 @@ from elastic import events
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
+from smartpool.heap.policy import POLICY_OF_NAME, Policy
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.pool import books
-from smartpool.pool.heap.policy import POLICY_OF_NAME, Policy
-from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.units import GiB, MiB
 

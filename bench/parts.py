@@ -24,7 +24,7 @@ from elastic import TRACES, events
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.units import GiB
 

@@ -36,13 +36,13 @@ from common import write_results
 
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
-from smartpool.memory.arena import Arena
-from smartpool.pool.heap.device_memory import DeviceMemory
-from smartpool.pool.heap.elastic import ElasticHeap
-from smartpool.pool.heap.policy import policy_of
-from smartpool.pool.heap.segments import SegmentHeap
-from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.streams import StreamClock
+from smartpool.heap.arena import Arena
+from smartpool.heap.device_memory import DeviceMemory
+from smartpool.heap.elastic import ElasticHeap
+from smartpool.heap.policy import policy_of
+from smartpool.heap.segments import SegmentHeap
+from smartpool.heap.stream_order import StreamClock
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.units import GiB, align_up
 

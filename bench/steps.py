@@ -20,7 +20,7 @@ import numpy as np
 from common import write_results
 
 from smartpool.driver.model import ModelDriver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.units import GiB, KiB
 

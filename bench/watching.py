@@ -18,7 +18,7 @@ from collections.abc import Callable
 from common import write_results
 
 from smartpool import SmartPool, SmartPoolConfig
-from smartpool.pool.telemetry.hooks import AllocateEvent
+from smartpool.telemetry.hooks import AllocateEvent
 
 NUMBER = 4096  # a batch of the journal or two
 BLOCKS = 100_000

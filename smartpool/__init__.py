@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from smartpool.buffer import Buffer
     from smartpool.config import SmartPoolConfig
     from smartpool.debug_options import DebugOptions
+    from smartpool.graphs.memory import GraphMemory
+    from smartpool.manager import AdvancedMemoryPoolManager
     from smartpool.optimizer import GPUMemoryOptimizer, integrate_smartpool_with_gpu_optimizer
     from smartpool.planner import IntervalSet, Plan, WeightedIntervalGraphColoring, plan
-    from smartpool.pool.graphs.memory import GraphMemory
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
     from smartpool.prices import Cost, Prices
     from smartpool.request import AllocationRequest
     from smartpool.sharing.shared import SharedBuffer, open_shared
@@ -62,14 +62,14 @@ __all__ += errors.__all__
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "AdvancedMemoryPoolManager": "smartpool.pool.manager",
+        "AdvancedMemoryPoolManager": "smartpool.manager",
         "AllocationRequest": "smartpool.request",
         "AllocationResult": "smartpool.smart_pool",
         "Buffer": "smartpool.buffer",
         "Cost": "smartpool.prices",
         "DebugOptions": "smartpool.debug_options",
         "GPUMemoryOptimizer": "smartpool.optimizer",
-        "GraphMemory": "smartpool.pool.graphs.memory",
+        "GraphMemory": "smartpool.graphs.memory",
         "IntervalSet": "smartpool.planner",
         "Plan": "smartpool.planner",
         "Prices": "smartpool.prices",

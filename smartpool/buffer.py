@@ -43,7 +43,7 @@ from smartpool.owner import Owner, copied
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["Buffer"]
 

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from smartpool.errors import InvalidRequestError, MissingPackageError, SmartPoolError
 from smartpool.forks import ModuleLock
 from smartpool.log import LOGGER
-from smartpool.pool.telemetry.statistics import COUNTERS, GAUGES, MemorySnapshot, PoolStatistics
+from smartpool.telemetry.statistics import COUNTERS, GAUGES, MemorySnapshot, PoolStatistics
 from smartpool.values import encodable, shown
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from smartpool.dlpack import CopiedMemory, DeviceType
 from smartpool.errors import CaptureError, DLPackError
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["Owner", "copied"]
 

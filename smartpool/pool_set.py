@@ -23,14 +23,14 @@ from smartpool.errors import (
     MemoryCorruptionError,
     SmartPoolError,
 )
-from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.telemetry.hooks import Hooks
-from smartpool.pool.telemetry.memory_map import MemoryMap
-from smartpool.pool.telemetry.tracked import ProfileRecord
-from smartpool.pool.telemetry.tracking import Scope
-from smartpool.pool.telemetry.watched import Telemetry
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.scopes import holds, scoped
 from smartpool.sharing.endings import sweep
+from smartpool.telemetry.hooks import Hooks
+from smartpool.telemetry.memory_map import MemoryMap
+from smartpool.telemetry.tracked import ProfileRecord
+from smartpool.telemetry.tracking import Scope
+from smartpool.telemetry.watched import Telemetry
 from smartpool.units import format_size
 from smartpool.values import as_integer, encodable, shown
 
@@ -376,7 +376,7 @@ def _open_managers(
             driver = opened(device) if isinstance(device, str) else device
             managers.append(AdvancedMemoryPoolManager(driver, config))
         if options is not None:
-            from smartpool.pool.debug.debugging import DebuggingManager  # noqa: PLC0415 - only for those who debug
+            from smartpool.debug.debugging import DebuggingManager  # noqa: PLC0415 - only for those who debug
 
             # In front of each pool, with the same methods: see there.
             return tuple(cast("Any", DebuggingManager(manager, options)) for manager in managers)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import InvalidRequestError
-from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.telemetry.statistics import MemorySnapshot
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.smart_pool import SmartPool
+from smartpool.telemetry.statistics import MemorySnapshot
 from smartpool.trace.replay import Run, replay
 from smartpool.trace.targets import PoolTarget
 from smartpool.trace.trace import ALLOCATE, Trace

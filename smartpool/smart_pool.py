@@ -28,6 +28,7 @@ from typing import (
     runtime_checkable,
 )
 
+from smartpool.background_optimizer import Maintenance
 from smartpool.buffer import Buffer
 from smartpool.config import Settings, SmartPoolConfig
 from smartpool.copying import not_copied
@@ -42,22 +43,21 @@ from smartpool.errors import (
     SharingError,
     UnknownPointerError,
 )
-from smartpool.maintenance import Maintenance
-from smartpool.pool.graphs.memory import GraphMemory
-from smartpool.pool.telemetry.hooks import Hooks
-from smartpool.pool.telemetry.labels import tagged
-from smartpool.pool.telemetry.statistics import PoolStatistics, Reduction
+from smartpool.graphs.memory import GraphMemory
 from smartpool.pool_set import PoolSet
 from smartpool.request import AllocationRequest, Shape, checked_size
 from smartpool.scopes import scoped
 from smartpool.sharing.exports import export_buffer
 from smartpool.sharing.shared import SharedBuffer
+from smartpool.telemetry.hooks import Hooks
+from smartpool.telemetry.labels import tagged
+from smartpool.telemetry.statistics import PoolStatistics, Reduction
 from smartpool.units import format_size
 from smartpool.values import as_integer, shown
 
 if TYPE_CHECKING:
     from smartpool.live.server import LiveServer
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
     from smartpool.trace.recording import PoolRecording
     from smartpool.trace.trace import Trace
 

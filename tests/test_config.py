@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from smartpool.cli import main
 from smartpool.config import POLICIES, Policy, Settings, SmartPoolConfig
 from smartpool.errors import ConfigurationError
-from smartpool.pool.heap.policy import POLICY_OF_NAME, policy_of
+from smartpool.heap.policy import POLICY_OF_NAME, policy_of
 from smartpool.smart_pool import SmartPool
 from smartpool.units import GiB, MiB
 

@@ -25,7 +25,7 @@ from smartpool.driver.model import ModelDriver
 from smartpool.forks import ModuleLock, call_in_children, renewed
 from smartpool.live.traffic import Traffic
 from smartpool.live.view import LiveView
-from smartpool.pool.steps.planning import Planning
+from smartpool.steps.planning import Planning
 
 if sys.platform != "linux":
     pytest.skip("needs forks, and the cpu device's virtual memory", allow_module_level=True)

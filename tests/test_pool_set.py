@@ -19,7 +19,7 @@ from smartpool.errors import (
     OutOfMemoryError,
     UnknownPointerError,
 )
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 
 
 def test_a_request_without_a_device_goes_where_most_is_free():

@@ -18,9 +18,9 @@ import smartpool
 from smartpool import MiB, SmartPool, SmartPoolConfig
 from smartpool.driver.cpu import CpuDriver
 from smartpool.errors import ScopeError, StepError
-from smartpool.pool.telemetry.labels import current_label
 from smartpool.scopes import Scope, holds, scoped
 from smartpool.streams import StreamSet
+from smartpool.telemetry.labels import current_label
 from smartpool.trace.targets import open_target
 
 PACKAGE = Path(smartpool.__file__).parent

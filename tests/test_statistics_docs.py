@@ -12,7 +12,7 @@ import pytest
 from smartpool import MiB, OutOfMemoryError, SmartPool, SmartPoolConfig
 from smartpool.debug_options import DebugOptions
 from smartpool.metrics import register
-from smartpool.pool.telemetry.hooks import AllocateEvent, FreeEvent, Hooks, MapEvent
+from smartpool.telemetry.hooks import AllocateEvent, FreeEvent, Hooks, MapEvent
 
 DOCS = Path(__file__).parents[1] / "docs"
 

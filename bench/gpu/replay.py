@@ -55,7 +55,7 @@ class Smart(Allocator):
     def begin(self) -> None:
         from smartpool.config import SmartPoolConfig
         from smartpool.driver import open_driver
-        from smartpool.pool.manager import AdvancedMemoryPoolManager
+        from smartpool.manager import AdvancedMemoryPoolManager
 
         if self.pool is not None:
             self.pool.close()

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import floor_us, write_results
 
 from smartpool.driver import ModelDriver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 
 COUNTS = (100, 1_000, 10_000, 100_000, 1_000_000)
 PAIRS = 2_000

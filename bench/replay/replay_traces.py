@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_results
 
 from smartpool.driver import ModelDriver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.trace.replay import loop_seconds, replay
 from smartpool.trace.targets import PoolTarget, open_target
 from smartpool.trace.trace import Trace

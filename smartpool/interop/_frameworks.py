@@ -10,7 +10,7 @@ from smartpool.errors import DeviceNotFoundError, InvalidRequestError, MissingPa
 from smartpool.smart_pool import SmartPool
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["cuda_managers", "framework", "manager_for", "one_manager"]
 

@@ -23,7 +23,7 @@ from smartpool.interop._torch_ring import FreeRing
 
 if TYPE_CHECKING:
     from smartpool.interop._torch_rescue import Rescue
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = [
     "AllocateFunction",

@@ -2,7 +2,7 @@
 
 PyTorch tells when a capture begins, when it ends, and when one of its graphs is gone, with the id of
 the graph's memory; several graphs may share one. What a pool does beside a capture is
-`smartpool.pool.graphs`; here is only which memory is meant, and when its last user is gone.
+`smartpool.graphs`; here is only which memory is meant, and when its last user is gone.
 
 PyTorch does not say which stream is captured, so each request's stream is asked about.
 """
@@ -14,8 +14,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from smartpool.forks import renewed
+from smartpool.graphs.memory import GraphMemory, HeldMemory
 from smartpool.interop._frameworks import cuda_managers
-from smartpool.pool.graphs.memory import GraphMemory, HeldMemory
 
 if TYPE_CHECKING:
     from smartpool.smart_pool import SmartPool

@@ -34,7 +34,7 @@ from smartpool.units import GiB, KiB, MiB
 
 if TYPE_CHECKING:
     from smartpool.errors import UnknownPointerError
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["ROOM", "CppErrors", "Rescue", "raise_later"]
 

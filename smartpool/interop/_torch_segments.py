@@ -33,7 +33,7 @@ from smartpool.interop._torch_rescue import raise_later
 from smartpool.pool.garbage import uncollected
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["Segments", "mem_pool_over"]
 

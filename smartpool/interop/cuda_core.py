@@ -15,7 +15,7 @@ from smartpool.interop._frameworks import framework, one_manager
 from smartpool.smart_pool import SmartPool
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["memory_resource"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from smartpool.buffer import Buffer
 from smartpool.errors import AllocatorError
+from smartpool.heap.arena import ALIGNMENT
 from smartpool.interop._frameworks import cuda_managers, framework, manager_for
-from smartpool.memory.arena import ALIGNMENT
 from smartpool.scopes import scoped
 from smartpool.smart_pool import SmartPool
 

@@ -17,7 +17,7 @@ from smartpool.interop._frameworks import cuda_managers, framework, manager_for
 from smartpool.smart_pool import SmartPool
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["install", "manager_class"]
 

@@ -29,6 +29,7 @@ from smartpool.errors import (
     UnknownPointerError,
     UnsupportedError,
 )
+from smartpool.heap.arena import ALIGNMENT
 from smartpool.interop._frameworks import cuda_managers, framework, manager_for
 from smartpool.interop._torch_callbacks import (
     AllocateFunction,
@@ -39,12 +40,11 @@ from smartpool.interop._torch_graphs import Graphs
 from smartpool.interop._torch_rescue import ROOM, CppErrors, Rescue
 from smartpool.interop._torch_ring import FreeRing, ask
 from smartpool.interop._torch_segments import Segments, mem_pool_over
-from smartpool.memory.arena import ALIGNMENT
 from smartpool.smart_pool import SmartPool
 from smartpool.units import align_up
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = [
     "install",

@@ -16,7 +16,7 @@ from smartpool.driver.cuda import CudaDriver
 from smartpool.driver.protocol import refusal
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvalidRequestError
 from smartpool.interop._frameworks import framework
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["UpstreamDriver", "manager_over"]
 

@@ -26,19 +26,19 @@ from smartpool.drawing.assets import tier_color
 from smartpool.drawing.raster import beginnings, coverage, shares
 from smartpool.errors import InvalidRequestError
 from smartpool.forks import renewed
-from smartpool.pool.telemetry.statistics import COUNTERS, GAUGES
-from smartpool.pool.tiers import LARGEST, Tier, tier_of
+from smartpool.telemetry.statistics import COUNTERS, GAUGES
+from smartpool.tiers import LARGEST, Tier, tier_of
 from smartpool.units import format_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from smartpool.config import SmartPoolConfig
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
-    from smartpool.pool.telemetry.hooks import Hooks
-    from smartpool.pool.telemetry.memory_map import MemoryMap
-    from smartpool.pool.telemetry.statistics import MemorySnapshot
-    from smartpool.pool.telemetry.story import OutOfMemoryStory
+    from smartpool.manager import AdvancedMemoryPoolManager
+    from smartpool.telemetry.hooks import Hooks
+    from smartpool.telemetry.memory_map import MemoryMap
+    from smartpool.telemetry.out_of_memory import OutOfMemoryStory
+    from smartpool.telemetry.statistics import MemorySnapshot
 
 __all__ = ["LiveView", "ViewedPool"]
 

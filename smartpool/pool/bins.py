@@ -12,7 +12,7 @@ blocks by size would cost memory (a block stays where it happened to be), and sa
 The table of live blocks maps a pointer to its bin. Everything that must watch requests (recording,
 hooks, the life after `close`) does so by changing the *class* of that table, which is one atomic
 store and reaches callers that keep a bound `pool.malloc`; while nothing watches, it costs nothing. The
-tables that watch are in `smartpool.pool.telemetry.journal`.
+tables that watch are in `smartpool.telemetry.journal`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from smartpool.pool.tiers import Tier
+from smartpool.tiers import Tier
 
 if TYPE_CHECKING:
-    from smartpool.memory.arena import Arena
+    from smartpool.heap.arena import Arena
 
 __all__ = [
     "SHARED_BINS",
@@ -100,7 +100,7 @@ class Bin(list[int]):
 
     @property
     def home(self) -> Bin:
-        """The bin itself, unless it stands for another (`smartpool.pool.steps.faces`)."""
+        """The bin itself, unless it stands for another (`smartpool.steps.stand_ins`)."""
         return self
 
     def own(self) -> Bin:
@@ -172,7 +172,7 @@ class LiveTable(dict[int, Bin]):
 
     __slots__ = ("journal", "on_empty")
 
-    journal: Any  # who watches, where somebody does: `smartpool.pool.telemetry.journal`
+    journal: Any  # who watches, where somebody does: `smartpool.telemetry.journal`
     on_empty: Callable[[], None]
     closed: ClassVar[bool] = False
 

@@ -32,7 +32,7 @@ from smartpool.copying import not_copied
 from smartpool.driver.protocol import Driver
 from smartpool.errors import CaptureError, SmartPoolError
 from smartpool.forks import call_in_children
-from smartpool.memory.arena import Range
+from smartpool.heap.arena import Range
 from smartpool.pool import ending
 from smartpool.pool.bins import SHARED_BINS, Bin, LiveTable
 from smartpool.pool.slow_path import SlowPath

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from smartpool.errors import REQUEST_TOO_LARGE, DriverError, DriverOutOfMemoryError
-from smartpool.memory.arena import ALIGNMENT, Uses
+from smartpool.heap.arena import ALIGNMENT, Uses
 from smartpool.pool.bins import LoneBin
 from smartpool.pool.garbage import GarbageMayHelpError
 from smartpool.units import align_up

@@ -38,22 +38,22 @@ from smartpool.errors import (
     SmartPoolError,
     UnknownPointerError,
 )
+from smartpool.heap.arena import ALIGNMENT, Uses, join_uses
+from smartpool.heap.device_memory import DeviceMemory
+from smartpool.heap.elastic import ElasticHeap
+from smartpool.heap.policy import policy_of
+from smartpool.heap.protocol import Heap
+from smartpool.heap.segments import SegmentHeap
+from smartpool.heap.slabs import SMALL_SHARE
+from smartpool.heap.stream_order import StreamClock
 from smartpool.interpreters import require_main_interpreter
-from smartpool.memory.arena import ALIGNMENT, Uses, join_uses
 from smartpool.pool.attachments import Attachment, CaptureRoute, PlannedRequests
 from smartpool.pool.bins import Bin, DeferredFrees, LargeBin, LiveTable, enter
 from smartpool.pool.critical_section import CriticalSection, is_whole, reentered
 from smartpool.pool.direct import PendingFrees, allocate_directly
 from smartpool.pool.garbage import GarbageMayHelpError, collection_allowed
-from smartpool.pool.heap.device_memory import DeviceMemory
-from smartpool.pool.heap.elastic import ElasticHeap
-from smartpool.pool.heap.policy import policy_of
-from smartpool.pool.heap.protocol import Heap
-from smartpool.pool.heap.segments import SegmentHeap
-from smartpool.pool.heap.slabs import SMALL_SHARE
-from smartpool.pool.streams import StreamClock
-from smartpool.pool.tiers import tier_of
 from smartpool.request import checked_size
+from smartpool.tiers import tier_of
 from smartpool.units import align_up, format_size
 
 __all__ = ["BINS", "STREAMS", "SlowPath", "steady"]

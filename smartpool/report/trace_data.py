@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool.drawing.assets import tier_color
-from smartpool.pool.tiers import Tier
 from smartpool.report.analysis import Analysis, title_of
 from smartpool.report.chart import slots_of
+from smartpool.tiers import Tier
 from smartpool.trace.layouts import Layout
 from smartpool.trace.trace import Trace
 

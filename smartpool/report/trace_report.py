@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool._version import __version__
-from smartpool.pool.tiers import LARGEST, Tier
 from smartpool.report.analysis import Analysis, title_of
 from smartpool.report.chart import swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, PEAK_LIVE, best_of
@@ -23,6 +22,7 @@ from smartpool.report.packing import packed
 from smartpool.report.page import NO_SCRIPT, data_block, escaped, html_page, text_block
 from smartpool.report.text import counted, format_count, format_duration, format_share
 from smartpool.report.trace_data import about, columns_of, slot_of, tag_of
+from smartpool.tiers import LARGEST, Tier
 from smartpool.trace.layouts import RECORDED, Layout
 from smartpool.trace.optimum import OPTIMUM
 from smartpool.trace.trace import Trace

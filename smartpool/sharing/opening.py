@@ -25,7 +25,7 @@ from smartpool.sharing.lease import hold_lease
 from smartpool.sharing.wire import Description
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["ImportedMemory", "open_buffer"]
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from smartpool.memory.arena import Range
+from smartpool.heap.arena import Range
 from smartpool.trace.optimum import OPTIMUM, plan_of
 from smartpool.trace.replay import Progress, ReplayTarget, Run, replay
 from smartpool.trace.trace import ALLOCATE, Trace

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from smartpool.memory.arena import ALIGNMENT
+from smartpool.heap.arena import ALIGNMENT
 from smartpool.planner import Plan, plan
 from smartpool.trace.runs import Pass, Run, TimelinePoint, share_idle
 from smartpool.trace.trace import Trace

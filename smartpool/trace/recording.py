@@ -1,6 +1,6 @@
 """The recording of a pool, and the reduction of fragmentation that is measured from it.
 
-A recording keeps what the journal of requests hands it (`smartpool.pool.telemetry.journal`); numbering
+A recording keeps what the journal of requests hands it (`smartpool.telemetry.journal`); numbering
 allocations and streams, and dropping what began before, waits until a trace is asked for.
 `smartpool.trace.Recorder` is for allocators that have no journal.
 """
@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from smartpool.driver.model import ModelDriver
 from smartpool.forks import renewed
-from smartpool.pool.manager import AdvancedMemoryPoolManager
-from smartpool.pool.telemetry.hooks import Hooks, MapEvent
-from smartpool.pool.telemetry.journal import FIELDS, FREED
-from smartpool.pool.telemetry.statistics import Reduction
+from smartpool.manager import AdvancedMemoryPoolManager
+from smartpool.telemetry.hooks import Hooks, MapEvent
+from smartpool.telemetry.journal import FIELDS, FREED
+from smartpool.telemetry.statistics import Reduction
 from smartpool.trace.baselines import make_baseline
 from smartpool.trace.recorder import Event, trace_of
 from smartpool.trace.replay import replay

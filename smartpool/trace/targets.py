@@ -9,8 +9,8 @@ from smartpool.config import Policy, SmartPoolConfig
 from smartpool.driver import Driver, ModelDriver, open_driver
 from smartpool.driver.cpu import CpuDriver
 from smartpool.errors import ConfigurationError, UnsupportedError
-from smartpool.memory.arena import Range
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.heap.arena import Range
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.scopes import scoped
 from smartpool.trace.baselines import BASELINES, make_baseline
 from smartpool.trace.layouts import LayoutTarget

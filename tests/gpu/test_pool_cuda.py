@@ -7,7 +7,7 @@ import pytest
 from smartpool import SmartPool, SmartPoolConfig
 from smartpool.driver import open_driver
 from smartpool.errors import OutOfMemoryError, SmartPoolError
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.units import KiB, MiB
 
 try:

@@ -8,7 +8,7 @@ from stream_toys import STREAM_PLANTED
 from smartpool import SmartPoolConfig
 from smartpool.driver import open_driver
 from smartpool.errors import SmartPoolError
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import Invariant, ViolationError, check_allocator, check_stream_order
 from smartpool.units import MiB
 

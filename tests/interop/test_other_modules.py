@@ -29,7 +29,7 @@ from smartpool.errors import (
     UnsupportedError,
 )
 from smartpool.interop import upstream
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 
 MiB = 1 << 20
 MODULES = ["cuda_core", "cupy", "numba", "rmm", "torch", "upstream"]

@@ -13,7 +13,7 @@ from smartpool.errors import OutOfMemoryError
 from smartpool.units import MiB
 
 if TYPE_CHECKING:
-    from smartpool.pool.manager import AdvancedMemoryPoolManager
+    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = ["pool_promises"]
 
@@ -26,7 +26,7 @@ def pool_promises(capacity: int) -> dict[str, Any]:
 
     Examples
     --------
-    >>> from smartpool.pool.manager import AdvancedMemoryPoolManager
+    >>> from smartpool.manager import AdvancedMemoryPoolManager
     >>> from smartpool.testing import check_allocator
     >>> promises = pool_promises(64 << 20)
     >>> report = check_allocator(

@@ -25,8 +25,8 @@ from smartpool.errors import (
     SmartPoolError,
     UnknownPointerError,
 )
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.bins import Bin
-from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.smart_pool import SmartPool
 from smartpool.trace.recorder import Recorder
 from smartpool.units import KiB, MiB

@@ -15,7 +15,7 @@ from attack import KINDS, Caller
 from smartpool import MiB, SmartPool, SmartPoolConfig
 from smartpool.debug_options import DebugOptions
 from smartpool.driver.model import ModelDriver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 
 
 def must_be_empty(driver):

@@ -93,7 +93,7 @@ def test_a_close_that_failed_can_be_repeated():
 
 
 def test_the_scenarios_reach_every_place_that_calls_the_driver():
-    """A new call in `smartpool/pool` or `smartpool/memory` needs a scenario that reaches it."""
+    """A new call in the pool of one device needs a scenario that reaches it."""
     written = call_sites.in_source()
     reached = set()
     for scenario, kind in CASES:

@@ -19,8 +19,8 @@ from attack import DEBUG_AT_ONCE, Caller
 from lines import break_off, lines_of
 
 from smartpool.errors import DriverError, OutOfMemoryError
+from smartpool.heap.mappings import Mappings
 from smartpool.log import LOGGER
-from smartpool.pool.heap.mappings import Mappings
 from smartpool.units import KiB, MiB, align_up
 
 EVERY = bool(os.environ.get("SMARTPOOL_EVERY_LINE"))
@@ -50,13 +50,13 @@ def test_what_is_promised_holds_at_every_line():
             except BaseException as failure:
                 failure.add_note(f"{type(error).__name__} at line {nth} of {scenario.__name__} on {kind}")
                 raise
-    assert EVERY or len(tried) > 600  # lines of `smartpool/pool` and `smartpool/memory`
+    assert EVERY or len(tried) > 600  # lines of the pool of one device
 
 
 @pytest.mark.parametrize("kind", ["debug", DEBUG_AT_ONCE])
 def test_debug_mode_goes_on_after_it_was_broken_off(kind):
     lines = lines_of(scenarios.buffers, kind)
-    parts = ("pool/debug/", "buffer.py", "owner.py")
+    parts = ("debug/", "buffer.py", "owner.py")
     for nth in chosen(lines, {place for place in lines if not EVERY and not place[0].startswith(parts)}):
         break_off(scenarios.buffers, kind, nth, KeyboardInterrupt(f"broken off at line {nth}"))
 
@@ -87,7 +87,7 @@ def test_an_interrupt_while_another_failure_is_undone(scenario):
     undoing = [
         nth
         for nth, (file, line) in enumerate(lines)
-        if file == "pool/heap/mappings.py" and first <= line < first + len(source)
+        if file == "heap/mappings.py" and first <= line < first + len(source)
     ]
     assert undoing, "nothing is undone in this scenario"
     for nth in range(undoing[0], undoing[-1] + 1):

@@ -14,7 +14,7 @@ from waiting import PATIENCE_S
 from smartpool.config import SmartPoolConfig
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import DoubleFreeError, PoolClosedError, UnknownPointerError
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import WatchedDriver
 from smartpool.units import MiB
 

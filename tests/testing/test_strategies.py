@@ -10,8 +10,8 @@ from toys import ToyPool
 from smartpool.driver import ModelDriver
 from smartpool.driver.faults import CALLS
 from smartpool.errors import DriverError
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.planner import plan
-from smartpool.pool.manager import AdvancedMemoryPoolManager
 from smartpool.testing import (
     Contract,
     arm,

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError, InvariantError, OutOfMemoryError, UnknownPointerError
-from smartpool.memory.arena import Range
+from smartpool.heap.arena import Range
 from smartpool.trace.baselines.addresses import AddressOrder
 from smartpool.trace.baselines.blocks import Block, FreeBlocks, Segment, split
 from smartpool.units import align_up, format_size

@@ -33,7 +33,7 @@ from typing import Final
 from smartpool.containers.ordered import OrderedIntegers
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
-from smartpool.memory.arena import Range
+from smartpool.heap.arena import Range
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import ArrivedBlocks, Block, FreeBlocks, Segment
 from smartpool.units import MiB, align_up

@@ -24,7 +24,7 @@ from typing import cast
 from smartpool.containers.ordered import OrderedIntegers
 from smartpool.driver.protocol import Driver
 from smartpool.errors import DriverOutOfMemoryError, InvariantError
-from smartpool.memory.arena import Range
+from smartpool.heap.arena import Range
 from smartpool.trace.baselines.base import CachingBaseline
 from smartpool.trace.baselines.blocks import Block, FreeBlocks, Segment, split
 from smartpool.trace.baselines.pytorch import (

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from smartpool.pool.tiers import tier_of
+from smartpool.tiers import tier_of
 from smartpool.trace.layouts import Layout, watched_replay
 from smartpool.trace.targets import SMARTPOOL, open_target
 from smartpool.trace.trace import ALLOCATE, Trace

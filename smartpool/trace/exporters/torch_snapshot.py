@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartpool.errors import TraceError
-from smartpool.memory.arena import ALIGNMENT
+from smartpool.heap.arena import ALIGNMENT
 from smartpool.trace.layouts import covered_runs
 from smartpool.trace.optimum import plan_of
 from smartpool.trace.trace import ALLOCATE, Trace

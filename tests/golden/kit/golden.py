@@ -16,7 +16,7 @@ from placement import PlacementCheck
 
 from smartpool.config import POLICIES, SmartPoolConfig
 from smartpool.driver import open_driver
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.trace import Trace
 from smartpool.trace.replay import replay
 from smartpool.trace.targets import PoolTarget

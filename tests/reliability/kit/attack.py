@@ -14,6 +14,7 @@ import pytest
 
 from smartpool.buffer import Buffer
 from smartpool.config import SmartPoolConfig
+from smartpool.debug.debugging import DebuggingManager
 from smartpool.debug_options import DebugOptions
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
@@ -24,8 +25,7 @@ from smartpool.errors import (
     PoolClosedError,
     SmartPoolError,
 )
-from smartpool.pool.debug.debugging import DebuggingManager
-from smartpool.pool.manager import AdvancedMemoryPoolManager
+from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.units import MiB
 
 CAPACITY = 32 * MiB
@@ -228,7 +228,7 @@ def attempt(scenario, kind, *, nth=None, times=1, error=None):
     if caller.pool is not None:
         _must_be_sound(caller, outcome)
     left = driver.held()
-    if any(place[0] == "pool/heap/pricing.py" for place in outcome.places) and outcome.fired:
+    if any(place[0] == "heap/pricing.py" for place in outcome.places) and outcome.fired:
         # What a measurement cannot give back is left to the driver: one chunk, and where it was mapped.
         assert max(left["chunks"], left["reservations"], left["mappings"]) <= 1
     else:

@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 
+from rooms import POOL
 from waiting import PATIENCE_S
 
-TRACED = ("/smartpool/pool/", "/smartpool/memory/", "/smartpool/buffer.py")
+TRACED = tuple(f"/smartpool/{part}" for part in (*POOL, "buffer.py"))
 
 
 class WatchedLock:

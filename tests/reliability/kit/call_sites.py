@@ -8,11 +8,14 @@ import ast
 import sys
 from pathlib import Path
 
+from rooms import PACKAGES
+
 import smartpool
 from smartpool.driver.faults import CALLS
 
 PACKAGE = Path(smartpool.__file__).parent
-PARTS = ("pool/**/*.py", "memory/**/*.py", "owner.py")  # whose every driver call is made to fail
+# Where every driver call is made to fail.
+PARTS = (*(f"{package}/**/*.py" for package in PACKAGES), "manager.py", "owner.py")
 
 
 def _made_to_fail(path):

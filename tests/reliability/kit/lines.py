@@ -11,16 +11,15 @@ from contextlib import suppress
 from itertools import pairwise
 
 from attack import CAPACITY, Caller, in_destructors
+from rooms import POOL
 
+from smartpool.debug.debugging import DebuggingManager
 from smartpool.errors import OutOfMemoryError, StepError
-from smartpool.pool.debug.debugging import DebuggingManager
+from smartpool.heap.elastic import ElasticHeap
 from smartpool.pool.direct import DirectBin
-from smartpool.pool.heap.elastic import ElasticHeap
 from smartpool.units import KiB, MiB
 
-TRACED = tuple(
-    f"/smartpool/{part}" for part in ("pool/", "memory/", "containers/", "dlpack/", "buffer.py", "owner.py")
-)
+TRACED = tuple(f"/smartpool/{part}" for part in (*POOL, "containers/", "dlpack/", "buffer.py", "owner.py"))
 PROBES = (1000, 3 * MiB, 5 * MiB, 60 * KiB, MiB, 7 * MiB, 2 * MiB, 1000, 512 * KiB, 4 * MiB)
 
 

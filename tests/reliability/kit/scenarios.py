@@ -3,8 +3,8 @@
 import pytest
 
 from smartpool.errors import OutOfMemoryError
-from smartpool.pool import streams as stream_clock
-from smartpool.pool.graphs.memory import GraphMemory
+from smartpool.graphs.memory import GraphMemory
+from smartpool.heap import stream_order as stream_clock
 from smartpool.units import KiB, MiB
 
 STAMPED = 64  # the bytes at either end of a block that the caller looks at again

@@ -1,1 +1,0 @@
-"""Blocks, gaps and arenas: bookkeeping of address ranges. Pure integers."""
