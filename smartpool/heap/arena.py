@@ -73,8 +73,14 @@ class Arena(Gaps):
         First fit, at the low end of the gap. None when no gap fits; nothing has changed then. The
         gap's uses are forgotten: ask `find` and `uses_of` first where they matter.
         """
-        found = self.find(size, alignment)
-        return None if found is None else self.place(found, size, alignment)
+        if alignment > ALIGNMENT or self.uses:
+            found = self.find(size, alignment)
+            return None if found is None else self.place(found, size, alignment)
+        start = self.take(size)
+        if start is not None:
+            self._blocks[start] = size
+            self.live_bytes += size
+        return start
 
     def serve(self, size: int, freed: list[int], elsewhere: Callable[[int, Uses], object]) -> int | None:
         """End the blocks at the starts in `freed`, then `allocate`: a large request, on one stream.
@@ -215,11 +221,14 @@ class Arena(Gaps):
                 except IndexError:  # another thread took the last one
                     break
                 size = blocks.pop(start, 0)
-                if size:
-                    self.live_bytes -= size
-                    self.join(start, size, uses)
-                else:
+                if not size:
                     elsewhere(start, uses)
+                    continue
+                self.live_bytes -= size
+                if uses is None and not self.uses and not self._barriers:
+                    self.join_unused(start, size)
+                else:
+                    self.join(start, size, uses)
 
     # ------------------------------------------------------------------ ranges lent and taken back
 

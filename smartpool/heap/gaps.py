@@ -199,6 +199,47 @@ class Gaps:
         self._add_gap(start, end - start, uses)
         return Range(start, end - start)
 
+    def join_unused(self, start: int, size: int) -> None:
+        """Add a gap that nobody may still touch, while none is in use and there is no barrier: as `join`."""
+        end = start + size
+        at, before, powers = self._at, self._before, self._powers
+        if end in at:
+            have = at.pop(end)
+            del powers[have.bit_length()][end]
+            end += have
+            del before[end]
+        if start in before:
+            start = before.pop(start)
+            have = at.pop(start)
+            del powers[have.bit_length()][start]
+        if not self._large.join(start, end, self._apart):
+            at[start] = size = end - start
+            before[end] = start
+            powers[size.bit_length()][start] = size
+
+    def take(self, size: int) -> int | None:
+        """Cut `size` bytes off the gap that a request takes, none of them in use; return where, or None."""
+        if size < self._apart and (start := self._find_small(size)) is not None:
+            have = self._at.pop(start)
+            del self._powers[have.bit_length()][start]
+            end = start + have
+            if have == size:
+                del self._before[end]
+                return start
+        else:
+            found = self._large.take(size, self._apart)
+            if found is None:
+                return None
+            start, have = found
+            end = start + have
+            if have == size or have - size >= self._apart:
+                return start
+        rest, have = start + size, have - size
+        self._at[rest] = have
+        self._before[end] = rest
+        self._powers[have.bit_length()][rest] = have
+        return start
+
     def cut_out(self, gap: Range, start: int, size: int) -> None:
         """Take [start, start + size) out of `gap`, all of it inside."""
         first, end = gap[0], start + size

@@ -17,11 +17,15 @@ STEP = 100
 class LargeGapsMachine(RuleBasedStateMachine):
     """The model maps starts, multiples of `STEP`, to sizes: below `STEP`, or as far as the next start."""
 
-    @initialize(leaf=st.sampled_from([2, 3, 128]))
-    def begin(self, leaf):
+    @initialize(leaf=st.sampled_from([2, 3, 128]), run=st.sampled_from([1, 2, 64]), full=st.booleans())
+    def begin(self, leaf, run, full):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(large_gaps, "LEAF", leaf)
+        self.patch.setattr(large_gaps, "RUN", run)
         self.gaps, self.model = LargeGaps(), {}
+        for start in range(0, 24 * STEP, 2 * STEP) if full else ():
+            self.gaps.add(start, STEP)
+            self.model[start] = STEP
 
     def teardown(self):
         self.patch.undo()
@@ -29,7 +33,7 @@ class LargeGapsMachine(RuleBasedStateMachine):
     def covered(self, address):
         return next((gap for gap in self.model.items() if gap[0] <= address < sum(gap)), None)
 
-    @rule(place=st.integers(0, 12), size=st.integers(1, 4 * STEP))
+    @rule(place=st.integers(0, 24), size=st.integers(1, 4 * STEP))
     def add(self, place, size):
         start = place * STEP
         if self.covered(start) is None:
@@ -44,21 +48,33 @@ class LargeGapsMachine(RuleBasedStateMachine):
         start = data.draw(st.sampled_from(sorted(self.model)))
         assert self.gaps.remove(start) == self.model.pop(start)
 
-    @precondition(lambda self: len(self.model) > 1)
-    @rule(data=st.data())
-    def join(self, data):
-        """Two neighbors become one, as when a block between them is freed."""
-        starts = sorted(self.model)
-        index = data.draw(st.integers(0, len(starts) - 2))
-        low, high = starts[index : index + 2]
-        size = high + self.model[high] - low
-        for start in (low, high):
-            self.gaps.remove(start)
-            del self.model[start]
-        self.gaps.add(low, size)
-        self.model[low] = size
+    @rule(place=st.integers(0, 24), parts=st.integers(1, 4), least=st.sampled_from([1, 2 * STEP]))
+    def join(self, place, parts, least):
+        """A block ends: with the gaps that touch it, it becomes one."""
+        start, end = place * STEP, (place + parts) * STEP
+        if any(self.covered(address) for address in range(start, end)):
+            return
+        low = next((gap for gap in self.model.items() if sum(gap) == start), None)
+        high = end if end in self.model else None
+        expected = low is not None or high is not None or end - start >= least
+        assert self.gaps.join(start, end, least) == expected
+        if expected:
+            end += self.model.pop(high, 0)
+            start = start if low is None else low[0]
+            self.model[start] = end - start
 
-    @rule(place=st.integers(0, 12))
+    @rule(size=st.integers(1, 4).map(STEP.__mul__), least=st.sampled_from([1, 2 * STEP]))
+    def take(self, size, least):
+        """A block begins at the low end of the first gap that fits."""
+        found = next((gap for gap in sorted(self.model.items()) if gap[1] >= size), None)
+        assert self.gaps.take(size, least) == found
+        if found is not None:
+            start, have = found
+            del self.model[start]
+            if have - size >= least:
+                self.model[start + size] = have - size
+
+    @rule(place=st.integers(0, 24))
     def remove_what_is_not_there(self, place):
         if place * STEP not in self.model:
             with pytest.raises(InvariantError):
@@ -97,5 +113,16 @@ def test_a_gap_that_reaches_beyond_where_the_next_leaf_begins(monkeypatch):
     assert gaps.covering(250) is None
 
 
+def test_what_is_left_of_a_gap_that_reached_beyond(monkeypatch):
+    monkeypatch.setattr(large_gaps, "LEAF", 3)
+    gaps = LargeGaps()
+    for start in (0, 100, 200, 300):
+        gaps.add(start, 50)
+    assert gaps.join(150, 200, 1)
+    assert gaps.take(120, 1) == (100, 150)
+    assert gaps.size_at(220) == 30
+    assert gaps.problems() == []
+
+
 TestLargeGaps = LargeGapsMachine.TestCase
-TestLargeGaps.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestLargeGaps.settings = settings(max_examples=300, stateful_step_count=80, deadline=None)
