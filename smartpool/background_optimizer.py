@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from os import PathLike
 
 from smartpool.errors import BackgroundError, ConfigurationError, InvalidRequestError
 from smartpool.forks import renewed
@@ -12,6 +13,7 @@ from smartpool.log import LOGGER
 from smartpool.maintenance.background import NEVER, Background
 from smartpool.maintenance.mapper import Mapper
 from smartpool.maintenance.pressure import PressureCallback, PressureCallbacks
+from smartpool.maintenance.profiles import read_profiles, write_profiles
 from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.pool_set import PoolSet, not_added
 from smartpool.sharing.endings import sweep
@@ -54,8 +56,49 @@ class Maintenance:
         for manager in self._pools.managers:
             manager.slow_path.on_pressure = self.background.wake
         self.background.start()
-        if self._config.expected_bytes is not None:
+        if self._restore() or self._config.expected_bytes is not None:
             self._map_ahead()
+            self.mapping.wake()
+
+    def _restore(self) -> bool:
+        """Let the mapper begin with what an earlier run has learned; False where there is nothing."""
+        managers, path = self._pools.managers, self._config.profile
+        if path is None:
+            return False
+        try:
+            profiles = read_profiles(path, [manager.driver.granularity for manager in managers])
+        except ConfigurationError:
+            self._pools.close()  # nobody else has them yet
+            raise
+        for manager, profile in zip(managers, profiles, strict=False):
+            manager.maintenance.restore(profile)
+        return bool(profiles)
+
+    def save_profile(self, path: str | PathLike[str] | None = None) -> None:
+        """Write what this run has learned, for `SmartPoolConfig(profile=...)` of the next.
+
+        The file is JSON: the sizes of the chunks, and the free pieces that were shown side by side. A program
+        that does the same again finds all of it made before it asks, on a thread of its own.
+
+        Parameters
+        ----------
+        path
+            The file; None for the one that the configuration names.
+
+        Raises
+        ------
+        ConfigurationError
+            Without a path, here or in the configuration.
+        OSError
+            When the file cannot be written.
+        """
+        self._pools.require_open()
+        path = self._config.profile if path is None else path
+        if not isinstance(path, str | PathLike):
+            raise ConfigurationError(
+                "profile", f"expected a path, here or in the configuration, got {path!r}; name a file"
+            )
+        write_profiles(path, [manager.maintenance.learned() for manager in self._pools.managers])
 
     def stop(self) -> None:
         """End the threads. Idempotent."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from os import PathLike
 from typing import Final, Literal, TypedDict
 
 from smartpool.debug_options import DebugOptions
@@ -66,6 +67,9 @@ class SmartPoolConfig:
         What the program is expected to need at most on a device, as an integer or a size such as
         ``"24GiB"``, from an earlier run: it is mapped ahead of demand, on a thread of its own. None when
         unknown; then only what a pool needed before is mapped ahead, after it was given back.
+    profile
+        A file that `SmartPool.save_profile` of an earlier run wrote, or will write: what it says is mapped
+        ahead, on a thread of its own. None for none; a file that is not there yet says nothing.
     max_bytes
         Hard cap on reserved bytes a device: an integer, a size such as ``"24GiB"``, a share of the
         device as a float in (0, 1), or None for no cap but the device.
@@ -108,6 +112,7 @@ class SmartPoolConfig:
     policy: Policy | float = "balanced"
     prices: Prices | None = None
     expected_bytes: int | str | None = None
+    profile: str | PathLike[str] | None = None
     max_bytes: int | float | str | None = None
     record: bool = False
     track: bool = False
@@ -137,6 +142,7 @@ class SmartPoolConfig:
             self._keep_number("max_bytes", high=1.0, above=True)
         elif self.max_bytes is not None:
             self._keep_size("max_bytes")
+        self._check_profile()
         folder = self.out_of_memory_dump
         if folder is not None and (not isinstance(folder, str) or "\0" in folder):
             raise ConfigurationError("out_of_memory_dump", f"expected a folder or None, got {folder!r}")
@@ -213,6 +219,17 @@ class SmartPoolConfig:
             raise ConfigurationError(name, f"expected a size above 0, got {shown(value)}")
         object.__setattr__(self, name, value if number is None else number)
 
+    def _check_profile(self) -> None:
+        if self.profile is None:
+            return
+        if not isinstance(self.profile, str | PathLike) or "\0" in str(self.profile):
+            raise ConfigurationError("profile", f"expected a path or None, got {shown(self.profile)}")
+        for name in ("enable_predictive_allocation", "enable_auto_defragmentation"):
+            if not getattr(self, name):
+                raise ConfigurationError(
+                    "profile", f"expected None with {name}=False: nothing would map ahead"
+                )
+
     def _check_policy(self) -> None:
         policy = self.policy
         if isinstance(policy, str) and policy in POLICIES:
@@ -241,6 +258,7 @@ class Settings(TypedDict, total=False):
     policy: Policy | float
     prices: Prices | None
     expected_bytes: int | str | None
+    profile: str | PathLike[str] | None
     max_bytes: int | float | str | None
     record: bool
     track: bool

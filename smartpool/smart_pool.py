@@ -400,6 +400,7 @@ class SmartPool:
     add_out_of_memory_callback = _delegated("_pools", PoolSet.add_out_of_memory_callback)
     remove_out_of_memory_callback = _delegated("_pools", PoolSet.remove_out_of_memory_callback)
     optimize_memory = _delegated("_maintenance", Maintenance.optimize_memory)
+    save_profile = _delegated("_maintenance", Maintenance.save_profile)
     add_pressure_callback = _delegated("_maintenance", Maintenance.add_pressure_callback)
     remove_pressure_callback = _delegated("_maintenance", Maintenance.remove_pressure_callback)
 

@@ -23,6 +23,7 @@ from smartpool.heap.growing import Growing
 from smartpool.heap.mappings import Mappings, union
 from smartpool.heap.placement import place_for_stream
 from smartpool.heap.policy import Policy
+from smartpool.heap.profile import HeapProfile, Restoring
 from smartpool.heap.protocol import Layout
 from smartpool.heap.slabs import Slabs
 from smartpool.heap.stitch import largest_window
@@ -153,6 +154,14 @@ class ElasticHeap:
     def map_ahead(self, limit_bytes: int) -> int:
         """Map one new chunk before it is asked for; see `Growing.map_ahead`."""
         return self._growing.map_ahead(limit_bytes)
+
+    def learned(self) -> HeapProfile:
+        """Return what a next run can begin with; see `Growing.learned`."""
+        return self._growing.learned()
+
+    def restore(self, restoring: Restoring) -> int:
+        """Make the next part of a profile again; see `Growing.restore`."""
+        return self._growing.restore(restoring)
 
     # ------------------------------------------------------------------ giving memory back
 

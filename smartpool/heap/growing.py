@@ -19,6 +19,8 @@ free pieces that lie in the middle of chunks (live on both sides), which no mapp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvariantError
@@ -27,6 +29,7 @@ from smartpool.heap.device_memory import DeviceMemory
 from smartpool.heap.mappings import Mappings
 from smartpool.heap.policy import Policy
 from smartpool.heap.pricing import find_prices
+from smartpool.heap.profile import HeapProfile, Restoring, offsets_in, parts_of
 from smartpool.heap.stitch import Stitching, choose_pieces
 from smartpool.heap.stream_order import StreamClock
 from smartpool.heap.windows import Windows
@@ -146,15 +149,18 @@ class Growing:
             best = (start, room, -(-size // granularity) * granularity)
         return best
 
-    def _map(self, start: int, room: int, size: int) -> Range:
-        """Map `size` bytes of new chunks at `start`, where there are `room` addresses, in one step."""
-        sizes = self.policy.cut(
+    def _cut(self, size: int) -> Sequence[int]:
+        """Return the sizes of the chunks for `size` bytes."""
+        return self.policy.cut(
             size,
             peak_live_bytes=self.peak_live_bytes,
             cap_bytes=self._memory.cap_bytes,
             granularity=self._driver.granularity,
         )
-        self._chunks.map(Range(start, room), start, sizes)
+
+    def _map(self, start: int, room: int, size: int, sizes: Sequence[int] = ()) -> Range:
+        """Map `size` bytes of new chunks at `start`, where there are `room` addresses, in one step."""
+        self._chunks.map(Range(start, room), start, sizes or self._cut(size))
         if self._memory.on_change is not None:
             self._memory.on_change("map", start, size, self._memory.reserved_bytes)
         return Range(start, size)
@@ -279,14 +285,53 @@ class Growing:
         limit = align_down(min(limit_bytes, self._memory.room_bytes), self._driver.granularity)
         if limit <= 0:
             return 0
-        size = self.policy.cut(
-            limit,
-            peak_live_bytes=self.peak_live_bytes,
-            cap_bytes=self._memory.cap_bytes,
-            granularity=self._driver.granularity,
-        )[0]
-        self._home.extend(*self._map(*self._find_site(size, fresh=True)))
-        return size
+        return self._map_chunk(self._cut(limit)[0]).size
+
+    def _map_chunk(self, size: int) -> Range:
+        """Map one new chunk behind the last one, and return where."""
+        start, room, _ = self._find_site(size, fresh=True)
+        part = self._map(start, room, size, [size])
+        self._home.extend(*part)
+        return part
+
+    def learned(self) -> HeapProfile:
+        """Return what a next run can begin with: the chunks, and what windows show."""
+        chunks = list(self._chunks)
+        return HeapProfile(
+            self._driver.granularity,
+            tuple([chunk.size for chunk in chunks]),
+            tuple([offsets_in(chunks, window.shown) for window in self._windows.whole()]),
+        )
+
+    def restore(self, restoring: Restoring) -> int:
+        """Make the next chunk or window of a profile; return its bytes, 0 when all is made.
+
+        What would exceed the cap is left out, and so is a window of chunks that have gone back. Raises
+        `DriverOutOfMemoryError` when the device holds no more.
+        """
+        profile, made = restoring.profile, restoring.made
+        if len(made) < len(profile.chunks):
+            if not self.priced:
+                self.price()
+            size = profile.chunks[len(made)]
+            if size <= self._memory.room_bytes:
+                chunk = self._chunks.table.get(self._map_chunk(size).start)
+                made += [] if chunk is None else [chunk]
+                return size
+            restoring.profile = profile = replace(profile, chunks=profile.chunks[: len(made)])
+        while restoring.windows < len(profile.windows):
+            window = profile.windows[restoring.windows]
+            restoring.windows += 1
+            if max(piece.end for piece in window) > sum(profile.chunks):
+                continue
+            parts = parts_of(made, window)
+            chunks = [chunk for chunk, _ in parts]
+            room = self._windows.most_kept - self._windows.kept_mappings
+            if len(parts) <= room and all(self._chunks.table.get(chunk.start) is chunk for chunk in chunks):
+                pieces = _joined(tuple([part for _, part in parts]), sum(piece.size for piece in window))
+                self._windows.retire(self._windows.open(pieces, chunks, ALIGNMENT).block.start, None)
+                return sum(piece.size for piece in window)
+        return 0
 
 
 def _joined(pieces: tuple[Range, ...], size: int) -> tuple[Range, ...]:

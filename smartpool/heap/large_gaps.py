@@ -217,8 +217,7 @@ class LargeGaps:
     def _raise(self, index: int, size: int) -> None:
         """Raise the bounds over a gap of `size` bytes in a leaf."""
         self._tops[index] = size
-        if self._run_tops[index // RUN] < size:
-            self._run_tops[index // RUN] = size
+        self._run_tops[index // RUN] = max(self._run_tops[index // RUN], size)
 
     def _lower(self, index: int, size: int) -> None:
         """Find the largest gap of a leaf, and of its run, anew, now that one of `size` bytes is gone."""

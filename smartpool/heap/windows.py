@@ -168,6 +168,11 @@ class Windows:
         """Return whether a window had its block at `address`, which was freed. O(retired windows)."""
         return any(window.block.start == address for window, _ in self._retired.values())
 
+    def whole(self) -> list[Window]:
+        """Return the windows that have all their mappings; the one used least lately first."""
+        ended = [window for window, _ in self._retired.values() if window.shown]
+        return ended + [window for window in self._open.values() if window.mapped.start not in self._split]
+
     def opened(self) -> list[Window]:
         """Return the windows with a live block."""
         return list(self._open.values())

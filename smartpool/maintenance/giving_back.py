@@ -9,6 +9,7 @@ from typing import Final
 
 from smartpool.errors import DriverOutOfMemoryError
 from smartpool.heap.elastic import ElasticHeap
+from smartpool.heap.profile import HeapProfile, Restoring
 from smartpool.maintenance.aging import IdleAge
 from smartpool.maintenance.ahead import Forecast
 from smartpool.pool.slow_path import SlowPath
@@ -48,6 +49,7 @@ class Maintenance:
         self._steps_changed = 0.0
         self._high_since = 0  # the most in use since memory was given back
         expected = pool.config.expected_bytes
+        self._restoring: Restoring | None = None
         self.forecast = Forecast(0 if expected is None else min(parse_size(expected), pool.memory.cap_bytes))
 
     def keep_up(self, now: float) -> int:
@@ -103,6 +105,14 @@ class Maintenance:
         with pool.writing():
             if pool.closed or pool.capture is not None:
                 return 0
+            if self._restoring is not None:
+                try:
+                    restored = heap.restore(self._restoring)
+                except DriverOutOfMemoryError:
+                    restored = 0
+                if restored:
+                    return restored
+                self._restoring = None
             in_use = pool.gauge.live_bytes - self._steps.planned_bytes  # a plan's memory may idle
             wanted = self.forecast.ahead(max(0, in_use), pool.gauge.extent_bytes)
             try:
@@ -111,6 +121,16 @@ class Maintenance:
                 return 0  # somebody else has it: who really needs memory will ask again
             self.forecast.mapped(mapped)
             return mapped
+
+    def learned(self) -> HeapProfile:
+        """Return what the heap has learned."""
+        heap: object = self._pool.heap
+        with self._pool.writing():
+            return heap.learned() if isinstance(heap, ElasticHeap) else HeapProfile(0)
+
+    def restore(self, profile: HeapProfile) -> None:
+        """Let `map_ahead` make what `profile` says, before anything else."""
+        self._restoring = Restoring(profile)
 
     def _steps_rest(self, now: float, seconds: float) -> bool:
         """Return whether no step was under way for so long."""
