@@ -6,6 +6,7 @@ what it finds goes into the tests as an explicit example.
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "kit"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background of a shell without jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and so for the processes that tests start
 
 settings.register_profile(
     "default",
