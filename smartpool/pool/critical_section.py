@@ -4,19 +4,27 @@ Problem: the lock is to be reentrant, since a destructor or a signal handler may
 on the same thread and free there; but it must not write what that call is writing. And an exception that
 comes out of the middle, an interrupt or a bug, leaves the state half written.
 Method: beside the lock a mark says that a call is under way; who would begin another on the same thread is
-refused. Another mark says that a call was broken off, and the next one recovers first.
+refused. Another mark says that a call was broken off, and the next one recovers first. Who comes while a
+call of another thread is under way sleeps and looks again, and does not queue in the lock: who holds that
+would wait for the interpreter behind all of them after each driver call (a convoy: 1 to 3 ms a request with
+eight threads).
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from smartpool.errors import DriverError, InvariantError, ReentrantCallError, SmartPoolError
 from smartpool.forks import renewed
 
 __all__ = ["CriticalSection", "is_whole", "reentered"]
+
+_SHORTEST_S: Final = 20e-6
+_LONGEST_S: Final = 1e-3
 
 
 class CriticalSection:
@@ -36,9 +44,17 @@ class CriticalSection:
 
     def __init__(self) -> None:
         self.lock = renewed(self, "lock", threading.RLock)
-        self.entered = False
+        self.entered = renewed(self, "entered", bool)
         self.torn = False
         self.recovering = False
+
+    def wait_for_turn(self) -> None:
+        """Sleep while another thread writes; return at once in the middle of this thread's own writing."""
+        pause = _SHORTEST_S
+        owned = self.lock._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - of CPython's own lock
+        while self.entered and not owned():
+            time.sleep(pause)
+            pause = min(1.1 * pause, _LONGEST_S)
 
     @contextmanager
     def writing(self, recover: Callable[[], None]) -> Iterator[None]:
@@ -46,6 +62,8 @@ class CriticalSection:
 
         `recover` makes the state whole first, if a call was broken off.
         """
+        if self.entered:
+            self.wait_for_turn()
         with self.lock:
             if self.entered:
                 raise reentered()

@@ -272,6 +272,8 @@ class SlowPath:
                     raise
                 self._home_deferred.append(pointer)
         section = self.section
+        if section.entered:
+            section.wait_for_turn()
         try:
             with section.lock:  # `CriticalSection.writing`, written out: a microsecond less
                 if section.entered:

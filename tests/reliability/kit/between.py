@@ -24,6 +24,7 @@ class WatchedLock:
 
     def acquire(self, blocking=True, timeout=-1):  # noqa: FBT002 - as locks have it
         if self._lock.acquire(blocking=False):
+            self.waiting.discard(threading.get_ident())
             return True
         if not blocking:
             return False
@@ -38,7 +39,10 @@ class WatchedLock:
         self._lock.release()
 
     def _is_owned(self):
-        return self._lock._is_owned()
+        owned = self._lock._is_owned()
+        if not owned:  # who asks sleeps until the owner's call is over: `CriticalSection.wait_for_turn`
+            self.waiting.add(threading.get_ident())
+        return owned
 
     def __enter__(self):
         return self.acquire()
