@@ -211,7 +211,7 @@ class Capture:
         if handle != pool.home and (handle == self._stream or pool.driver.is_capturing(handle)):
             return self.memory.take(nbytes, handle, alignment, partial(_take_region, pool))
         bin_ = pool.bin_of(nbytes, handle)
-        pointer = pool.find_place(bin_, alignment)
+        pointer = _take_equal(pool, bin_, alignment) or pool.find_place(bin_, alignment)
         enter(pool.live, pointer, bin_)
         return pointer
 
@@ -238,6 +238,19 @@ class Capture:
                 continue
             for bin_ in bins.values():  # for the flush: requests are refused
                 bin_.touched.add(bin_)
+
+
+def _take_equal(pool: SlowPath, bin_: Bin, alignment: int) -> int:
+    """Return a large block of the same size that was freed on the same stream, or 0. O(blocks freed since).
+
+    Beside a capture such blocks are not joined with their neighbors, and each request would grow.
+    """
+    deferred = pool.deferred.get(bin_.stream, ()) if bin_.touched is pool.touched else ()
+    for pointer in list(deferred):
+        if pool.heap.block_size(pointer) == bin_.size and not pointer % alignment:
+            deferred.remove(pointer)  # type: ignore[union-attr]  # other threads add to it, and take nothing
+            return pointer
+    return 0
 
 
 def _take_region(pool: SlowPath, size: int, stream: int, alignment: int) -> int:

@@ -327,6 +327,21 @@ def test_other_threads_go_on(pool, driver, stream):
     held.close()
 
 
+def test_memory_does_not_grow_beside_a_capture_that_lasts(pool, driver, stream):
+    own = driver.create_stream()
+    with pool.capture(stream) as held:
+        driver.begin_capture(stream)
+        reserved = set()
+        for _ in range(200):
+            for other in (None, own):
+                pool.free(pool.malloc(3 * MiB, other), other)
+                pool.free(pool.malloc(700, other), other)
+            reserved.add(pool.managers[0].reserved_bytes)
+        driver.end_capture(stream)
+    assert len(reserved) == 1
+    held.close()
+
+
 def test_recorders_see_captured_requests(pool, stream):
     pool.start_recording()
     with pool.capture(stream) as held:
