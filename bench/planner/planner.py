@@ -1,6 +1,6 @@
 """How low and how fast: the planner on published, recorded and made instances, with the peers' figures.
 
-python bench/planner/planner.py [hard] [variants] [graphs] [traces] [million] [--seeds N] [--repeat N]
+python bench/planner/planner.py [PART ...] [--seeds N] [--repeat N]
 
 Every plan is checked by the independent validator, outside of the time. The peers' figures were measured
 on a machine of the same kind (2 cores): MiniMalloc (C++) by seconds to fit the capacity, idealloc (Rust) by
@@ -21,7 +21,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import floor_us, write_results
-from instances import GRAPHS, HARD, cut, graph, hard, random_intervals, repeated, tiling, trace, trace_names
+from instances import (
+    GRAPHS,
+    HARD,
+    SHARED,
+    cut,
+    graph,
+    hard,
+    random_intervals,
+    repeated,
+    tiling,
+    trace,
+    trace_names,
+)
+from search_instances import larger
 
 from smartpool.planner import IntervalSet, Plan, solve, validate
 
@@ -168,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("hard", "variants", "graphs", "traces", "million")
+    parts = ("hard", "variants", "graphs", "traces", "larger", "million")
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="which tables (default: all)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
@@ -184,6 +197,9 @@ def main() -> None:
             rows = run_several(GRAPHS, graph, args.repeat, IDEALLOC)
         elif part == "traces":
             rows = run_several(trace_names(), trace, args.repeat, {})
+        elif part == "larger":
+            made = {name: IntervalSet(c.start, c.end, c.size) for name, c in larger(SHARED / "planner")}
+            rows = run_several(made, made.__getitem__, 1, {})
         else:
             rows = run_million()
         print(write_results(f"planner_{part}", rows))

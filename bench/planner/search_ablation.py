@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_results
 from search_fit import MIB, families, published, run
 
-from smartpool.planner.search import fitting, restarts
+from smartpool.planner.search import restarts
 from smartpool.planner.search.merging import Merge
-from smartpool.planner.search.restarts import COMPLETE, HARD, Guess, Priority
+from smartpool.planner.search.restarts import COMPLETE, GUESSES, Guess, Priority
 from smartpool.planner.search.skyline import Task
 from smartpool.planner.search.tree import Tree
 
@@ -43,16 +43,16 @@ def forgetful(task: Task, weights: list[float], *, lazy: bool) -> Tree:
 
 
 def only(keep: Callable[[Guess], bool]) -> tuple[list[Guess], ...]:
-    return tuple([guess for guess in tier if guess == COMPLETE or keep(guess)] for tier in HARD)
+    return tuple([guess for guess in tier if guess == COMPLETE or keep(guess)] for tier in GUESSES)
 
 
 def variants() -> Iterator[tuple[str, tuple[list[Guess], ...], Callable[..., Tree]]]:
     """Yield a name, the guesses, and how a tree is made."""
-    yield "all of it", HARD, Tree
+    yield "all of it", GUESSES, Tree
     yield "no chains", only(lambda guess: guess.merge is Merge.STACKS), Tree
     unmerged = [
         Guess(guess.priority, guess.reverse, Merge.NONE, guess.lazy)
-        for tier in HARD
+        for tier in GUESSES
         for guess in tier
         if guess.merge is Merge.STACKS
     ]
@@ -61,8 +61,8 @@ def variants() -> Iterator[tuple[str, tuple[list[Guess], ...], Callable[..., Tre
     yield "one priority (width)", only(lambda guess: guess.priority is Priority.WIDTH), Tree
     yield "never lazy", only(lambda guess: not guess.lazy), Tree
     yield "always lazy", only(lambda guess: guess.lazy), Tree
-    yield "no weights", HARD, unweighted
-    yield "weights forgotten at restarts", HARD, forgetful
+    yield "no weights", GUESSES, unweighted
+    yield "weights forgotten at restarts", GUESSES, forgetful
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     harder = [case for name, cases in families(6) if name in HARDER for case in cases]
     rows = []
     for name, tiers, tree in variants():
-        fitting.HARD, restarts.Tree = tiers, tree
+        restarts.GUESSES, restarts.Tree = tiers, tree
         own = [run(published(letter), MIB, limit, seed) for letter in "ABCDEF" for seed in range(3)]
         other = [run(columns, capacity, limit, n) for n, (columns, capacity) in enumerate(harder)]
         row = {"variant": name}

@@ -7,7 +7,7 @@ order. A tiling leaves no slack anywhere.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,3 +137,27 @@ def _shuffled(rng: np.random.Generator, pieces: list[Rectangle]) -> Columns:
 def _permuted(rng: np.random.Generator, start: np.ndarray, end: np.ndarray, size: np.ndarray) -> Columns:
     order = rng.permutation(len(size))
     return Columns(start[order], end[order], size[order])
+
+
+def perturbed(rng: np.random.Generator, columns: Columns, share: float) -> Columns:
+    """Change every size by a normal deviate of this share."""
+    size = columns.size * (1 + share * rng.standard_normal(len(columns)))
+    return Columns(columns.start, columns.end, np.maximum(1, size.astype(np.int64)))
+
+
+def larger(folder: Path) -> Iterator[tuple[str, Columns]]:
+    """Yield instances of 18,000 to 62,000 intervals made of the real ones in a folder."""
+    rng = np.random.default_rng(5)
+    resnet, bert, pangu = (read(folder / f"{name}.csv") for name in ("resnet50", "bert_base", "pangu_2.6B"))
+    yield "pangu_2.6B, sizes +-2 %", perturbed(rng, pangu, 0.02)
+    yield "pangu_2.6B, half cut in time", cut_times(rng, pangu, 0.5)
+    yield "resnet50 x 28, +-1 %", side_by_side(rng, [perturbed(rng, resnet, 0.01) for _ in range(28)])
+    yield (
+        "resnet50 x 28, +-1 %, overlapping",
+        side_by_side(rng, [perturbed(rng, resnet, 0.01) for _ in range(28)], overlap=200),
+    )
+    yield "bert_base x 11", side_by_side(rng, [bert] * 11)
+    yield "bert_base x 11, +-1 %", side_by_side(rng, [perturbed(rng, bert, 0.01) for _ in range(11)])
+    yield "pangu_2.6B x 3", side_by_side(rng, [pangu] * 3)
+    yield "pangu_2.6B x 3, +-1 %", side_by_side(rng, [perturbed(rng, pangu, 0.01) for _ in range(3)])
+    yield "pangu_2.6B x 3, overlapping", side_by_side(rng, [pangu] * 3, overlap=3000)

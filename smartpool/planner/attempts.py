@@ -27,7 +27,7 @@ from smartpool.planner.improve import improve
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
 from smartpool.planner.racing import Racer, race
-from smartpool.planner.search import ProvedInfeasible, fit, hot_core
+from smartpool.planner.search import ProvedInfeasible, fit
 from smartpool.planner.sweep_fit import STACKINGS, WAYS, outward
 from smartpool.planner.sweeps import Int64s
 from smartpool.planner.windows import cuts_between_peaks, window_rows, windows
@@ -138,7 +138,6 @@ def _attempts(racer: Racer, clock: Clock, seed: int, depth: int) -> Iterator[Non
             ):
                 yield from step
             yield from _by_search(racer, RELAX[1:], clock, seconds, chance)
-            yield from _by_first_fit_around_a_core(racer, clock.slice(2 * seconds), chance)
             yield from _by_chance(racer, clock.slice(seconds), rng)
             seconds *= GROWTH
     except OutOfTime:
@@ -238,16 +237,6 @@ def _by_whole_search(racer: Racer, clock: Clock, seconds: float, seed: int) -> I
             racer.offer(found, "search")
         yield
         capacity = (racer.goal + racer.height - 1) // 2
-
-
-def _by_first_fit_around_a_core(racer: Racer, clock: Clock, seed: int) -> Iterator[None]:
-    """Let the search grow a core by other violations than the sweeps': what first fit leaves above."""
-    problem = racer.problem
-    if problem.fixed is not None or not WHOLE < len(problem) <= LARGE:
-        return
-    offsets = hot_core(problem, clock, seed=seed)
-    racer.offer(offsets, "core and first fit")
-    yield
 
 
 def _by_ejection(

@@ -1,9 +1,7 @@
-"""Exact search: fit intervals into a capacity, and plan large real instances around their hot core."""
+"""Exact search: fit intervals into a capacity, or prove that nothing fits."""
 
 from __future__ import annotations
 
-from smartpool.planner.search.fitting import fit
-from smartpool.planner.search.hot_core import hot_core
-from smartpool.planner.search.restarts import ProvedInfeasible
+from smartpool.planner.search.restarts import ProvedInfeasible, fit
 
-__all__ = ["ProvedInfeasible", "fit", "hot_core"]
+__all__ = ["ProvedInfeasible", "fit"]

@@ -1,4 +1,4 @@
-"""Restarts over guesses: fit buffers into a capacity.
+"""`fit`: offsets below a capacity, by restarts of a tree search over guesses.
 
 Problem: one tree finds a plan at once or hardly ever; its run times have heavy tails.
 
@@ -17,23 +17,22 @@ Bound: none; anytime. See docs/planner-search.md for what each part is worth.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import count, product
 from typing import Final
 
 import numpy as np
 
 from smartpool.errors import SmartPoolError
-from smartpool.planner.clock import Clock
+from smartpool.planner.clock import FOREVER, Clock
+from smartpool.planner.decompose import decompose
 from smartpool.planner.problem import Problem
 from smartpool.planner.search.merging import Bundle, Merge, merge, singles
 from smartpool.planner.search.skyline import Task
 from smartpool.planner.search.tree import Outcome, Tree
 from smartpool.planner.sweeps import Int64s
 
-NO_END: Final = 1 << 62  # nodes
+EFFORT: Final = 3  # nodes of the smallest tree, for each of its bundles
 SHAKE: Final = 0.1  # how much a key varies from the second round on
 
 
@@ -63,124 +62,102 @@ class Guess:
     lazy: bool
 
 
-def _guesses(merges: tuple[Merge, ...], *, lazy: tuple[bool, ...]) -> list[Guess]:
-    return [
-        Guess(priority, reverse, how, each)
-        for priority, reverse, how, each in product(Priority, (False, True), merges, lazy)
-    ]
+def _guesses(how: Merge, *, lazy: bool) -> list[Guess]:
+    return [Guess(priority, reverse, how, lazy) for priority in Priority for reverse in (False, True)]
 
 
 COMPLETE: Final = Guess(Priority.WIDTH, reverse=False, merge=Merge.NONE, lazy=False)
-HARD: Final = (
-    _guesses((Merge.ALL,), lazy=(False,)),
-    _guesses((Merge.ALL,), lazy=(True,)),
-    _guesses((Merge.QUIET,), lazy=(False,)),
-    _guesses((Merge.QUIET,), lazy=(True,)),
-    _guesses((Merge.QUIET,), lazy=(False,)),
-    [*_guesses((Merge.STACKS,), lazy=(False,)), COMPLETE],
+GUESSES: Final = (
+    _guesses(Merge.ALL, lazy=False),
+    _guesses(Merge.ALL, lazy=True),
+    _guesses(Merge.QUIET, lazy=False),
+    _guesses(Merge.QUIET, lazy=True),
+    _guesses(Merge.QUIET, lazy=False),
+    [*_guesses(Merge.STACKS, lazy=False), COMPLETE],
 )
 """The quick ones first. Each tree on `QUIET` sees other bundles, so most trees are such."""
 
-_CORES: Final = [
-    guess
-    for guess in _guesses((Merge.STACKS, Merge.ALL), lazy=(True, False))
-    if guess.priority in {Priority.SIZE, Priority.AREA}
-]
-CORES: Final = (
-    [guess for guess in _CORES if not guess.lazy],
-    [*(guess for guess in _CORES if guess.lazy), COMPLETE],
-)
-"""For the cores of real instances: tight in a few places, with slack around them."""
 
+def fit(problem: Problem, capacity: int, clock: Clock = FOREVER, *, seed: int = 0) -> Int64s | None:
+    """Find offsets below a capacity by exact search.
 
-class Restarts:
-    """Searches that remember which guess was right.
+    Parts that no interval connects are searched one after another, equal ones once; the guess that was
+    right for one part is the first for the next.
 
     Parameters
     ----------
-    tiers
-        The guesses of a round; those of a tier are tried in random order, before those of the next.
+    problem
+        What to place, nothing of it fixed.
+    capacity
+        What the plan may use, in the units of the problem.
+    clock
+        When to give up; without one the search ends only with an answer.
     seed
         The same seed visits the same nodes.
-    effort
-        Nodes of the smallest tree, for each of its bundles.
+
+    Returns
+    -------
+    Int64s or None
+        One offset an interval; None when neither a plan nor a proof was found in time.
+
+    Raises
+    ------
+    ProvedInfeasible
+        When no offsets fit.
+
+    Examples
+    --------
+    >>> from smartpool.planner.intervals import IntervalSet
+    >>> from smartpool.planner.problem import normalize
+    >>> offsets = fit(normalize(IntervalSet([0, 1, 2], [2, 3, 4], [4, 4, 4])).problem, 2)
+    >>> sorted(offsets.tolist()[:2]), int(offsets[0] - offsets[2])
+    ([0, 1], 0)
     """
+    load = int(problem.load.max(initial=0))
+    if load > capacity:
+        raise ProvedInfeasible(f"the load is {load} units, the capacity {capacity}")
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    guesses = [guess for tier in GUESSES for guess in rng.sample(tier, len(tier))]
+    parts, offsets = decompose(problem)
+    for part in parts:
+        scaled, unit = part.problem.in_units()
+        found = _fit_part(scaled, (capacity - part.base) // unit, clock, guesses, rng)
+        if found is None:
+            return None
+        for rows in part.copies:
+            offsets[rows] = part.base + np.array(found, np.int64) * unit
+    return offsets
 
-    __slots__ = ("_effort", "_guesses", "_rng")
 
-    def __init__(self, tiers: tuple[list[Guess], ...], seed: int, *, effort: int) -> None:
-        self._rng = random.Random(seed)  # noqa: S311 - not for secrets
-        self._guesses = [guess for tier in tiers for guess in self._rng.sample(tier, len(tier))]
-        self._effort = effort
-
-    def search(self, problem: Problem, capacity: int, clock: Clock, *, nodes: int = NO_END) -> Int64s | None:
-        """Find offsets for every interval of a problem without fixed ones, or None when something ended it.
-
-        Parts that no interval connects are solved one after another, equal ones once.
-
-        Parameters
-        ----------
-        nodes
-            Give up after so many nodes of all trees together. Unlike time, a bound that repeats itself.
-
-        Raises
-        ------
-        ProvedInfeasible
-            When no offsets fit.
-        """
-        load = int(problem.load.max(initial=0))
-        if load > capacity:
-            raise ProvedInfeasible(f"the load is {load} units, the capacity {capacity}")
-        offsets = np.zeros(len(problem), dtype=np.int64)
-        known: dict[tuple[bytes | None, ...], Int64s] = {}
-        for rows in problem.components():
-            part = problem.take(rows)
-            key = part.key
-            if key not in known:
-                scaled, unit = part.in_units()
-                found, spent = self._search_part(scaled, capacity // unit, clock, nodes)
-                nodes -= spent
-                if found is None:
-                    return None
-                known[key] = np.array(found, dtype=np.int64) * unit
-            offsets[rows] = known[key]
-        return offsets
-
-    def _search_part(
-        self, problem: Problem, capacity: int, clock: Clock, nodes: int
-    ) -> tuple[list[int] | None, int]:
-        """Search a connected problem; return the offsets, or None, and the nodes spent."""
-        load = problem.load.tolist()
-        weights = [1.0] * len(load)
-        bundles = singles(problem)
-        spent = 0
-        for guess, budget in self._schedule():
-            if spent >= nodes or clock.expired:
-                break
-            order = _order(merge(bundles, guess.merge, self._rng), guess.priority, load, self._rng)
+def _fit_part(
+    problem: Problem, capacity: int, clock: Clock, guesses: list[Guess], rng: random.Random
+) -> list[int] | None:
+    """Search a connected problem; move the guess that was right to the front."""
+    load = problem.load.tolist()
+    weights = [1.0] * len(load)
+    bundles = singles(problem)
+    step = 0
+    while True:
+        step += 1
+        for guess in tuple(guesses):
+            if clock.expired:
+                return None
+            order = _order(merge(bundles, guess.merge, rng), guess.priority, load, rng)
             task = _task(order, len(load), capacity, reverse=guess.reverse)
             if guess.reverse:
                 weights.reverse()
             tree = Tree(task, weights, lazy=guess.lazy)
-            outcome = tree.search(min(nodes - spent, budget * len(order)), clock)
-            spent += tree.nodes
+            outcome = tree.search(EFFORT * luby(step) * len(order), clock)
             if guess.reverse:
                 weights.reverse()
             if outcome is Outcome.FOUND:
-                self._guesses.remove(guess)
-                self._guesses.insert(0, guess)
-                return _spread(order, tree.offsets, len(bundles)), spent
+                guesses.remove(guess)
+                guesses.insert(0, guess)
+                return _spread(order, tree.offsets, len(bundles))
             if outcome is Outcome.EXHAUSTED and guess == COMPLETE:
                 raise ProvedInfeasible(
                     f"nothing fits a capacity of {capacity} units: the search was exhausted"
                 )
-        return None, spent
-
-    def _schedule(self) -> Iterator[tuple[Guess, int]]:
-        """Yield guesses with the nodes that each may use for a bundle."""
-        for step in count(1):
-            for guess in tuple(self._guesses):
-                yield guess, self._effort * luby(step)
 
 
 def luby(step: int) -> int:
