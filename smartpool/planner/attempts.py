@@ -198,8 +198,8 @@ def _by_search(
     racer: Racer, relaxed: Sequence[float], clock: Clock, seconds: float, seed: int
 ) -> Iterator[None]:
     """Ask the search for the goal, or a little more and then more, each for a slice of time."""
-    if relaxed[0] == 0 and racer.problem.fixed is None and len(racer.problem) <= WHOLE:
-        flat = bool((racer.problem.load == racer.problem.load[0]).all())
+    flat = bool((racer.problem.load == racer.problem.load[0]).all())
+    if relaxed[0] == 0 and racer.problem.fixed is None and (flat or len(racer.problem) <= WHOLE):
         yield from _by_whole_search(racer, clock, FLAT * seconds if flat else seconds, seed)
         if flat:  # all of it is the core
             return

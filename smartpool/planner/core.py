@@ -13,9 +13,10 @@ Method: the *core* is what touches a hot section; at first the hot sections are 
    becomes hot; back to 1.
 
 Source: the idea of a lazily grown core is that of cutting planes; for storage allocation we know of no
-earlier use. Bound: every round adds a section, so there are at most as many as sections; in practice
-the real instances take one to six, with cores of 80 to 3400 intervals. Rejected: adding a fixed share of the
-sections (too many for the search in flat instances, too few in spiky ones); making all sections hot that
+earlier use. Bound: each round may heat twice as many sections as the one before, so there are few: the
+real instances take one to six, with cores of 80 to 3400 intervals. Rejected: as many in every round (dozens
+of rounds where steps overlap, each with a core solved anew); adding a fixed share of the sections (too
+many for the search in flat instances, too few in spiky ones); making all sections hot that
 a violating interval touches (long ones drag in half of time).
 """
 
@@ -41,12 +42,13 @@ VALLEY: Final = 0.9
 """A cut is made where the load falls below this share of its maximum."""
 
 WORST: Final = 8
-"""So many violations make a section hot in one round, the highest first."""
+"""So many violations, the highest, make a section hot in the first round; then twice as many each."""
 
 
 def solve_core(problem: Problem, target: int, fit: CoreSolver, clock: Clock) -> Iterator[Int64s]:
     """Yield ever other plans, the core exact in each, until one meets the target or the search gives up."""
     hot = problem.load >= problem.load.max(initial=0)
+    worst = WORST
     while not clock.expired:
         rows = np.flatnonzero(touches(hot, problem.first, problem.last))
         core = _fit_core(problem, rows, target, fit)
@@ -55,8 +57,10 @@ def solve_core(problem: Problem, target: int, fit: CoreSolver, clock: Clock) -> 
         offsets = around(problem, core, hot, target, clock)
         yield offsets
         over = np.flatnonzero(offsets + problem.size > target)
-        if not len(over) or not _heat(problem, hot, over[np.argsort(-(offsets + problem.size)[over])]):
+        over = over[np.argsort(-(offsets + problem.size)[over])][:worst]
+        if not len(over) or not _heat(problem, hot, over):
             return
+        worst *= 2
 
 
 def around(problem: Problem, core: Int64s, hot: np.ndarray, target: int, clock: Clock) -> Int64s:
@@ -141,9 +145,9 @@ def touches(hot: np.ndarray, first: Int64s, last: Int64s) -> np.ndarray:
 
 
 def _heat(problem: Problem, hot: np.ndarray, over: Int64s) -> bool:
-    """Make hot the hottest cold section of each of the worst violations; say whether any was cold."""
+    """Make hot the hottest cold section of each violation; say whether any was cold."""
     changed = False
-    for row in over[:WORST].tolist():
+    for row in over.tolist():
         span = slice(problem.first[row], problem.last[row])
         load = np.where(hot[span], -1, problem.load[span])
         at = int(load.argmax())

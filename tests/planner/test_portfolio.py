@@ -292,3 +292,10 @@ def test_perfect_tilings_of_the_whole_capacity_are_planned_at_it(by_area, span, 
         for seed in range(3):
             result = solve(intervals, seed=seed, time_limit=PATIENCE_S)
             assert validate(intervals, result.offsets) == result.height == capacity, (number, seed)
+
+
+@pytest.mark.parametrize("count", [800, 3000])
+def test_perfect_tilings_are_planned_at_their_load_whatever_their_number(count):
+    intervals = tiling(np.random.default_rng(count), count, 1 << 20, 10**6, by_area=True)
+    result = solve(intervals, time_limit=PATIENCE_S)
+    assert validate(intervals, result.offsets) == result.height == 1 << 20
