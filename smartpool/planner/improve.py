@@ -22,7 +22,7 @@ import numpy as np
 from smartpool.planner.clock import Clock
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
-from smartpool.planner.sweeps import Int64s
+from smartpool.planner.sweeps import Int64s, first_fit
 
 __all__ = ["improve"]
 
@@ -75,7 +75,9 @@ def _rebuild(problem: Problem, offsets: Int64s, limit: int, clock: Clock) -> Int
         if at % 64 == 0 and clock.expired:
             return None
         size = int(high[at] - low[at])
-        offset = _lowest(first, last, low, high, at, size, int(steps[at]))
+        meets = np.flatnonzero((first[:at] < last[at]) & (last[:at] > first[at]))
+        meets = meets[np.argsort(low[meets])]
+        offset = first_fit(low[meets], high[meets], size, int(steps[at]))
         low[at], high[at] = offset, offset + size
         if offset + size <= limit:
             at += 1
@@ -91,16 +93,3 @@ def _rebuild(problem: Problem, offsets: Int64s, limit: int, clock: Clock) -> Int
     result = np.empty(len(problem), np.int64)
     result[rows] = low
     return result
-
-
-def _lowest(  # noqa: PLR0917  the columns of one table
-    first: Int64s, last: Int64s, low: Int64s, high: Int64s, at: int, size: int, step: int
-) -> int:
-    """Return the lowest offset at which the interval `at` avoids those before it in the order."""
-    meets = np.flatnonzero((first[:at] < last[at]) & (last[:at] > first[at]))
-    meets = meets[np.argsort(low[meets])]
-    reach = np.maximum.accumulate(np.concatenate([[0], high[meets]]))
-    if step > 1:
-        reach = (reach + step - 1) // step * step
-    fits = np.flatnonzero(low[meets] - reach[:-1] >= size)
-    return int(reach[fits[0]] if len(fits) else reach[-1])

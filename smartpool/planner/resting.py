@@ -24,7 +24,7 @@ import numpy as np
 from smartpool.planner.clock import Clock
 from smartpool.planner.intervals import FREE, IntervalSet
 from smartpool.planner.pieces import Pieces
-from smartpool.planner.sweeps import Int64s
+from smartpool.planner.sweeps import Int64s, first_fit
 
 __all__ = ["improve_resting"]
 
@@ -98,18 +98,11 @@ def _in_turn(intervals: IntervalSet, held: Pieces, order: Int64s, clock: Clock) 
             below.append(low[meets] - held.high[piece])
             above.append(high[meets] - held.low[piece])
         if below:
-            step = int(intervals.alignment[row])
-            offsets[row] = _lowest(np.concatenate(below), np.concatenate(above), step)
+            begins, ends = np.concatenate(below), np.concatenate(above)
+            order_of = np.argsort(begins, kind="stable")
+            # A size of 0, as the piece's own bytes are in these ranges already.
+            offsets[row] = first_fit(begins[order_of], ends[order_of], 0, int(intervals.alignment[row]))
         for piece in mine:
             placed[piece] = True
             low[piece], high[piece] = offsets[row] + held.low[piece], offsets[row] + held.high[piece]
     return offsets
-
-
-def _lowest(below: Int64s, above: Int64s, step: int) -> int:
-    """Return the lowest multiple of `step` that is in none of the open ranges (below, above)."""
-    order = np.argsort(below, kind="stable")
-    reach = np.maximum.accumulate(np.append(0, above[order]))
-    reach = (reach + step - 1) // step * step
-    free = np.append(below[order] >= reach[:-1], True)
-    return int(reach[free.argmax()])

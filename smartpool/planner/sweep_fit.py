@@ -40,7 +40,7 @@ from smartpool.planner.clock import FOREVER, Clock
 from smartpool.planner.gap_index import GapIndex, Side
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
-from smartpool.planner.sweeps import Int64s
+from smartpool.planner.sweeps import Int64s, first_fit
 
 __all__ = ["STACKINGS", "WAYS", "fill", "outward", "stack", "sweep"]
 
@@ -284,14 +284,7 @@ def fill(problem: Problem, placed: Int64s, chosen: Int64s, before: Int64s, clock
             clock.check()
         lows, highs, starts, stops = board[:, :count]
         meets = (starts < last[row]) & (stops > first[row])
-        reach = np.empty(1 + int(np.count_nonzero(meets)), np.int64)
-        reach[0] = 0
-        np.maximum.accumulate(highs[meets], out=reach[1:])
-        if steps is not None:
-            reach = (reach + steps[row] - 1) // steps[row] * steps[row]
-        fits = lows[meets] - reach[:-1] >= nbytes
-        at = int(fits.argmax()) if len(fits) else 0
-        offset = int(reach[at] if len(fits) and fits[at] else reach[-1])
+        offset = first_fit(lows[meets], highs[meets], nbytes, steps[row] if steps else 1)
         placed[row] = offset
         at = int(lows.searchsorted(offset, side="right"))
         board[:, at + 1 : count + 1] = board[:, at:count]

@@ -18,6 +18,7 @@ __all__ = [
     "Int64s",
     "Sections",
     "component_of",
+    "first_fit",
     "overlap_counts",
     "section_load",
     "sections",
@@ -107,3 +108,26 @@ def component_of(start: Int64s, end: Int64s) -> Int64s:
     component = np.empty(len(start), np.int64)
     component[order] = np.cumsum(begins)
     return component
+
+
+def first_fit(low: Int64s, high: Int64s, size: int, alignment: int = 1) -> int:
+    """Return the lowest aligned offset, at least 0, at which `size` bytes avoid the ranges ``[low, high)``.
+
+    Parameters
+    ----------
+    low, high
+        What is taken, in ascending order of `low`; ranges may overlap.
+
+    Examples
+    --------
+    >>> low, high = np.array([0, 8]), np.array([5, 12])
+    >>> first_fit(low, high, 3), first_fit(low, high, 3, alignment=4)
+    (5, 12)
+    """
+    reach = np.empty(1 + len(low), np.int64)
+    reach[0], reach[1:] = 0, high
+    np.maximum.accumulate(reach, out=reach)
+    if alignment > 1:
+        reach = (reach + alignment - 1) // alignment * alignment
+    fits = np.flatnonzero(low - reach[:-1] >= size)
+    return int(reach[fits[0]] if len(fits) else reach[-1])

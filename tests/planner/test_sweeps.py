@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from smartpool.planner import IntervalSet
 from smartpool.planner.problem import cliques, normalize
-from smartpool.planner.sweeps import component_of, overlap_counts, section_load, sections
+from smartpool.planner.sweeps import component_of, first_fit, overlap_counts, section_load, sections
 
 LIFETIMES = st.lists(
     st.tuples(st.integers(-5, 10), st.integers(0, 8), st.integers(0, 20)).map(
@@ -89,3 +89,16 @@ def test_normalizing_divides_by_what_is_common(lifetimes, factor):
     if len(one.problem):
         assert other.unit == factor * one.unit
         assert np.gcd.reduce(one.problem.size) == 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(-9, 20), st.integers(0, 9)), max_size=8),
+    st.integers(0, 9),
+    st.integers(1, 5),
+)
+def test_first_fit_takes_the_lowest_place_of_all(taken, size, alignment):
+    taken = sorted((low, low + width) for low, width in taken)
+    low, high = np.array(taken, np.int64).reshape(-1, 2).T
+    places = range(0, 60, alignment)
+    free = (at for at in places if all(at >= high or at + size <= low for low, high in taken))
+    assert first_fit(low, high, size, alignment) == next(free)
