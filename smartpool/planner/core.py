@@ -32,6 +32,7 @@ from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
 from smartpool.planner.sweep_fit import fill, outward
 from smartpool.planner.sweeps import Int64s
+from smartpool.planner.windows import windows
 
 __all__ = ["CoreSolver", "around", "solve_core", "touches"]
 
@@ -66,52 +67,28 @@ def solve_core(problem: Problem, target: int, fit: CoreSolver, clock: Clock) -> 
 def around(problem: Problem, core: Int64s, hot: np.ndarray, target: int, clock: Clock) -> Int64s:
     """Return offsets for all, with `core` (`FREE` elsewhere) kept, by sweeps from each hot run."""
     cuts = _valleys(problem.load, hot)
-    first, last = problem.first, problem.last
-    crossings = np.searchsorted(cuts, last) - np.searchsorted(cuts, first)
     offsets = core.copy()
-    kept = np.flatnonzero(core != FREE)
-    crossers = np.flatnonzero((crossings > 0) & (core == FREE))
-    _place_crossers(problem, offsets, crossers, kept, crossings, cuts, clock)
-    obstacles = np.concatenate([kept, crossers])
-    rest = np.flatnonzero((crossings == 0) & (core == FREE))
-    window_of = np.searchsorted(cuts, first[rest])
-    rest = rest[np.argsort(window_of, kind="stable")]
-    groups = np.split(rest, np.searchsorted(np.sort(window_of), np.arange(1, len(cuts) + 1)))
-    edges = np.concatenate([[-1], cuts, [len(problem.load)]])
-    for low, high, inside in zip(edges[:-1] + 1, edges[1:], groups, strict=True):
-        if len(inside):
-            beside = obstacles[(first[obstacles] < high) & (last[obstacles] > low)]
-            rows = np.concatenate([beside, inside])
-            offsets[rows] = outward(
-                problem.clip(rows, low, high), ceiling=target, core=offsets[rows], clock=clock
-            )
+    _place_crossers(problem, offsets, cuts, clock)
+    for window, rows in windows(problem, cuts, offsets):
+        offsets[rows] = outward(window, ceiling=target, clock=clock)
     return offsets
 
 
-def _place_crossers(  # noqa: PLR0917  what `around` knows
-    problem: Problem,
-    offsets: Int64s,
-    crossers: Int64s,
-    kept: Int64s,
-    crossings: Int64s,
-    cuts: Int64s,
-    clock: Clock,
-) -> None:
+def _place_crossers(problem: Problem, offsets: Int64s, cuts: Int64s, clock: Clock) -> None:
     """Place what crosses cuts: first what crosses several, then, cut by cut, what crosses one alone."""
     first, last = problem.first, problem.last
-    crossers = crossers[np.argsort(first[crossers] - last[crossers], kind="stable")]
-    several = crossers[crossings[crossers] > 1]
-    fill(problem, offsets, several, kept, clock)
-    obstacles = np.concatenate([kept, several])
-    single = crossers[crossings[crossers] == 1]
-    cut_of = np.searchsorted(cuts, first[single])
-    order = np.argsort(cut_of, kind="stable")
-    single, cut_of = single[order], cut_of[order]
-    for group in np.split(single, np.flatnonzero(np.diff(cut_of)) + 1) if len(single) else []:
-        # Neighbouring groups may meet in the window between them.
-        near = (first[obstacles] < last[group].max()) & (last[obstacles] > first[group].min())
-        fill(problem, offsets, group, obstacles[near], clock)
-        obstacles = np.concatenate([obstacles, group])
+    first_cut, crossings = np.searchsorted(cuts, first), np.searchsorted(cuts, last)
+    crossings -= first_cut
+    obstacles = np.flatnonzero(offsets != FREE)
+    crossers = np.flatnonzero((crossings > 0) & (offsets == FREE))
+    # A group for each cut, the longest first, after one of its own for what crosses several.
+    group = np.where(crossings > 1, -1, first_cut)[crossers]
+    order = np.lexsort((first[crossers] - last[crossers], group))
+    for rows in np.split(crossers[order], np.flatnonzero(np.diff(group[order])) + 1):
+        if len(rows):
+            near = (first[obstacles] < last[rows].max()) & (last[obstacles] > first[rows].min())
+            fill(problem, offsets, rows, obstacles[near], clock)
+            obstacles = np.concatenate([obstacles, rows])
 
 
 def _fit_core(problem: Problem, rows: Int64s, target: int, fit: CoreSolver) -> Int64s | None:

@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
 from smartpool.planner.sweeps import Int64s
 
@@ -73,7 +74,7 @@ def window_rows(problem: Problem, cuts: Int64s) -> tuple[Int64s, list[Int64s]]:
 
 
 def windows(problem: Problem, cuts: Int64s, offsets: Int64s) -> list[tuple[Problem, Int64s]]:
-    """Return each window as a problem, with the rows that it stands for.
+    """Return each window in which something is to be placed as a problem, with the rows that it stands for.
 
     Parameters
     ----------
@@ -88,6 +89,6 @@ def windows(problem: Problem, cuts: Int64s, offsets: Int64s) -> list[tuple[Probl
     for low, high, rows in zip(edges[:-1] + 1, edges[1:], inside, strict=True):
         beside = crossers[(first < high) & (last > low)]
         both = np.concatenate([beside, rows])
-        if len(rows):
+        if (offsets[rows] == FREE).any():
             result.append((known.clip(both, int(low), int(high)), both))
     return result
