@@ -19,7 +19,8 @@ from pathlib import Path
 from common import write_results
 
 from smartpool.report.analysis import analysis
-from smartpool.report.trace_report import write_trace_report
+from smartpool.report.page import write_page
+from smartpool.report.trace_report import trace_report
 from smartpool.trace import read_any
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def measured(path: Path) -> dict[str, object]:
     found = analysis(trace)
     replayed = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        page = write_trace_report(found, Path(folder) / "report.html")
+        page = write_page(Path(folder) / "report.html", trace_report(found))
         written = time.perf_counter()
         return {
             "trace": trace.name,

@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Sequence
 from os import PathLike
+from typing import Final
 
 from smartpool.errors import BackgroundError, ConfigurationError, InvalidRequestError
 from smartpool.forks import renewed
 from smartpool.log import LOGGER
 from smartpool.maintenance.background import NEVER, Background
-from smartpool.maintenance.mapper import Mapper
 from smartpool.maintenance.pressure import PressureCallback, PressureCallbacks
 from smartpool.maintenance.profiles import read_profiles, write_profiles
 from smartpool.manager import AdvancedMemoryPoolManager
@@ -21,6 +21,9 @@ from smartpool.telemetry.statistics import MemorySnapshot, OptimizationOutcome
 from smartpool.units import format_size
 
 __all__ = ["Maintenance"]
+
+_PAUSE_S: Final = 50e-6
+"""Between two chunks mapped ahead: Python's locks are not fair, and requests that wait go first."""
 
 
 class Maintenance:
@@ -45,8 +48,7 @@ class Maintenance:
         self._pools = pools
         self._config = pools.config
         self.background = Background(self.background_pass, pools.config.optimization_interval)
-        self._mapper = Mapper([manager.maintenance for manager in pools.managers])
-        self.mapping = Background(self._mapper.background_pass, NEVER, name="smartpool-mapper")
+        self.mapping = Background(self.map_ahead, NEVER, name="smartpool-mapper")
         self._pressure_callbacks = PressureCallbacks(pools.config.memory_pressure_threshold)
         self.optimizations = self.memory_freed_bytes = 0
         self._counting = renewed(self, "_counting", threading.RLock)
@@ -175,6 +177,12 @@ class Maintenance:
         with self._counting:
             self.optimizations += 1
             self.memory_freed_bytes += freed_bytes
+
+    def map_ahead(self) -> None:
+        """Map all that can be foreseen now: called by the mapper's thread."""
+        for manager in self._pools.managers:
+            while manager.maintenance.map_ahead():
+                time.sleep(_PAUSE_S)
 
     def _map_ahead(self) -> None:
         """Let the mapper look at each growth from now on: something can be foreseen."""

@@ -20,7 +20,8 @@ from smartpool.cli.replays import DEFAULT_DEVICE, find_trace, play, runs_as_json
 from smartpool.cli.targets import HTML, check_target, written_to
 from smartpool.dlpack import DeviceType
 from smartpool.errors import DLPackError
-from smartpool.report.picture import write_picture
+from smartpool.report.page import write_page
+from smartpool.report.picture import picture
 from smartpool.report.table import new_table, print_runs, print_table
 from smartpool.trace.baselines import PEERS
 from smartpool.trace.bundled import bundled_names
@@ -107,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
             "addresses without memory, driver time by costs measured on an H200"
         )
     runs = play(traces, [SMARTPOOL, *PEERS], DEFAULT_DEVICE)
-    with written_to(args.output) as picture:
-        path = write_picture(runs, picture, title="SmartPool beside its peers").resolve()
+    with written_to(args.output) as target:
+        path = write_page(target, picture(runs, title="SmartPool beside its peers")).resolve()
     if console:
         print_runs(runs, console)
         console.print("\n[bold]Memory over time[/], a picture to open in a browser:")

@@ -99,10 +99,11 @@ def run(args: argparse.Namespace) -> int:
             write_csv(target, intervals, plan.offsets)
     if args.picture is not None:
         # Drawing is for those who ask.
-        from smartpool.report.plan_picture import write_plan_picture  # noqa: PLC0415
+        from smartpool.report.page import write_page  # noqa: PLC0415
+        from smartpool.report.plan_picture import plan_picture  # noqa: PLC0415
 
         with written_to(args.picture) as target:
-            write_plan_picture(target, intervals, plan, title=path.stem, capacity=args.capacity)
+            write_page(target, plan_picture(intervals, plan, title=path.stem, capacity=args.capacity))
     if args.json:
         print(json.dumps(_document(path.stem, intervals, plan), indent=1))
     else:

@@ -14,7 +14,8 @@ from smartpool.cli.arguments import add_against, add_capacity, add_command, add_
 from smartpool.cli.console import make_console
 from smartpool.cli.replays import DEFAULT_DEVICE, FAILED_REQUESTS, OK, find_trace, play, runs_as_json
 from smartpool.cli.targets import HTML, check_target, written_to
-from smartpool.report.picture import write_picture
+from smartpool.report.page import write_page
+from smartpool.report.picture import picture
 from smartpool.report.table import print_runs
 from smartpool.trace.bundled import bundled_names
 from smartpool.trace.replay import STREAM_MODES
@@ -77,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
         policy=args.policy,
     )
     if args.picture is not None:
-        with written_to(args.picture) as picture:
-            write_picture(runs, picture)
+        with written_to(args.picture) as path:
+            write_page(path, picture(runs))
     if console is None:
         print(json.dumps(runs_as_json(runs), indent=1))
     else:

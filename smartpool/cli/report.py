@@ -20,9 +20,10 @@ from smartpool.cli.targets import HTML, check_target, read_from, tell, written_t
 from smartpool.errors import InvalidRequestError
 from smartpool.report.analysis import analysis
 from smartpool.report.dump import is_dump, read_dump
-from smartpool.report.dump_report import write_dump_report
+from smartpool.report.dump_report import dump_report
+from smartpool.report.page import write_page
 from smartpool.report.text import counted, printable
-from smartpool.report.trace_report import write_trace_report
+from smartpool.report.trace_report import trace_report
 from smartpool.trace.baselines import PEERS
 from smartpool.trace.bundled import bundled_names
 from smartpool.trace.optimum import OPTIMUM
@@ -88,7 +89,7 @@ def _of_dump(args: argparse.Namespace, source: Path, target: Path) -> tuple[dict
     _refuse_what_replays(args)
     dump = read_dump(source)
     with written_to(target) as path:
-        nbytes = write_dump_report(dump, path, title=args.title).stat().st_size
+        nbytes = write_page(path, dump_report(dump, title=args.title)).stat().st_size
     requested = dump.story["requested_bytes"]
     facts = {"bytes": nbytes, "kind": "out-of-memory", "requested_bytes": requested}
     return facts, f"{format_bytes(requested)} asked for"
@@ -110,7 +111,7 @@ def _of_trace(args: argparse.Namespace, target: Path, source: Path) -> tuple[dic
             begin=begin,
         )
     with written_to(target) as path:
-        nbytes = write_trace_report(found, path, title=args.title).stat().st_size
+        nbytes = write_page(path, trace_report(found, title=args.title)).stat().st_size
     failed = sum(one.failed_requests for one in found.runs)
     line = f"{format_bytes(trace.peak_live_bytes)} live at the peak"
     line += f", {counted(failed, 'failed request')} among all allocators" if failed else ""

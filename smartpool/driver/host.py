@@ -45,17 +45,13 @@ class HostDriver(HostStreams):
     def memory_info(self) -> MemoryInfo:
         """Return free and total physical bytes."""
         with self._lock:
-            self.calls["memory_info"] += 1
-            if self.faults.alert:
-                self.faults.check("memory_info")
+            self._count("memory_info")
             return self._memory_info(self._book.footprint.free)
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` fresh bytes."""
         with self._lock:
-            self.calls["allocate"] += 1
-            if self.faults.alert:
-                self.faults.check("allocate", size=size)
+            self._count("allocate", size=size)
             self._book.check_size("allocate", size)
             self._refuse_when_closed("allocate", size=size)
             footprint = self._book.footprint
@@ -69,9 +65,7 @@ class HostDriver(HostStreams):
     def free(self, address: int) -> None:
         """Give back what `allocate` returned."""
         with self._lock:
-            self.calls["free"] += 1
-            if self.faults.alert:
-                self.faults.check("free", address=address)
+            self._count("free", address=address)
             footprint = self._book.footprint
             held = footprint.held
             size = self._book.remove_raw(address)
@@ -87,11 +81,7 @@ class HostDriver(HostStreams):
     def reserve(self, size: int) -> int:
         """Return the base of a fresh range of addresses with no memory behind them."""
         with self._lock:
-            self.calls["reserve"] += 1
-            if not self.granularity:
-                raise self._without_virtual("reserve")
-            if self.faults.alert:
-                self.faults.check("reserve", size=size)
+            self._begin_virtual("reserve", size=size)
             self._book.check_granular("reserve", size)
             self._refuse_when_closed("reserve", size=size)
             address = self._reserve(size)
@@ -101,11 +91,7 @@ class HostDriver(HostStreams):
     def unreserve(self, address: int, size: int) -> None:
         """Give back a whole reservation in which nothing is mapped."""
         with self._lock:
-            self.calls["unreserve"] += 1
-            if not self.granularity:
-                raise self._without_virtual("unreserve")
-            if self.faults.alert:
-                self.faults.check("unreserve", address=address, size=size)
+            self._begin_virtual("unreserve", address=address, size=size)
             self._book.remove_reservation(address, size)
             try:
                 self._unreserve(address, size)
@@ -117,11 +103,7 @@ class HostDriver(HostStreams):
     def create_chunk(self, size: int) -> int:
         """Return a handle of physical memory, mapped nowhere."""
         with self._lock:
-            self.calls["create_chunk"] += 1
-            if not self.granularity:
-                raise self._without_virtual("create_chunk")
-            if self.faults.alert:
-                self.faults.check("create_chunk", size=size)
+            self._begin_virtual("create_chunk", size=size)
             self._book.check_granular("create_chunk", size)
             self._refuse_when_closed("create_chunk", size=size)
             if size > self._book.footprint.free:
@@ -133,11 +115,7 @@ class HostDriver(HostStreams):
     def release_chunk(self, chunk: int) -> None:
         """Give the memory of a chunk that is mapped nowhere back."""
         with self._lock:
-            self.calls["release_chunk"] += 1
-            if not self.granularity:
-                raise self._without_virtual("release_chunk")
-            if self.faults.alert:
-                self.faults.check("release_chunk", chunk=chunk)
+            self._begin_virtual("release_chunk", chunk=chunk)
             size = self._book.remove_chunk(chunk)
             try:
                 self._release_chunk(chunk, size)
@@ -149,11 +127,7 @@ class HostDriver(HostStreams):
     def map_chunk(self, address: int, chunk: int) -> None:
         """Map the whole chunk at `address`."""
         with self._lock:
-            self.calls["map_chunk"] += 1
-            if not self.granularity:
-                raise self._without_virtual("map_chunk")
-            if self.faults.alert:
-                self.faults.check("map_chunk", address=address, chunk=chunk)
+            self._begin_virtual("map_chunk", address=address, chunk=chunk)
             mapping = self._book.map(address, chunk)
             try:
                 self._map(mapping)
@@ -164,11 +138,7 @@ class HostDriver(HostStreams):
     def enable_access(self, address: int, size: int) -> None:
         """Let this device read and write the range, which must be mapped all over."""
         with self._lock:
-            self.calls["enable_access"] += 1
-            if not self.granularity:
-                raise self._without_virtual("enable_access")
-            if self.faults.alert:
-                self.faults.check("enable_access", address=address, size=size)
+            self._begin_virtual("enable_access", address=address, size=size)
             mappings = self._book.enable_access(address, size)
             self._enable_access(address, size, mappings)
             for mapping in mappings:
@@ -177,11 +147,7 @@ class HostDriver(HostStreams):
     def unmap(self, address: int, size: int) -> None:
         """Unmap all chunks mapped in the range."""
         with self._lock:
-            self.calls["unmap"] += 1
-            if not self.granularity:
-                raise self._without_virtual("unmap")
-            if self.faults.alert:
-                self.faults.check("unmap", address=address, size=size)
+            self._begin_virtual("unmap", address=address, size=size)
             mappings = self._book.unmap(address, size)
             try:
                 self._unmap(address, size, mappings)
@@ -199,30 +165,20 @@ class HostDriver(HostStreams):
     def share_chunks(self) -> None:
         """Make chunks that are created from now on exportable."""
         with self._lock:
-            self.calls["share_chunks"] += 1
-            if not self.granularity:
-                raise self._without_virtual("share_chunks")
+            self._begin_virtual("share_chunks")
             self._share_chunks()
 
     def export_chunk(self, chunk: int) -> int:
         """Return a new file descriptor for a chunk; the caller closes it."""
         with self._lock:
-            self.calls["export_chunk"] += 1
-            if not self.granularity:
-                raise self._without_virtual("export_chunk")
-            if self.faults.alert:
-                self.faults.check("export_chunk", chunk=chunk)
+            self._begin_virtual("export_chunk", chunk=chunk)
             self._book.check_chunk("export_chunk", chunk)
             return self._export_chunk(chunk)
 
     def import_chunk(self, descriptor: int, size: int) -> int:
         """Return a handle of the chunk behind a file descriptor, which stays the caller's."""
         with self._lock:
-            self.calls["import_chunk"] += 1
-            if not self.granularity:
-                raise self._without_virtual("import_chunk")
-            if self.faults.alert:
-                self.faults.check("import_chunk", descriptor=descriptor, size=size)
+            self._begin_virtual("import_chunk", descriptor=descriptor, size=size)
             self._book.check_granular("import_chunk", size)
             self._refuse_when_closed("import_chunk", size=size)
             handle = self._import_chunk(descriptor, size)
@@ -340,11 +296,15 @@ class HostDriver(HostStreams):
 
     # --- inside ---
 
-    def _without_virtual(self, call: str) -> UnsupportedError:
-        return UnsupportedError(
-            f"{call}: {self.name} has no virtual memory on this platform; use raw allocations, "
-            "or the model device"
-        )
+    def _begin_virtual(self, call: str, **arguments: int) -> None:
+        """Count the call and let it fail: for want of virtual memory, or as a fault says."""
+        if not self.granularity:
+            self.calls[call] += 1
+            raise UnsupportedError(
+                f"{call}: {self.name} has no virtual memory on this platform; use raw allocations, "
+                "or the model device"
+            )
+        self._count(call, **arguments)
 
     def _out_of_memory(self, call: str, size: int) -> DriverOutOfMemoryError:
         advice = f"{self._footprint.free} of {self._footprint.capacity} bytes are free"

@@ -178,11 +178,15 @@ class HostStreams(ABC):
         self._lock = threading.Lock()
         self._queues.use_lock(self._lock)
 
-    def _begin(self, call: str, **arguments: object) -> None:
-        """Count the call, let it fail if a fault says so, and account for its time."""
+    def _count(self, call: str, **arguments: object) -> None:
+        """Count the call, and let it fail if a fault says so."""
         self.calls[call] += 1
         if self.faults.alert:
             self.faults.check(call, **arguments)
+
+    def _begin(self, call: str, **arguments: object) -> None:
+        """Count a call that does nothing physical, and account for its time."""
+        self._count(call, **arguments)
         self._spend(call)
 
     @abstractmethod

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,25 +13,12 @@ from smartpool.report.page import data_block, escaped, html_page, text_block
 from smartpool.report.text import counted, format_count, format_share
 from smartpool.units import format_bytes
 
-__all__ = ["dump_report", "write_dump_report"]
+__all__ = ["dump_report"]
 
 STYLES: Final = ("tokens.css", "base.css", "report.css")
 SCRIPTS: Final = ("format.js", "columns.js", "series.js", "raster.js", "kit.js", "dump.js")
 _STATES: Final = ("live", "cached", "planned", "free")
 _NOTHING: Final = -1
-
-
-def write_dump_report(dump: Dump, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
-    """Write the report of a dump to `path` and return the path.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be written.
-    """
-    target = Path(path)
-    target.write_text(dump_report(dump, title=title), encoding="utf-8")
-    return target
 
 
 def dump_report(dump: Dump, *, title: str | None = None) -> str:
@@ -157,7 +142,7 @@ def _map_section(dump: Dump) -> str:
     return (
         '<section><h2>Where the memory is</h2><p class="lead">Every byte that the pool holds, by address, '
         f"row below row: {words or 'nothing'}. Addresses without memory are left out. Point at a range to "
-        f'see what it is.</p><div class="tools"><label>colours by <select id="map-color">{options}</select>'
+        f'see what it is.</p><div class="tools"><label>colors by <select id="map-color">{options}</select>'
         '</label><span class="legend" id="map-legend"></span></div><figure id="map"></figure></section>'
     )
 

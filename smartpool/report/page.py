@@ -10,13 +10,15 @@ import base64
 import hashlib
 import html
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from smartpool.drawing.assets import joined
 from smartpool.report.text import printable
 
-__all__ = ["NO_SCRIPT", "data_block", "escaped", "html_page", "text_block"]
+__all__ = ["NO_SCRIPT", "data_block", "escaped", "html_page", "text_block", "write_page"]
 
 NO_SCRIPT: Final = (
     "<noscript><p>The pictures need JavaScript; what is in words and tables does not.</p></noscript>"
@@ -79,3 +81,10 @@ def text_block(text: str, *, kind: str, name: str | None = None) -> str:
         raise ValueError("expected text without '<', which could end the block early")
     identity = "" if name is None else f' id="{name}"'
     return f'<script type="{kind}"{identity}>{text}</script>'
+
+
+def write_page(path: str | os.PathLike[str], page: str) -> Path:
+    """Write a page, or a picture, and return its path. `OSError` when that cannot be done."""
+    target = Path(path)
+    target.write_text(page, encoding="utf-8")
+    return target

@@ -8,9 +8,7 @@ every value can be read with the pointer or the arrow keys.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +23,7 @@ from smartpool.report.text import counted
 from smartpool.trace.replay import Run
 from smartpool.units import format_bytes
 
-__all__ = ["picture", "write_picture"]
+__all__ = ["picture"]
 
 STYLES: Final = ("tokens.css", "base.css", "page.css")
 SCRIPTS: Final = (
@@ -37,30 +35,8 @@ _PANELS_TEXT: Final = (
 )
 
 
-def write_picture(runs: Iterable[Run], path: str | os.PathLike[str], *, title: str | None = None) -> Path:
-    """Write the picture of `runs` to `path` and return the path.
-
-    Parameters
-    ----------
-    runs
-        Runs with a timeline, of any number of traces and allocators.
-    path
-        The file to write.
-    title
-        The heading; None for one of our own.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be written.
-    """
-    target = Path(path)
-    target.write_text(picture(runs, title=title), encoding="utf-8")
-    return target
-
-
 def picture(runs: Iterable[Run], *, title: str | None = None) -> str:
-    """Return the picture of `runs` as the text of an HTML page. See `write_picture`."""
+    """Return the picture of `runs` as the text of an HTML page."""
     comparison = Comparison(runs)
     heading = title if title is not None else _heading(comparison)
     slots = slots_of(comparison.allocators)

@@ -7,8 +7,6 @@ of what they cover, at the resolution of the picture. Size of the file: at most 
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -23,7 +21,7 @@ from smartpool.report.page import escaped
 from smartpool.report.text import counted
 from smartpool.units import format_size
 
-__all__ = ["plan_picture", "write_plan_picture"]
+__all__ = ["plan_picture"]
 
 WIDTH: Final = 960
 HEIGHT: Final = 560
@@ -52,19 +50,6 @@ PALETTE: Final = (
 """After Paul Tol's schemes, which readers with any colour vision can tell apart."""
 
 Int64s = NDArray[np.int64]
-
-
-def write_plan_picture(
-    path: str | os.PathLike[str],
-    intervals: IntervalSet,
-    plan: Plan,
-    *,
-    title: str = "",
-    capacity: int | None = None,
-) -> None:
-    """Write `plan_picture` to a file."""
-    text = plan_picture(intervals, plan, title=title, capacity=capacity)
-    Path(path).write_text(text, encoding="utf-8")
 
 
 def plan_picture(intervals: IntervalSet, plan: Plan, *, title: str = "", capacity: int | None = None) -> str:

@@ -2,19 +2,20 @@
 
 The page is drawn by its script from the columns that it carries (`packing`), at whatever resolution the
 screen has; what a reader needs in words and figures is there as text and tables, without the script too.
+`trace.html` has what is the same on every page.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
+from string import Template
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smartpool._version import __version__
+from smartpool.drawing.assets import asset
 from smartpool.report.analysis import Analysis, title_of
 from smartpool.report.chart import swatch
 from smartpool.report.comparison import COLUMNS, FRAGMENTATION, PEAK_LIVE, best_of
@@ -28,7 +29,7 @@ from smartpool.trace.optimum import OPTIMUM
 from smartpool.trace.trace import Trace
 from smartpool.units import format_bytes
 
-__all__ = ["trace_report", "write_trace_report"]
+__all__ = ["trace_report"]
 
 STYLES: Final = ("tokens.css", "base.css", "report.css")
 SCRIPTS: Final = (
@@ -38,93 +39,71 @@ SCRIPTS: Final = (
 _SAMPLES: Final = 24
 
 
-def write_trace_report(found: Analysis, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
-    """Write the report of a trace to `path` and return the path.
+def trace_report(found: Analysis, *, title: str | None = None) -> str:
+    """Return the report of a trace as the text of an HTML page.
 
     Parameters
     ----------
     found
         The trace, and what allocators did with it.
-    path
-        The HTML file to write.
     title
         The heading; None for the trace's name.
-
-    Raises
-    ------
-    OSError
-        When the file cannot be written.
     """
-    target = Path(path)
-    target.write_text(trace_report(found, title=title), encoding="utf-8")
-    return target
-
-
-def trace_report(found: Analysis, *, title: str | None = None) -> str:
-    """Return the report as the text of an HTML page. See `write_trace_report`."""
     trace = found.trace
     heading = trace.name if title is None else title
     directory, columns = packed(columns_of(found))
-    facts = {**about(found), "columns": directory}
-    body = "\n".join(
-        [
-            _header(found, heading),
-            _bar(),
-            '<main><section class="problem" id="problem" hidden></section>',
-            NO_SCRIPT,
-            _time_section(found),
-            _map_section(found),
-            _fragmentation_section(),
-            _moment_section(found),
-            _table_section(found),
-            "</main>",
-            _footer(),
-            data_block(facts, name="about"),
-            text_block(columns, kind="application/octet-stream", name="columns"),
-        ]
+    plan = next(layout for layout in found.layouts if layout.allocator == OPTIMUM)
+    gap = 1 - trace.peak_live_bytes / plan.span_bytes if plan.span_bytes else 0.0
+    heads, rows = _table(found)
+    body = Template(asset("trace.html", __package__)).substitute(
+        heading=escaped(heading),
+        lead=_lead(found),
+        cards=_cards(found),
+        no_script=NO_SCRIPT,
+        keys=_keys(found),
+        time_groups=_options(_groups(found)),
+        samples=_samples(found),
+        map_groups=_options(_map_groups(found)),
+        maps=_maps(found),
+        peak_text=_peak_text(trace),
+        moment_groups=_options(_moment_groups(found)),
+        peak_rows=_peak_rows(trace),
+        plan_bytes=format_bytes(plan.span_bytes),
+        plan_gap=format_share(max(0.0, gap)),
+        table_heads=heads,
+        table_rows=rows,
+        fragmentation=escaped(FRAGMENTATION.title),
+        meaning=escaped(FRAGMENTATION.meaning),
+        version=escaped(__version__),
+        about=data_block({**about(found), "columns": directory}, name="about"),
+        columns=text_block(columns, kind="application/octet-stream", name="columns"),
     )
     return html_page(heading, body, styles=STYLES, scripts=SCRIPTS)
 
 
-# ---------------------------------------------------------------------- the parts of the page
-
-
-def _header(found: Analysis, heading: str) -> str:
+def _lead(found: Analysis) -> str:
     trace = found.trace
     seconds = int(trace.t_us[-1]) / 1e6 if trace.events else 0.0
     recorder = trace.meta.get("recorder")
     by = f", recorded by {escaped(recorder)}" if isinstance(recorder, str) else ""
-    cards = [("peak live", format_bytes(trace.peak_live_bytes), "", "")]
+    return (
+        f"{counted(trace.events, 'event')}, {counted(trace.allocations, 'allocation')} on "
+        f"{counted(trace.streams, 'stream')} in {format_duration(seconds)}{by}; replayed on "
+        f"{escaped(found.device)}."
+    )
+
+
+def _cards(found: Analysis) -> str:
+    cards = [("peak live", format_bytes(found.trace.peak_live_bytes), "", "")]
     for run, layout in zip(found.runs, found.layouts, strict=False):
         note = f"{format_share(run.fragmentation)} fragmentation"
         kind = ' class="ours"' if slot_of(found, layout) == 0 else ""
         cards.append(
             (f"{escaped(title_of(layout))} reserved", format_bytes(run.peak_reserved_bytes), note, kind)
         )
-    items = "".join(
+    return "".join(
         f"<li{kind}><span>{name}</span><b>{value}</b><span>{note or '&nbsp;'}</span></li>"
         for name, value, note, kind in cards[:4]
-    )
-    return (
-        f'<header><div><p class="brand">SmartPool report</p><h1>{escaped(heading)}</h1>'
-        f'<p class="lead">{counted(trace.events, "event")}, {counted(trace.allocations, "allocation")} on '
-        f"{counted(trace.streams, 'stream')} in {format_duration(seconds)}{by}; replayed on "
-        f'{escaped(found.device)}.</p></div><ul class="cards">{items}</ul></header>'
-    )
-
-
-def _bar() -> str:
-    return (
-        '<div class="bar"><div><figure id="overview"></figure><div class="tools">'
-        '<span class="group" id="axis" role="group" aria-label="axis">'
-        '<button value="event" aria-pressed="true">events</button>'
-        '<button value="clock" aria-pressed="false">time</button></span>'
-        '<span class="group" role="group" aria-label="zoom">'
-        '<button id="zoom-out" aria-label="zoom out">&minus;</button>'
-        '<button id="zoom-in" aria-label="zoom in">+</button>'
-        '<button id="zoom-all">all</button></span>'
-        '<span id="span" class="hint" role="status">whole trace</span>'
-        '<button id="theme" aria-label="switch between light and dark">◐</button></div></div></div>'
     )
 
 
@@ -159,21 +138,7 @@ def _groups(found: Analysis) -> list[tuple[str, str]]:
     return groups
 
 
-def _time_section(found: Analysis) -> str:
-    return (
-        '<section aria-labelledby="time-title"><h2 id="time-title">Memory over time</h2>'
-        '<p class="lead">The areas are what the program held, as it asked for it; the lines are what each '
-        "allocator reserved for it.</p>"
-        f'<div class="tools"><span class="legend">{_keys(found)}</span></div><figure id="timeline"></figure>'
-        '<div class="tools"><label>areas by <select id="time-group">'
-        f'{_options(_groups(found))}</select></label><span class="legend" id="time-legend"></span></div>'
-        '<p class="hint">Drag moves, double click and Ctrl + wheel zoom, a click chooses the moment of the '
-        "strips below. On the keyboard: arrows, + and &minus;, Home; comma and full stop read values, Enter "
-        f"chooses the moment.</p>{_samples(found)}</section>"
-    )
-
-
-def _map_section(found: Analysis) -> str:
+def _maps(found: Analysis) -> str:
     names = [layout.allocator for layout in found.layouts]
     first = names.index(RECORDED) if RECORDED in names else 0
     figures = []
@@ -187,20 +152,7 @@ def _map_section(found: Analysis) -> str:
             f'<figure><figcaption><label>layout <select aria-label="layout of map {index + 1}">{options}'
             '</select></label><span>highest address <b class="height"></b></span></figcaption></figure>'
         )
-    return (
-        '<section aria-labelledby="map-title"><h2 id="map-title">Where it lay</h2>'
-        '<p class="lead">Time runs across and memory upward; each block is a rectangle, and grey is memory '
-        "held with nothing live in it. Beside an allocator stands the plan that knows every lifetime: the "
-        "least that would do. Both have one scale.</p>"
-        f'<div class="tools"><label>colours by <select id="map-color">{_options(_map_groups(found))}</select>'
-        '</label><span class="legend" id="map-legend"></span>'
-        '<button id="map-focus" aria-label="show all blocks" hidden></button></div>'
-        f'<div class="maps">{"".join(figures)}</div>'
-        '<p class="hint">Alt + wheel zooms the addresses. On the keyboard: arrows up and down, Page Up and '
-        "Page Down; comma and full stop step through the blocks. A name in the table of the moment, below, "
-        "shows its blocks alone.</p>"
-        '<div class="pinned" id="pinned" role="status">Click a block to keep it here.</div></section>'
-    )
+    return "".join(figures)
 
 
 def _map_groups(found: Analysis) -> list[tuple[str, str]]:
@@ -210,32 +162,11 @@ def _map_groups(found: Analysis) -> list[tuple[str, str]]:
     return [*tags, size, tier, *(group for group in others if group not in tags)]
 
 
-def _fragmentation_section() -> str:
-    return (
-        '<section aria-labelledby="fragmentation-title"><h2 id="fragmentation-title">Fragmentation</h2>'
-        '<p class="lead">The share of the reserved memory that is not live: now, or of the run so far '
-        "(1 &minus; peak live / peak reserved), which ends at the figure of the table.</p>"
-        '<div class="tools"><label>show <select id="fragmentation-kind">'
-        '<option value="run">of the run so far</option><option value="now">at each moment</option></select>'
-        '</label></div><figure id="fragmentation"></figure></section>'
-    )
-
-
-def _moment_section(found: Analysis) -> str:
+def _moment_groups(found: Analysis) -> list[tuple[str, str]]:
+    """Return the same for the table of a moment, with the age: tags and places first."""
     groups = [*_map_groups(found), ("age", "age")]
-    groups.sort(key=lambda group: ("tag", "site").index(group[0]) if group[0] in ("tag", "site") else 2)
-    return (
-        '<section aria-labelledby="moment-title">'
-        '<h2 id="moment-title">Where the bytes were at the peak</h2>'
-        f'<p class="lead" id="moment-lead">{_peak_text(found.trace)}</p>'
-        '<div class="tools"><button id="moment-peak" disabled>at the peak</button>'
-        '<button id="moment-end">at the end</button></div>'
-        '<figure id="strips"></figure>'
-        f'<div class="tools"><label>held by <select id="moment-group">{_options(groups)}</select>'
-        '</label></div><div class="scroll"><table><thead><tr><th scope="col">group</th>'
-        '<th scope="col">blocks</th><th scope="col">bytes</th><th scope="col">share</th>'
-        '<th scope="col"></th></tr></thead>'
-        f'<tbody id="moment-rows">{_peak_rows(found.trace)}</tbody></table></div></section>'
+    return sorted(
+        groups, key=lambda group: ("tag", "site").index(group[0]) if group[0] in ("tag", "site") else 2
     )
 
 
@@ -268,7 +199,8 @@ def _peak_rows(trace: Trace) -> str:
     return "".join(rows)
 
 
-def _table_section(found: Analysis) -> str:
+def _table(found: Analysis) -> tuple[str, str]:
+    """Return the heads and the rows of the table of allocators."""
     runs = found.runs
     most = max((run.peak_reserved_bytes for run in runs), default=1) or 1
     columns = [column for column in COLUMNS if column is not PEAK_LIVE and column.title != "us/op"]
@@ -294,17 +226,7 @@ def _table_section(found: Analysis) -> str:
         ours = ' class="ours"' if slot == 0 else ""
         name = f"{_pen(found, layout)}{escaped(title_of(layout))}"
         rows.append(f'<tr{ours}><th scope="row">{name}</th>{meter}{"".join(cells)}<td>{calls}</td></tr>')
-    body = f"<tbody>{''.join(rows)}</tbody>"
-    plan = next(layout for layout in found.layouts if layout.allocator == OPTIMUM)
-    gap = 1 - found.trace.peak_live_bytes / plan.span_bytes if plan.span_bytes else 0.0
-    return (
-        '<section aria-labelledby="table-title"><h2 id="table-title">Allocators side by side</h2>'
-        f'<p class="lead">The plan of the whole trace needs {format_bytes(plan.span_bytes)} '
-        f"({format_share(max(0.0, gap))} above what is live at the peak). Driver time is by a table of costs "
-        'measured on an H200.</p><div class="scroll"><table><thead><tr><th scope="col">allocator</th>'
-        f'<th scope="col" style="text-align:left">live and not live at the peak</th>{heads}'
-        f'<th scope="col">driver calls</th></tr></thead>{body}</table></div></section>'
-    )
+    return heads, "".join(rows)
 
 
 def _samples(found: Analysis) -> str:
@@ -334,12 +256,3 @@ def _samples(found: Analysis) -> str:
 def _reserved_at(layout: Layout, event: int) -> int:
     index = int(np.searchsorted(layout.change, event, side="right")) - 1
     return int(layout.reserved[index]) if index >= 0 else 0
-
-
-def _footer() -> str:
-    return (
-        f"<footer><p>{escaped(FRAGMENTATION.title)}: {escaped(FRAGMENTATION.meaning)}. Allocators other than "
-        "SmartPool are models of their policies, checked against peaks that the real ones showed. What lay "
-        "between the blocks of a recorded layout is not known to have been held. Made by SmartPool "
-        f"{escaped(__version__)}.</p></footer>"
-    )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from smartpool.errors import InvalidRequestError
 from smartpool.report.analysis import analysis
 from smartpool.report.dump import is_dump, read_dump
-from smartpool.report.dump_report import write_dump_report
-from smartpool.report.trace_report import write_trace_report
+from smartpool.report.dump_report import dump_report
+from smartpool.report.page import write_page
+from smartpool.report.trace_report import trace_report
 from smartpool.trace.importers import read_any
 from smartpool.trace.trace import Trace
 
@@ -56,7 +57,7 @@ def report(
     """
     if isinstance(source, str | os.PathLike):
         if is_dump(source):
-            return write_dump_report(read_dump(source), path, title=title)
+            return write_page(path, dump_report(read_dump(source), title=title))
         trace = read_any(source)
     elif isinstance(source, Trace):
         trace = source
@@ -68,4 +69,4 @@ def report(
                 "start_recording() before the part that is to be seen (SmartPoolConfig(record=True) does)"
             )
         trace = recording
-    return write_trace_report(analysis(trace, **options), path, title=title)
+    return write_page(path, trace_report(analysis(trace, **options), title=title))

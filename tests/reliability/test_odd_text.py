@@ -13,7 +13,8 @@ from smartpool import OutOfMemoryError, SmartPool, SmartPoolConfig
 from smartpool.live.view import LiveView
 from smartpool.report import report
 from smartpool.report.dump import read_dump
-from smartpool.report.dump_report import write_dump_report
+from smartpool.report.dump_report import dump_report
+from smartpool.report.page import write_page
 from smartpool.trace import Trace, read_any
 from smartpool.trace.exporters import FORMATS, write_any
 from smartpool.values import encodable
@@ -66,5 +67,5 @@ def test_what_a_pool_tells_can_be_written(tmp_path):
         assert pool.statistics.devices[0].tracked.tags[encodable(ODD)].current_bytes == 40 << 20
         assert encodable(ODD) in pool.recording().sites[0]
         report(pool, tmp_path / "pool.html")
-        write_dump_report(read_dump(error.dump_path), tmp_path / "dump.html")
+        write_page(tmp_path / "dump.html", dump_report(read_dump(error.dump_path)))
         assert pickle.loads(pickle.dumps(pool.recording())) == pool.recording()

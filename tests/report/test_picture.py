@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from report_runs import HOSTILE, make_run, runs
 
 from smartpool.report.packing import unpacked
-from smartpool.report.picture import picture, write_picture
+from smartpool.report.page import write_page
+from smartpool.report.picture import picture
 
 VOID = {"meta", "br", "img", "path"}  # the last: ours closes itself
 ALLOWED = {
@@ -128,10 +129,10 @@ def test_a_run_that_refused_requests_is_never_best():
 
 
 def test_the_file_is_the_page(tmp_path):
-    path = write_picture([make_run()], tmp_path / "picture.html", title="Title")
+    path = write_page(tmp_path / "picture.html", picture([make_run()], title="Title"))
     assert path.read_text(encoding="utf-8") == picture([make_run()], title="Title")
 
 
 def test_a_folder_that_is_not_there_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="No such file"):
-        write_picture([make_run()], tmp_path / "missing" / "picture.html")
+        write_page(tmp_path / "missing" / "picture.html", picture([make_run()]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_runs import HOSTILE, make_run
 
-from smartpool.report.picture import picture, write_picture
+from smartpool.report.picture import picture
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "live" / "kit"))
 from browser import CHROMIUM, Browser
@@ -50,7 +50,7 @@ def test_the_script_runs_under_the_policy_and_nothing_else_does(browser, tmp_pat
 
 def test_values_under_the_keys_and_hidden_lines(browser, tmp_path):
     runs = [make_run(allocator="ours"), make_run(allocator="theirs", reserved=6 << 30)]
-    opened(browser, write_picture(runs, tmp_path / "page.html"))
+    opened(browser(runs, tmp_path / "page.html"))
     press = "document.querySelector('.chart canvas').dispatchEvent(new KeyboardEvent('keydown', {key: '%s'}))"
     browser.run(press % "ArrowRight")
     assert browser.run(TIP).split() == [
@@ -68,6 +68,6 @@ def test_values_under_the_keys_and_hidden_lines(browser, tmp_path):
 
 def test_a_run_without_events_has_no_picture_and_no_complaint(browser, tmp_path):
     run = make_run(live=0, reserved=0, events=0, timeline=())
-    opened(browser, write_picture([run], tmp_path / "page.html"))
+    opened(browser([run], tmp_path / "page.html"))
     assert browser.run("document.querySelectorAll('canvas').length") == 0
     assert browser.said == []

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from smartpool.planner import IntervalSet, Plan, plan
-from smartpool.report.plan_picture import DRAWN, plan_picture, write_plan_picture
+from smartpool.report.page import write_page
+from smartpool.report.plan_picture import DRAWN, plan_picture
 
 
 def test_every_interval_is_a_rectangle_with_a_title():
@@ -39,6 +40,6 @@ def test_many_intervals_stay_a_small_picture(tmp_path):
     offsets = start % 3 * 8
     layout = Plan(offsets=offsets, height=24, load=24, method="by hand", seconds=0.0, proved_optimal=True)
     path = tmp_path / "plan.svg"
-    write_plan_picture(path, intervals, layout)
+    write_page(path, plan_picture(intervals, layout))
     ET.parse(path)
     assert path.stat().st_size < 2_000_000

@@ -13,8 +13,9 @@ from report_runs import HOSTILE
 
 from smartpool.report.analysis import analysis
 from smartpool.report.dump import read_dump
-from smartpool.report.dump_report import write_dump_report
-from smartpool.report.trace_report import write_trace_report
+from smartpool.report.dump_report import dump_report
+from smartpool.report.page import write_page
+from smartpool.report.trace_report import trace_report
 from smartpool.trace import Trace, bundled
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "live" / "kit"))
@@ -50,7 +51,7 @@ def opened(browser: Browser, path: Path) -> Browser:
 
 
 def report_of(trace: Trace, tmp_path: Path, **more) -> Path:
-    return write_trace_report(analysis(trace, against=["pytorch"]), tmp_path / "report.html", **more)
+    return write_page(tmp_path / "report.html", trace_report(analysis(trace, against=["pytorch"]), **more))
 
 
 def in_view(browser: Browser, selector: str) -> list[float]:
@@ -275,7 +276,7 @@ def test_the_dark_theme_repaints(browser, tmp_path):
 def test_a_dump(browser, tmp_path):
     source = tmp_path / "dump.json"
     source.write_text(json.dumps(DUMP).replace('"activations"', json.dumps(HOSTILE_SITE)))
-    opened(browser, write_dump_report(read_dump(source), tmp_path / "dump.html"))
+    opened(browser, write_page(tmp_path / "dump.html", dump_report(read_dump(source))))
     x, y, width, _ = in_view(browser, "#map canvas")
     tips = []
     for share in (0.3, 0.8, 0.97):

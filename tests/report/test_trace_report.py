@@ -14,7 +14,8 @@ from report_runs import HOSTILE
 
 from smartpool.report.analysis import analysis, title_of
 from smartpool.report.packing import unpacked
-from smartpool.report.trace_report import trace_report, write_trace_report
+from smartpool.report.page import write_page
+from smartpool.report.trace_report import trace_report
 from smartpool.trace import Trace, bundled
 from smartpool.trace.baselines import PEERS
 
@@ -113,7 +114,7 @@ def test_a_recorded_layout_is_shown_first():
 @pytest.mark.parametrize("events", [0, 1])
 def test_traces_with_next_to_nothing(events, tmp_path):
     trace = small().prefix(events)
-    path = write_trace_report(analysis(trace, against=PEERS), tmp_path / "x.html")
+    path = write_page(tmp_path / "x.html", trace_report(analysis(trace, against=PEERS)))
     about, columns = blocks_of(path.read_text())
     assert about["events"] == len(columns["time"]) == events
 
