@@ -23,7 +23,6 @@ from smartpool.planner.core import around, solve_core, touches
 from smartpool.planner.decompose import decompose
 from smartpool.planner.eject import repair
 from smartpool.planner.gap_index import Side
-from smartpool.planner.improve import improve
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import Problem
 from smartpool.planner.racing import Racer, race
@@ -285,7 +284,7 @@ def _by_windows(racer: Racer, cuts: Int64s, clock: Clock, seconds: float, seed: 
 
 
 def _by_chance(racer: Racer, clock: Clock, rng: np.random.Generator) -> Iterator[None]:
-    """Perturb the stacking, and repair the best plan."""
+    """Sweep with perturbed stackings."""
     try:
         for _ in range(NOISY):
             stacking, side = WAYS[int(rng.integers(len(WAYS)))]
@@ -294,10 +293,6 @@ def _by_chance(racer: Racer, clock: Clock, rng: np.random.Generator) -> Iterator
                 racer.problem, ceiling=ceiling, stacking=stacking, side=side, noise=rng, clock=clock
             )
             racer.offer(offsets, "perturbed sweep")
-            yield
-        assert racer.offsets is not None
-        for offsets in improve(racer.problem, racer.offsets, goal=racer.goal, clock=clock):
-            racer.offer(offsets, "improvement")
             yield
     except OutOfTime:
         return

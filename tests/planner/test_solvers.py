@@ -15,7 +15,6 @@ from smartpool.planner.core import around, solve_core
 from smartpool.planner.decompose import decompose
 from smartpool.planner.eject import repair
 from smartpool.planner.gap_index import Side
-from smartpool.planner.improve import improve
 from smartpool.planner.intervals import FREE
 from smartpool.planner.problem import normalize
 from smartpool.planner.size_classes import color_classes
@@ -154,22 +153,6 @@ def test_ejection_brings_random_instances_near_their_load():
     *_, repaired = repair(problem, offsets, goal=goal, clock=CLOCK)
     over, still = ((plan + problem.size > goal).sum() for plan in (offsets, repaired))
     assert checked(intervals, normalized, repaired) <= goal or still < over / 2
-
-
-@given(interval_sets())
-def test_improvement_only_lowers(intervals):
-    normalized = normalize(intervals)
-    problem = normalized.problem
-    if not len(problem):
-        return
-    offsets = color_classes(problem)
-    height = int((offsets + problem.size).max())
-    ticks = itertools.count()
-    clock = Clock(stop=lambda: next(ticks) > 40)
-    for better in improve(problem, offsets, goal=problem.bound, clock=clock):
-        found = checked(intervals, normalized, better)
-        assert found <= height
-        height = found
 
 
 @given(interval_sets())
