@@ -87,6 +87,10 @@ class SmartPoolConfig:
         what the environment variable ``SMARTPOOL_DEBUG`` says.
     shareable
         Make memory that other processes can open: `SmartPool.export`. Linux only.
+    sleep_tags
+        Tags (`SmartPool.tag`) whose blocks lie in chunks of their own, so that `SmartPool.sleep` can give
+        back the memory of one and leave the others awake. Requests then look at their tag, which takes some
+        microseconds; without any, nothing does.
 
     Raises
     ------
@@ -120,6 +124,7 @@ class SmartPoolConfig:
     out_of_memory_dump: str | None = None
     debug: bool | DebugOptions | None = None
     shareable: bool = False
+    sleep_tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -143,6 +148,18 @@ class SmartPoolConfig:
         elif self.max_bytes is not None:
             self._keep_size("max_bytes")
         self._check_profile()
+        tags: object = self.sleep_tags
+        if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
+            raise ConfigurationError(
+                "sleep_tags", f"expected names of tags, got {tags!r}; put one in a tuple"
+            )
+        kept = tuple(tags)
+        for tag in kept:
+            if not isinstance(tag, str) or not tag:
+                raise ConfigurationError("sleep_tags", f"expected names of tags, got {tag!r}")
+        if kept and not self.enable_advanced_pooling:
+            raise ConfigurationError("sleep_tags", "expected none with enable_advanced_pooling=False")
+        object.__setattr__(self, "sleep_tags", kept)
         folder = self.out_of_memory_dump
         if folder is not None and (not isinstance(folder, str) or "\0" in folder):
             raise ConfigurationError("out_of_memory_dump", f"expected a folder or None, got {folder!r}")
@@ -266,6 +283,7 @@ class Settings(TypedDict, total=False):
     out_of_memory_dump: str | None
     debug: bool | DebugOptions | None
     shareable: bool
+    sleep_tags: tuple[str, ...]
 
 
 def unknown_setting(name: object, known: Iterable[str]) -> ConfigurationError:

@@ -16,6 +16,7 @@ from smartpool.values import in_units
 __all__ = [
     "AllocatorError",
     "ArrayInterfaceError",
+    "AsleepError",
     "BackgroundError",
     "BufferReleasedError",
     "CaptureError",
@@ -92,6 +93,10 @@ class StreamError(SmartPoolError, ValueError):
 
 class CaptureError(SmartPoolError, RuntimeError):
     """The pool cannot do this while a stream is captured into a graph, or at the edges of a capture."""
+
+
+class AsleepError(SmartPoolError, RuntimeError):
+    """Memory that sleeps was to be used, or could not be put to sleep or woken; the message says which."""
 
 
 class SharingError(SmartPoolError, RuntimeError):

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from smartpool.errors import CaptureError
 from smartpool.graphs.captures import Graphs
 from smartpool.graphs.found import serve_found
+from smartpool.heap.arena import ALIGNMENT
 from smartpool.maintenance.giving_back import Maintenance
 from smartpool.pool.device_pool import DevicePool
 from smartpool.pool.ending import release_if_over
+from smartpool.sleep.sleeping import Sleep
 from smartpool.steps.stepping import Steps
 from smartpool.telemetry.fragmentation import Fragmentation, fragmentation_of
 from smartpool.telemetry.watched import Telemetry
@@ -39,7 +41,7 @@ class AdvancedMemoryPoolManager(DevicePool):
 
     Attributes
     ----------
-    steps, graphs, telemetry, maintenance
+    steps, graphs, telemetry, maintenance, sleeping
         What is attached to the pool.
 
     Examples
@@ -61,6 +63,7 @@ class AdvancedMemoryPoolManager(DevicePool):
         pool.on_capture = partial(serve_found, self.graphs)
         self.telemetry = Telemetry(pool, self.steps)
         self.maintenance = Maintenance(pool, self.steps)
+        self.sleeping = Sleep(pool, pool.config.sleep_tags)
 
     # ------------------------------------------------------------------ who is asked and told
 
@@ -112,6 +115,17 @@ class AdvancedMemoryPoolManager(DevicePool):
                     self.steps.sweep(self.slow_path)
         if planning is not None:
             planning.run()
+
+    # ------------------------------------------------------------------ sleep
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether memory of this pool can be placed apart, and sleep."""
+        return bool(self.driver.granularity) and self.slow_path.pooling
+
+    def malloc_apart(self, kind: str, nbytes: int, stream: object = None, alignment: int = 1) -> int:
+        """Return the address of a block in chunks of what is of that kind; else as `malloc_aligned`."""
+        return self.sleeping.request(kind, nbytes, stream, max(alignment, ALIGNMENT))
 
     # ------------------------------------------------------------------ graphs
 

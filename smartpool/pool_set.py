@@ -5,10 +5,11 @@ What of this is `SmartPool`'s own is described for its users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from contextvars import ContextVar
 from functools import partial
+from os import PathLike
 from typing import Any, Final, cast
 
 from smartpool.config import SmartPoolConfig
@@ -26,6 +27,7 @@ from smartpool.errors import (
 from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.scopes import holds, scoped
 from smartpool.sharing.endings import sweep
+from smartpool.sleep.sleeping import Keep, SleepOutcome
 from smartpool.telemetry.hooks import Hooks
 from smartpool.telemetry.memory_map import MemoryMap
 from smartpool.telemetry.tracked import ProfileRecord
@@ -238,6 +240,75 @@ class PoolSet:
         sweep()
         self.require_open()
         return sum(manager.trim(keep_bytes, wait=wait, captures=captures) for manager in self.managers)
+
+    def sleep(
+        self,
+        tags: str | Iterable[str] | None = None,
+        *,
+        keep: Keep = "host",
+        directory: str | PathLike[str] | None = None,
+        wait: bool = True,
+    ) -> tuple[SleepOutcome, ...]:
+        """Give physical memory back to the devices while every address stays; see ``docs/howto/sleeping.md``.
+
+        Buffers, tensors and captured graphs are valid again after `wake`; until then nothing may use them.
+        Where we can see it, whoever does is told so by an `AsleepError`. They may be freed.
+
+        Parameters
+        ----------
+        tags
+            Tags that `SmartPoolConfig.sleep_tags` names, one or several; the rest stays awake. None for all.
+        keep
+            Where the contents stay: on the ``"host"``, in pinned memory that is kept for the next time; on
+            ``"disk"``, in a file that is checked on the way back; or ``"nothing"`` of them is kept.
+        directory
+            Where the file is made, with ``keep="disk"``; not in memory.
+        wait
+            Wait for what the device is doing. Without it, `AsleepError` if it is at work.
+
+        Raises
+        ------
+        AsleepError
+            When the contents could not be kept. All stays awake.
+        DriverError
+            When the device did not take its memory back. It is asleep; call it again for the rest.
+        CaptureError, StepError
+            Beside a capture or a planned step.
+
+        Examples
+        --------
+        >>> import smartpool
+        >>> with smartpool.SmartPool("cpu", sleep_tags=["weights"]) as pool:
+        ...     with pool.tag("weights"):
+        ...         weights = pool.empty(3, "uint8")
+        ...     weights.memoryview()[:] = b"abc"
+        ...     outcome = pool.sleep("weights")
+        ...     outcome = pool.wake("weights")
+        ...     bytes(weights.memoryview())
+        b'abc'
+        """
+        self.require_open()
+        names = tags if tags is None or isinstance(tags, str) else tuple(tags)
+        return tuple(
+            manager.sleeping.sleep(names, keep=keep, directory=directory, wait=wait)
+            for manager in self.managers
+        )
+
+    def wake(self, tags: str | Iterable[str] | None = None) -> tuple[SleepOutcome, ...]:
+        """Get physical memory for what sleeps, at the same addresses, and bring the contents back.
+
+        One outcome a device. With several devices, those before one that fails are awake.
+
+        Raises
+        ------
+        OutOfMemoryError
+            When the device or the limit does not hold it; it tells who holds what. All stays asleep.
+        DriverError, AsleepError
+            When a driver call failed, or the disk gave something else back. All stays asleep.
+        """
+        self.require_open()
+        names = tags if tags is None or isinstance(tags, str) else tuple(tags)
+        return tuple(manager.sleeping.wake(names) for manager in self.managers)
 
     def close(self) -> None:
         """Close all pools; those of all other devices, too, when one fails, whose error is raised then."""

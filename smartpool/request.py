@@ -10,16 +10,22 @@ from typing import Final, SupportsIndex
 from smartpool.errors import InvalidRequestError, InvalidSizeError
 from smartpool.values import as_integer, as_number, shown
 
-__all__ = ["ACCESS_PATTERNS", "AllocationRequest", "Shape", "checked_alignment", "checked_size"]
+__all__ = ["ACCESS_PATTERNS", "LONG_LIVED", "AllocationRequest", "Shape", "checked_alignment", "checked_size"]
 
 Shape = SupportsIndex | Sequence[SupportsIndex]
 """What stands for the shape of an array: a length, or a sequence of lengths."""
 
 ACCESS_PATTERNS: Final = (
     "evaluation", "inference", "mixed", "persistent", "random", "sequential", "streaming", "temporary",
-    "training",
+    "training", "weights",
 )  # fmt: skip
 """What `AllocationRequest.hint_access_pattern` may say."""
+
+LONG_LIVED: Final = 3600.0
+"""Seconds of `AllocationRequest.hint_lifetime` from which a block is placed with what lives long."""
+
+
+_APART: Final = ("persistent", "weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +44,13 @@ class AllocationRequest:
         Larger is more important. Below 0 the request is refused where less would be left than the share of
         memory above `SmartPoolConfig.memory_pressure_threshold`: others find that.
     hint_lifetime
-        Expected lifetime in seconds; None when unknown. Checked and kept: placement ignores lifetimes,
-        because what can be foreseen of them makes it worse (``docs/elastic.md``).
+        Expected lifetime in seconds; None when unknown. From `LONG_LIVED` on, the block is placed apart,
+        in chunks of what lives long. Below, placement ignores it: what can be foreseen of short lives makes
+        it worse (``docs/elastic.md``).
     hint_access_pattern
         What the memory is for, or how it is read: one of `ACCESS_PATTERNS`, such as ``"training"`` or
-        ``"sequential"``; None when unknown. Checked and kept.
+        ``"sequential"``; None when unknown. What is ``"persistent"`` or ``"weights"`` is placed apart, in
+        chunks of its own; the others are checked and kept.
     alignment
         A power of two; None for the pool's own (512 bytes).
 
@@ -86,6 +94,13 @@ class AllocationRequest:
             _check_pattern(self.hint_access_pattern)
         if self.alignment is not None:
             object.__setattr__(self, "alignment", checked_alignment(self.alignment))
+
+    @property
+    def apart(self) -> str | None:
+        """The kind of memory that the block is to lie in, by its hints; None for that of all others."""
+        if self.hint_access_pattern in _APART:
+            return self.hint_access_pattern
+        return "persistent" if self.hint_lifetime is not None and self.hint_lifetime >= LONG_LIVED else None
 
     def _keep_integer(self, name: str, wanted: str) -> int:
         """Keep a field as a plain `int`, and return it."""

@@ -335,7 +335,11 @@ class SmartPool:
         manager = pools.roomiest() if request.device_id is None else pools.of(request.device_id)
         if request.priority < 0:
             self._leave_room(manager, request)
-        if request.alignment is None:
+        if request.apart is not None and manager.can_sleep:
+            pointer = manager.malloc_apart(
+                request.apart, request.size, request.stream, request.alignment or 1
+            )
+        elif request.alignment is None:
             pointer = manager.malloc(request.size, request.stream)
         else:
             pointer = manager.malloc_aligned(request.size, request.alignment, request.stream)
@@ -391,6 +395,8 @@ class SmartPool:
 
     step = _delegated("_pools", PoolSet.step)
     profile = _delegated("_pools", PoolSet.profile)
+    sleep = _delegated("_pools", PoolSet.sleep)
+    wake = _delegated("_pools", PoolSet.wake)
     trim = _delegated("_pools", PoolSet.trim)
     memory_map = _delegated("_pools", PoolSet.memory_map)
     check = _delegated("_pools", PoolSet.check)

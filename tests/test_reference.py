@@ -43,6 +43,7 @@ INTERNAL = {  # one a line, so that two people may change it
     "pool",
     "pool_set",
     "scopes",
+    "sleep",
     "steps",
     "streams",
     "telemetry",

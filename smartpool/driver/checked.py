@@ -52,6 +52,7 @@ class CheckedDriver:
         self.wait_event, self.synchronize_event = driver.wait_event, driver.synchronize_event
         self.synchronize, self.share_chunks = driver.synchronize, driver.share_chunks
         self.is_capturing, self.beside_capture = driver.is_capturing, driver.beside_capture
+        self.allocate_host, self.free_host = driver.allocate_host, driver.free_host
         self.close = driver.close
         self._lock = renewed(self, "_lock", threading.Lock)  # never held while the driver works
         self._book = AddressBook(driver.granularity)
@@ -163,6 +164,16 @@ class CheckedDriver:
         self._check_touch("copy", source, size)
         self.driver.copy(destination, source, size, stream)
 
+    def copy_to_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes of the device into pinned memory."""
+        self._check_touch("copy_to_host", source, size)
+        self.driver.copy_to_host(destination, source, size, stream)
+
+    def copy_from_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes of pinned memory to the device."""
+        self._check_touch("copy_from_host", destination, size)
+        self.driver.copy_from_host(destination, source, size, stream)
+
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes after all queued work is done."""
         self._check_touch("read", address, size)
@@ -178,7 +189,7 @@ class CheckedDriver:
     def held(self) -> dict[str, int]:
         """Return how much of everything callers hold now, mappings too. All zeros: nothing leaked."""
         with self._lock:
-            return self._book.describe()
+            return {**self._book.describe(), "host_bytes": self.driver.held()["host_bytes"]}
 
     def check(self) -> None:
         """Raise `InvariantError` unless the books are sound."""

@@ -62,6 +62,8 @@ class CostTable:
     synchronize_event: Cost
     fill: Cost
     copy: Cost
+    allocate_host: Cost
+    free_host: Cost
 
     @property
     def prices(self) -> Prices:
@@ -102,5 +104,7 @@ H200 = CostTable(
     synchronize_event=Cost(0.9),
     fill=Cost(5.3),
     copy=Cost(6.3),
+    allocate_host=Cost(50.0, 250.0),  # of the order that was seen, pages touched for the first time
+    free_host=Cost(50.0, 60.0),
 )
 """One NVIDIA H200."""

@@ -106,6 +106,14 @@ class CpuDriver(HostDriver):
         pages.free(address, size)
 
     @_timed
+    def _allocate_host(self, size: int) -> int:
+        return pages.allocate(size)
+
+    @_timed
+    def _free_host(self, address: int, size: int) -> None:
+        pages.free(address, size)
+
+    @_timed
     def _reserve(self, size: int) -> int:
         return pages.reserve(size, self.granularity)
 

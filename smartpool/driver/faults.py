@@ -23,11 +23,12 @@ CALLS: Final = frozenset((
     "create_stream", "destroy_stream", "synchronize",
     "create_event", "destroy_event", "record_event", "event_done", "wait_event", "synchronize_event",
     "fill", "copy", "read", "write",
+    "allocate_host", "free_host", "copy_to_host", "copy_from_host",
 ))
 # fmt: on
 """The calls of the protocol that reach the device, and so can fail."""
 
-_CAN_RUN_OUT: Final = frozenset({"allocate", "create_chunk"})
+_CAN_RUN_OUT: Final = frozenset({"allocate", "create_chunk", "allocate_host"})
 
 ErrorLike = BaseException | type[DriverError] | str | None
 Predicate = Callable[[str, Mapping[str, object]], bool]

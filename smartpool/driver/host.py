@@ -36,6 +36,7 @@ class HostDriver(HostStreams):
         self.granularity = granularity
         self._book = AddressBook(granularity, footprint)
         self._footprint = footprint
+        self._host: dict[int, int] = {}  # address of pinned memory -> bytes
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {self._footprint.held} bytes held>"
@@ -75,6 +76,56 @@ class HostDriver(HostStreams):
                 self._book.add_raw(address, size)
                 raise
             self._finish_closing()
+
+    # --- memory of the host ---
+
+    def allocate_host(self, size: int) -> int:
+        """Return the address of `size` bytes of the host."""
+        with self._lock:
+            self.calls["allocate_host"] += 1
+            if self.faults.alert:
+                self.faults.check("allocate_host", size=size)
+            self._book.check_size("allocate_host", size)
+            self._refuse_when_closed("allocate_host", size=size)
+            address = self._allocate_host(size)
+            self._host[address] = size
+            return address
+
+    def free_host(self, address: int) -> None:
+        """Give back what `allocate_host` returned."""
+        with self._lock:
+            self.calls["free_host"] += 1
+            if self.faults.alert:
+                self.faults.check("free_host", address=address)
+            size = self._host.pop(address, None)
+            if size is None:
+                raise refusal("free_host", "pass what allocate_host returned, once", address=address)
+            self._free_host(address, size)
+
+    def copy_to_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes into pinned memory."""
+        self._copy_by_host("copy_to_host", destination, source, size, stream, here=source, there=destination)
+
+    def copy_from_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes of pinned memory."""
+        self._copy_by_host(
+            "copy_from_host", destination, source, size, stream, here=destination, there=source
+        )
+
+    def _copy_by_host(
+        self, call: str, destination: int, source: int, size: int, stream: int, *, here: int, there: int
+    ) -> None:
+        with self._lock:
+            self._begin(call, destination=destination, source=source, size=size, stream=stream)
+            self._book.check_touch(call, here, size)
+            if not any(start <= there and there + size <= start + n for start, n in self._host.items()):
+                advice = "expected bytes of memory from allocate_host"
+                raise refusal(call, advice, destination=destination, source=source, size=size)
+            if self._queues.is_idle(stream):
+                self._copy(destination, source, size)
+            else:
+                work = self._checked(call, lambda: self._copy(destination, source, size), (here,), size)
+                self._queues.submit(stream, work)
 
     # --- virtual memory ---
 
@@ -245,7 +296,7 @@ class HostDriver(HostStreams):
     def held(self) -> dict[str, int]:
         """Return how much of everything callers hold now. All zeros: nothing leaked."""
         with self._lock:
-            return self._book.describe()
+            return {**self._book.describe(), "host_bytes": sum(self._host.values())}
 
     def check(self) -> None:
         """Raise `InvariantError` unless book, footprint and queues are sound."""
@@ -261,6 +312,10 @@ class HostDriver(HostStreams):
     def _allocate(self, size: int, growth: int) -> int: ...
     @abstractmethod
     def _free(self, address: int, size: int, freed: int) -> None: ...
+    @abstractmethod
+    def _allocate_host(self, size: int) -> int: ...
+    @abstractmethod
+    def _free_host(self, address: int, size: int) -> None: ...
     @abstractmethod
     def _reserve(self, size: int) -> int: ...
     @abstractmethod

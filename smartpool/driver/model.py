@@ -98,6 +98,14 @@ class ModelDriver(HostDriver):
             self.seconds += self.costs.free.seconds(freed)
         self._raw_space.give(address, self._spacing(size))
 
+    def _allocate_host(self, size: int) -> int:
+        self.seconds += self.costs.allocate_host.seconds(size)
+        return self._raw_space.take(align_up(size, _GRANULARITY))
+
+    def _free_host(self, address: int, size: int) -> None:
+        self.seconds += self.costs.free_host.seconds(size)
+        self._raw_space.give(address, align_up(size, _GRANULARITY))
+
     def _spacing(self, size: int) -> int:
         return align_up(size, 512 if size <= self.costs.small_limit else _GRANULARITY)
 

@@ -13,7 +13,7 @@ a laptop means something.
 
 Failure. A call either does what it says or raises and changes nothing. `unmap` and
 `enable_access` over several mappings are one call and one outcome. `DriverOutOfMemoryError` is
-raised by `allocate` and `create_chunk` alone; a wrong argument, and every failure that the
+raised by `allocate`, `create_chunk` and `allocate_host` alone; a wrong argument, and every failure that the
 device reports, is a `DriverError` with the call, its arguments and the driver's code. After a
 *sticky* failure (CUDA: the context is lost) every later call fails with the same code.
 
@@ -124,6 +124,20 @@ class Driver(Protocol):
 
     def free(self, address: int) -> None:
         """Give back what `allocate` returned. May block until the device is idle."""
+
+    # --- memory of the host ---
+
+    def allocate_host(self, size: int) -> int:
+        """Return the address of `size` > 0 bytes of the host, pinned: the device reads and writes them."""
+
+    def free_host(self, address: int) -> None:
+        """Give back what `allocate_host` returned, once no copy is under way."""
+
+    def copy_to_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes of the device into memory from `allocate_host`."""
+
+    def copy_from_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes of memory from `allocate_host` to the device."""
 
     # --- virtual memory ---
 
@@ -242,7 +256,7 @@ class Driver(Protocol):
     # --- life ---
 
     def held(self) -> dict[str, int]:
-        """Return how much callers hold: raw, raw_bytes, reservations, chunks, chunk_bytes.
+        """Return how much callers hold: raw, raw_bytes, reservations, chunks, chunk_bytes, host_bytes.
 
         And mappings, where the driver keeps a book of them (`cpu`, `model`, and what is checked).
         """

@@ -196,12 +196,15 @@ class HeldMemory:
 
     def mend(self, heap: Heap) -> None:
         """Make the arenas anew after an exception in the middle of a call; see `Heap.mend`."""
-        held = self._pool.memory.segments()
-        sizes = heap.block_size if self.in_heap else held.get
-        self._regions = {at: region for at, region in self._regions.items() if sizes(at) == region[0]}
+        sizes = self.region_sizes(heap)
+        self._regions = {at: region for at, region in self._regions.items() if sizes.get(at) == region[0]}
         for stream, arena in self._arenas.items():
             mine = [Range(start, size) for start, (size, own) in self._regions.items() if own == stream]
             arena.mend(mine, barrier=not self.in_heap)
+
+    def region_sizes(self, heap: Heap) -> dict[int, int | None]:
+        """Return start to size of what may be regions, as those say who gave them."""
+        return {start: heap.block_size(start) for start in self._regions}
 
     def regions(self) -> list[tuple[int, int]]:
         """Return start and size of each region."""
@@ -247,6 +250,10 @@ class FoundMemory(HeldMemory):
     def region_bytes(self, size: int, alignment: int) -> int:
         """Return whole segments, so that small requests share them."""
         return align_up(size + alignment, _SEGMENT)
+
+    def region_sizes(self, heap: Heap) -> dict[int, int | None]:  # noqa: ARG002 - these are not the heap's
+        """Return start to size of the segments."""
+        return {**self._pool.memory.segments()}
 
     def give_back(self, start: int, size: int, uses: Uses) -> None:  # noqa: ARG002
         """Give a segment back to the device once it is done with it."""

@@ -43,6 +43,7 @@ class DeviceMemory:
         self._unwanted: set[int] = set()  # raw segments to be given back when that is possible
         self._return = Returning()
         self.on_change: Callable[[str, int, int, int], None] | None = None  # told what was mapped where
+        self.held: list[Callable[[], int]] = []  # the bytes of chunks in each book of them
         self.apart: set[int] = set()  # raw segments that are none of the heap's
 
     def __repr__(self) -> str:
@@ -75,10 +76,10 @@ class DeviceMemory:
         if of_device and size > (free := self.driver.memory_info().free):
             raise DriverOutOfMemoryError(call, "OUT_OF_MEMORY", {"size": size, "free": free})
 
-    def recount(self, chunk_bytes: int) -> None:
-        """Sum up anew, after an exception in the middle of a call: the chunks hold `chunk_bytes`."""
+    def recount(self) -> None:
+        """Sum up anew, after an exception in the middle of a call."""
         self._peak = self.peak_reserved_bytes
-        self.reserved_bytes = chunk_bytes + sum(self._segments.values())
+        self.reserved_bytes = sum([held() for held in self.held]) + sum(self._segments.values())
 
     # ------------------------------------------------------------------ raw segments
 

@@ -201,6 +201,14 @@ class ElasticHeap:
                 rest = self._home.gap_at(chunk.end) or rest
         return released
 
+    def books(self) -> tuple[Mappings, Mappings]:
+        """Return the primary mappings and the aliases, for whoever puts them to sleep."""
+        return self._chunks, self.windows.aliases
+
+    def live_ranges(self) -> list[Range]:
+        """Return the bytes at home in which something is live, those shown by windows among them."""
+        return union(self._home.blocks())
+
     def close(self) -> None:
         """Give everything back; see `Heap.close`."""
         self.windows.close()

@@ -43,18 +43,28 @@ class State(Enum):
     MAPPED = "mapped, and the device may use it"
     DOUBTFUL = "mapped or not"
     UNMAPPED = "not mapped any more, and its chunk and its addresses are not free yet"
+    ASLEEP = "not mapped, without a chunk; its addresses are kept for one"
 
 
 class Mapping:
-    """A chunk at [start, start + size)."""
+    """A chunk at [start, start + size).
 
-    __slots__ = ("chunk", "size", "start", "state")
+    Attributes
+    ----------
+    state
+        What is known of it.
+    kept
+        Whether it sleeps, or is on its way there or back: it stays in the table in whatever state.
+    """
+
+    __slots__ = ("chunk", "kept", "size", "start", "state")
 
     def __init__(self, start: int, size: int, chunk: int) -> None:
         self.start = start
         self.size = size
         self.chunk = chunk
         self.state = State.DOUBTFUL
+        self.kept = False
 
     def __repr__(self) -> str:
         return f"<Mapping: chunk {self.chunk:#x} at {self.start:#x}, {self.size} bytes, {self.state.name}>"
@@ -91,6 +101,8 @@ class Mappings:
         self._primary = primary
         self._reservations: list[Range] = []
         self._return = Returning()
+        if primary:
+            memory.held.append(lambda: self.held_bytes)
 
     def __repr__(self) -> str:
         kind = "primary" if self._primary else "alias"
@@ -100,8 +112,13 @@ class Mappings:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Mapping]:
-        """Yield what is mapped, by address."""
-        return (mapping for mapping in self.table if mapping.state is State.MAPPED)
+        """Yield what is mapped or sleeps, by address."""
+        return (mapping for mapping in self.table if mapping.state is State.MAPPED or mapping.kept)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the chunks. O(n)."""
+        return sum([mapping.size for mapping in self.table if mapping.state is not State.ASLEEP])
 
     # ------------------------------------------------------------------ addresses
 
@@ -198,6 +215,7 @@ class Mappings:
 
     def unmap(self, mappings: Sequence[Mapping]) -> None:
         """Unmap what the device is done with, by one call where it lies side by side. See `drop`."""
+        mappings = [mapping for mapping in mappings if mapping.state is not State.ASLEEP]
         if not mappings:
             return
         start, span = mappings[0].start, mappings[-1].end - mappings[0].start
@@ -219,10 +237,11 @@ class Mappings:
 
     def drop(self, mapping: Mapping, *, addresses: bool = True) -> None:
         """Forget what is unmapped: give its chunk back if it is ours, and its addresses if asked to."""
-        if self._primary:
+        owned = self._primary and mapping.state is not State.ASLEEP
+        if owned:
             self._return(self._driver.release_chunk, mapping.chunk)
         self.table.remove(mapping.start)
-        if self._primary:
+        if owned:
             self._memory.gave_back(mapping.size)
             self._return.done(mapping.chunk)
         if addresses:
@@ -233,10 +252,43 @@ class Mappings:
 
         The addresses of those inside of a range that is `held` stay taken.
         """
-        for mapping in [mapping for mapping in self.table if mapping.state is not State.MAPPED]:
+        for mapping in [one for one in self.table if one.state is not State.MAPPED and not one.kept]:
             if mapping.state is State.DOUBTFUL:
                 self.unmap([mapping])
             self.drop(mapping, addresses=not any(one.start <= mapping.start < one.end for one in held))
+
+    # ------------------------------------------------------------------ sleep
+
+    def lay_down(self, mappings: Iterable[Mapping]) -> None:
+        """Unmap what is `kept`, and give its chunks back if they are ours. Repeatable after a failure."""
+        for mapping in mappings:
+            if mapping.state in (State.MAPPED, State.DOUBTFUL):
+                self.unmap([mapping])
+            if mapping.state is State.ASLEEP:
+                continue
+            if self._primary:
+                self._return(self._driver.release_chunk, mapping.chunk)
+            mapping.state = State.ASLEEP
+            if self._primary:
+                self._memory.gave_back(mapping.size)
+                self._return.done(mapping.chunk)
+
+    def get_up(self, mappings: Iterable[Mapping], chunks: Iterable[int] = ()) -> None:
+        """Map what sleeps where it was: new chunks, or aliases of `chunks`. Repeatable after a failure."""
+        given = iter(chunks)
+        for mapping in mappings:
+            chunk = mapping.chunk if self._primary else next(given)
+            if mapping.state is State.MAPPED:
+                continue
+            if mapping.state is State.DOUBTFUL:
+                self.unmap([mapping])
+            if mapping.state is State.ASLEEP and self._primary:
+                chunk = self._driver.create_chunk(mapping.size)
+                self._memory.reserved_bytes += mapping.size
+            mapping.chunk, mapping.state = chunk, State.DOUBTFUL
+            self._driver.map_chunk(mapping.start, chunk)
+            self._driver.enable_access(mapping.start, mapping.size)
+            mapping.state = State.MAPPED
 
     # ------------------------------------------------------------------ recovery
 
@@ -248,7 +300,7 @@ class Mappings:
         self.table.rebuild()
         self._rebuild(self._reservations, [*held, *(Range(item.start, item.size) for item in self.table)])
         if self._primary:
-            self._memory.recount(sum([mapping.size for mapping in self.table]))
+            self._memory.recount()
 
     def _rebuild(self, reservations: Iterable[Range], taken: Iterable[Range]) -> None:
         """Make the free addresses anew: what of `reservations` is in none of `taken`, which may overlap."""

@@ -142,7 +142,7 @@ class SegmentHeap:
             ]
             arena.mend(extents, barrier=True, uses=uses)
         self._memory.mend_segments(set(self._segments))
-        self._memory.recount(0)
+        self._memory.recount()
         self._memory.release_unwanted()
 
     @property

@@ -266,6 +266,25 @@ class Windows:
         for start in self._split:
             self._shrink(start)
 
+    def relink(self) -> None:
+        """Learn the chunks of all windows anew: they slept, and the chunks are others now."""
+
+        def linked(window: Window) -> Window:
+            return replace(window, handles=tuple([alias.chunk for alias in self._aliases_of(window)]))
+
+        self._open = {at: linked(window) for at, window in self._open.items()}
+        for ended in (self._retired, self._split):
+            for start, (window, own) in ended.items():
+                ended[start] = (linked(window), own)
+        self._showing = self._shown()
+        self._doubt_what_no_window_shows()
+
+    def _doubt_what_no_window_shows(self) -> None:
+        inside = {alias for window in self._every() for alias in self._aliases_of(window)}
+        for alias in self.aliases:
+            if alias not in inside:
+                alias.state = State.DOUBTFUL
+
     def close(self) -> None:
         """Unmap everything and give the addresses back. The device must be idle, no block in use."""
         for address in list(self._open):
@@ -290,10 +309,7 @@ class Windows:
         self._showing = self._shown()
         windows = self._every()
         self.aliases.mend([window.mapped for window in windows])
-        inside = {alias for window in windows for alias in self._aliases_of(window)}
-        for alias in self.aliases:
-            if alias not in inside:
-                alias.state = State.DOUBTFUL
+        self._doubt_what_no_window_shows()
 
     def check(self) -> None:
         """Prove that addresses, windows and counts agree."""

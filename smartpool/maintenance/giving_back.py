@@ -103,7 +103,7 @@ class Maintenance:
         if not isinstance(heap, ElasticHeap):
             return 0
         with pool.writing():
-            if pool.closed or pool.capture is not None:
+            if pool.closed or pool.capture is not None or pool.asleep:
                 return 0
             if self._restoring is not None:
                 try:

@@ -13,7 +13,7 @@ from smartpool.pool.bins import Bin
 
 Pool = Any  # a `SlowPath`, which stands on this module
 
-__all__ = ["Attachment", "CaptureRoute", "PlannedRequests"]
+__all__ = ["Attachment", "CaptureRoute", "PlacedApart", "PlannedRequests"]
 
 
 class Attachment(Protocol):
@@ -59,6 +59,29 @@ class PlannedRequests(Protocol):
 
     def serve(self, bin_: Bin, pool: Pool) -> int | None:
         """Return the address of a planned block, entered as live, or None: the heap serves the request."""
+
+
+class PlacedApart(Protocol):
+    """Places some requests apart from the others, and keeps memory asleep.
+
+    Attributes
+    ----------
+    heap_asleep
+        Whether the memory of the heap is given back.
+    """
+
+    @property
+    def heap_asleep(self) -> bool:
+        """See above."""
+
+    def serve(self, nbytes: int, stream: int, alignment: int) -> int | None:
+        """Return the address of a block, entered as live; None where the request is like any other.
+
+        Raises `AsleepError` for one whose memory sleeps.
+        """
+
+    def require_awake(self, pointer: int) -> None:
+        """Raise `AsleepError` where the memory of a live block sleeps."""
 
 
 class CaptureRoute(Protocol):

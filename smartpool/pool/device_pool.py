@@ -64,6 +64,8 @@ class DevicePool:
         self.slow_path = slow_path = SlowPath(driver, config)
         self.driver, self.config = driver, slow_path.config
         self._bins, self._bins_of, self._live = slow_path.bins, slow_path.bins_of, slow_path.live
+        if self.config.sleep_tags:  # every request is to be looked at: tables that stay empty
+            self._bins, self._bins_of = {}, {}
         self._search, self._refill = slow_path.search, slow_path.refill
         call_in_children(self, operator.methodcaller("disown"))
 
@@ -185,7 +187,7 @@ class DevicePool:
             bin_ = self.slow_path.live_bin(pointer)
             if handle == bin_.stream or handle in bin_.others:
                 return
-            self._bins_of.setdefault(handle, {})
+            self.slow_path.bins_of.setdefault(handle, {})
             if bin_.used_elsewhere(pointer, handle):
                 return
             own = bin_.own()
@@ -250,7 +252,7 @@ class DevicePool:
             address = operator.index(pointer)  # what goes into a bin must be a plain integer
             if handle is not None:
                 bin_ = self._live[address]
-                self._bins_of.setdefault(handle, {})  # before the block: see `_empty_bins`
+                self.slow_path.bins_of.setdefault(handle, {})  # before the block: see `_empty_bins`
                 # A planned step learns of it before the block is free.
                 elsewhere = bin_.stream != handle and not bin_.used_elsewhere(address, handle)
             bin_ = self._live.pop(address)

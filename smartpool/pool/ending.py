@@ -141,6 +141,8 @@ def _release_under_lock(pool: SlowPath, *, wait: bool = True) -> bool:
         if pool.heap.live_bytes or (not pool.pooling and pool.memory.reserved_bytes):
             return False
         pool.driver.synchronize()
+        for end in pool.endings:
+            end()
         pool.heap.close()
         pool.memory.release_unwanted()
         pool.clock.close()

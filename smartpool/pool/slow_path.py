@@ -47,7 +47,7 @@ from smartpool.heap.segments import SegmentHeap
 from smartpool.heap.slabs import SMALL_SHARE
 from smartpool.heap.stream_order import StreamClock
 from smartpool.interpreters import require_main_interpreter
-from smartpool.pool.attachments import Attachment, CaptureRoute, PlannedRequests
+from smartpool.pool.attachments import Attachment, CaptureRoute, PlacedApart, PlannedRequests
 from smartpool.pool.bins import Bin, DeferredFrees, LargeBin, LiveTable, enter
 from smartpool.pool.critical_section import CriticalSection, is_whole, reentered
 from smartpool.pool.direct import PendingFrees, allocate_directly
@@ -85,6 +85,10 @@ class SlowPath:
         Who serves requests from a plan, while such a step is under way.
     capture
         Where requests go while a stream is captured.
+    apart
+        Who places some requests apart from the others, or keeps this memory asleep.
+    endings
+        Called when the pool ends, nothing is live and the device is idle.
     on_capture
         Serves a request of a stream whose capture nobody announced: bytes, stream, id, alignment.
     explain
@@ -116,6 +120,8 @@ class SlowPath:
         self.attached: list[Attachment] = []
         self.planned: PlannedRequests | None = None
         self.capture: CaptureRoute | None = None
+        self.apart: PlacedApart | None = None
+        self.endings: list[Callable[[], None]] = []
         self.on_capture: Callable[[SlowPath, int, int, int, int], int] | None = None
         self.explain: WeakMethod[Callable[[Bin, str, int], OutOfMemoryError]] | None = None
         self.on_pressure: Callable[[], None] | None = None
@@ -164,7 +170,8 @@ class SlowPath:
 
     def look_again(self) -> None:
         """Find out anew whether requests are plain ones. Under the lock."""
-        self.plain = self.pooling and not self.closed and self.capture is None and self.planned is None
+        free = self.capture is None and self.planned is None and self.apart is None
+        self.plain = self.pooling and not self.closed and free
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the lock and write the state, recovered if need be; see `CriticalSection`."""
@@ -233,6 +240,10 @@ class SlowPath:
         bin_ = self.bin_of(nbytes, handle)
         if len(self.bins_of[handle]) > self.bins_limit:
             self._forget_bins()
+        if self.apart is not None:
+            pointer = self.apart.serve(nbytes, handle, alignment)
+            if pointer is not None:
+                return pointer
         if self.planned is not None and alignment <= ALIGNMENT:
             if self.late_frees is not None:
                 self.late_frees()  # what is due may be among them
@@ -366,7 +377,7 @@ class SlowPath:
         except DriverOutOfMemoryError:
             pointer = None  # what is raised from here on is not about this
         if pointer is None:
-            pointer = self._extend_under_pressure(bin_, alignment)
+            pointer = self.extend_under_pressure(bin_, alignment, self.heap.extend)
         self.peak_live_bytes = max(self.peak_live_bytes, self.heap.live_bytes)
         limit = self.config.memory_pressure_threshold * self.memory.cap_bytes
         if self.on_pressure is not None and self.memory.reserved_bytes > limit:
@@ -389,7 +400,7 @@ class SlowPath:
         except DriverOutOfMemoryError:
             return None  # even a second mapping takes some
 
-    def _extend_under_pressure(self, bin_: Bin, alignment: int) -> int:
+    def extend_under_pressure(self, bin_: Bin, alignment: int, extend: Callable[[int, int, int], int]) -> int:
         """Give back what idles and try again, as long as a callback says and shows that it freed some."""
         held: int | None = None
         while True:
@@ -399,7 +410,7 @@ class SlowPath:
             if bin_.size <= self._obtainable_bytes():
                 self.release_idle(_EVERYTHING, wait=True)
             try:
-                return self.heap.extend(bin_.size, alignment, bin_.stream)
+                return extend(bin_.size, alignment, bin_.stream)
             except DriverOutOfMemoryError as error:
                 progress = held is None or self.heap.live_bytes < held
                 held = self.heap.live_bytes
@@ -454,6 +465,8 @@ class SlowPath:
 
     def release_idle(self, limit_bytes: int, *, wait: bool, exact: bool = False) -> None:
         """Give idle memory back to the device, up to so many bytes."""
+        if self.asleep:
+            return
         self.heap.release_idle(limit_bytes, wait=wait, exact=exact)
         self.memory.release_unwanted()
 
@@ -655,6 +668,11 @@ class SlowPath:
         self.touch_every_bin()
 
     @property
+    def asleep(self) -> bool:
+        """Whether the memory of the heap was given back, and its addresses kept."""
+        return self.apart is not None and self.apart.heap_asleep
+
+    @property
     def live_bytes(self) -> int:
         """Bytes in live blocks, as requested. O(live blocks)."""
         return sum([bin_.nbytes for bin_ in steady(self.live)])
@@ -678,9 +696,12 @@ class SlowPath:
     # ------------------------------------------------------------------ errors
 
     def live_bin(self, pointer: int) -> Bin:
-        """Return the bin of a live block."""
+        """Return the bin of a live block, which is to be used."""
         try:
-            return self.live[pointer]
+            bin_ = self.live[pointer]
+            if self.apart is not None:
+                self.apart.require_awake(pointer)
+            return bin_  # noqa: TRY300
         except (KeyError, TypeError):
             raise self.bad_pointer(pointer) from None
 

@@ -131,6 +131,7 @@ def test_every_failure_is_ours_and_changes_nothing(fake, driver):
     stream, event = driver.create_stream(), driver.create_event()
     driver.map_chunk(base, chunk)
     driver.enable_access(base, unit)
+    host = driver.allocate_host(4096)
     before = driver.held()
     table = {
         "cuMemGetInfo": driver.memory_info,
@@ -151,6 +152,10 @@ def test_every_failure_is_ours_and_changes_nothing(fake, driver):
         "cuEventSynchronize": lambda: driver.synchronize_event(event),
         "cuMemsetD8Async": lambda: driver.fill(raw, 0, 10, stream),
         "cuMemcpyDtoDAsync": lambda: driver.copy(raw + 64, raw, 10, stream),
+        "cuMemHostAlloc": lambda: driver.allocate_host(10),
+        "cuMemFreeHost": lambda: driver.free_host(host),
+        "cuMemcpyDtoHAsync": lambda: driver.copy_to_host(host, raw, 10, stream),
+        "cuMemcpyHtoDAsync": lambda: driver.copy_from_host(raw, host, 10, stream),
         "cuMemcpyDtoH": lambda: driver.read(raw, 10),
         "cuMemcpyHtoD": lambda: driver.write(raw, b"x"),
     }
@@ -163,11 +168,18 @@ def test_every_failure_is_ours_and_changes_nothing(fake, driver):
             assert caught.value.code == code.name
             lost = code is CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
             assert ("end the process" in str(caught.value)) == lost
-            ran_out = not lost and function in ("cuMemAlloc", "cuMemCreate")
+            ran_out = not lost and function in ("cuMemAlloc", "cuMemCreate", "cuMemHostAlloc")
             assert isinstance(caught.value, DriverOutOfMemoryError) == ran_out
             driver.check()
             assert driver.held() == before
-    takes_away = {"cuMemFree", "cuMemAddressFree", "cuMemRelease", "cuMemUnmap", "cuStreamDestroy"}
+    takes_away = {
+        "cuMemFree",
+        "cuMemFreeHost",
+        "cuMemAddressFree",
+        "cuMemRelease",
+        "cuMemUnmap",
+        "cuStreamDestroy",
+    }
     for function in (*(table.keys() - takes_away), "cuMemUnmap"):
         table[function]()
 

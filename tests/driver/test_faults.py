@@ -10,7 +10,7 @@ from smartpool.driver.faults import CALLS, Faults
 from smartpool.errors import DriverError, DriverOutOfMemoryError, InvalidRequestError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the cpu device has virtual memory on Linux alone")
-CAN_RUN_OUT = ("allocate", "create_chunk")
+CAN_RUN_OUT = ("allocate", "create_chunk", "allocate_host")
 
 
 @pytest.fixture(params=["model", pytest.param("cpu", marks=linux)])
@@ -27,6 +27,7 @@ class Scene:
         self.raw, self.base = driver.allocate(4096), driver.reserve(8 * unit)
         self.spare_base = driver.reserve(unit)
         self.chunk, self.idle = driver.create_chunk(unit), driver.create_chunk(unit)
+        self.host = driver.allocate_host(4096)
         self.stream, self.event = driver.create_stream(), driver.create_event()
         driver.map_chunk(self.base, self.chunk)
         driver.enable_access(self.base, unit)
@@ -65,6 +66,10 @@ class Scene:
             "copy": lambda: d.copy(self.raw + 64, self.raw, 64, self.stream),
             "read": lambda: d.read(self.raw, 1),
             "write": lambda: d.write(self.raw, b"x"),
+            "allocate_host": lambda: d.allocate_host(100),
+            "copy_to_host": lambda: d.copy_to_host(self.host, self.raw, 64, self.stream),
+            "copy_from_host": lambda: d.copy_from_host(self.raw, self.host, 64, self.stream),
+            "free_host": lambda: d.free_host(self.host),
             "unmap": lambda: d.unmap(self.base, 8 * unit),
             "export_chunk": self.export,
             "import_chunk": lambda: d.import_chunk(self.foreign, unit),

@@ -142,7 +142,7 @@ def load() -> Bindings:
 def failure(call: str, code: Any, arguments: Mapping[str, object]) -> DriverError:
     """Return the error for a failed driver call, with what to do about it."""
     name = _name(code)
-    if name == "CUDA_ERROR_OUT_OF_MEMORY" and call in ("allocate", "create_chunk"):
+    if name == "CUDA_ERROR_OUT_OF_MEMORY" and call in ("allocate", "create_chunk", "allocate_host"):
         return DriverOutOfMemoryError(call, name, arguments, advice="the device has no more physical memory")
     return DriverError(call, name, arguments, advice=_ADVICE.get(name, ""))
 

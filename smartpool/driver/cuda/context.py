@@ -61,7 +61,7 @@ class Context:
             result = function(*values)
         except OverflowError as error:  # a number that does not fit the binding's types
             codes = self.api.CUresult
-            too_much = call in ("allocate", "create_chunk")
+            too_much = call in ("allocate", "create_chunk", "allocate_host")
             code = codes.CUDA_ERROR_OUT_OF_MEMORY if too_much else codes.CUDA_ERROR_INVALID_VALUE
             raise failure(call, code, arguments) from error
         except RuntimeError as error:  # the installed driver lacks a function that the package knows

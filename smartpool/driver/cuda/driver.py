@@ -113,6 +113,46 @@ class CudaDriver(VirtualMemory):
         """Give back what `allocate` returned (`cuMemFree`): blocks until the device is idle."""
         self._return(self._raw, "free", self._api.cuMemFree, (address,), address=address)
 
+    # --- memory of the host ---
+
+    def allocate_host(self, size: int) -> int:
+        """Return the address of `size` pinned bytes of the host (`cuMemHostAlloc`), for every context."""
+        self._check_allocation(size)
+        portable = self._api.CU_MEMHOSTALLOC_PORTABLE
+        address = int(
+            self._call_here("allocate_host", self._api.cuMemHostAlloc, (size, portable), size=size)[1]
+        )
+        self._host[address] = size
+        return address
+
+    def free_host(self, address: int) -> None:
+        """Give back what `allocate_host` returned (`cuMemFreeHost`)."""
+        self._return(self._host, "free_host", self._api.cuMemFreeHost, (address,), address=address)
+
+    def copy_to_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes of the device into pinned memory."""
+        self._on_stream(
+            "copy_to_host",
+            self._api.cuMemcpyDtoHAsync,
+            (destination, source, size, self.stream_handle(stream)),
+            destination=destination,
+            source=source,
+            size=size,
+            stream=stream,
+        )
+
+    def copy_from_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue on `stream`: copy `size` bytes of pinned memory to the device."""
+        self._on_stream(
+            "copy_from_host",
+            self._api.cuMemcpyHtoDAsync,
+            (destination, source, size, self.stream_handle(stream)),
+            destination=destination,
+            source=source,
+            size=size,
+            stream=stream,
+        )
+
     # --- streams ---
 
     def create_stream(self) -> int:
@@ -225,6 +265,7 @@ class CudaDriver(VirtualMemory):
             "reservations": len(self._reserved),
             "chunks": len(chunks),
             "chunk_bytes": sum(chunks.values()),
+            "host_bytes": sum(self._host.copy().values()),
         }
 
     def check(self) -> None:
@@ -266,7 +307,7 @@ class CudaDriver(VirtualMemory):
         if not self._closed or self._released:
             return
         with self._lock:
-            held = self._raw or self._reserved or self._chunks
+            held = self._raw or self._reserved or self._chunks or self._host
             if self._released or held or len(self._events) or self._streams.owned:
                 return
             self._released = True

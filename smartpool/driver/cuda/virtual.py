@@ -25,6 +25,7 @@ __all__ = ["VirtualMemory"]
 
 _ADVICE: Final = {
     "free": "pass an address that allocate returned, once",
+    "free_host": "pass an address that allocate_host returned, once",
     "release_chunk": "no such chunk: pass a handle from create_chunk, not released",
     "unreserve": "pass the address and size of one whole reservation, once",
 }
@@ -52,6 +53,7 @@ class VirtualMemory:
         self._chunks: dict[int, int] = {}  # handle -> bytes
         self._reserved: dict[int, int] = {}  # address -> bytes
         self._raw: dict[int, int] = {}  # address -> bytes
+        self._host: dict[int, int] = {}  # address of pinned memory -> bytes
 
     # --- addresses ---
 

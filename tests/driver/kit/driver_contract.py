@@ -396,6 +396,25 @@ class DriverContract:
         driver.free(second)
         driver.destroy_stream(stream)
 
+    def test_memory_of_the_host(self, driver):
+        here, there, stream = driver.allocate(4096), driver.allocate_host(4096), driver.create_stream()
+        assert driver.held()["host_bytes"] == 4096
+        driver.fill(here, 7, 4096, stream)
+        driver.copy_to_host(there + 96, here, 4000, stream)
+        driver.fill(here, 0, 4096, stream)
+        driver.copy_from_host(here + 1, there + 96, 10, stream)
+        driver.synchronize(stream)
+        if readable(driver):
+            assert driver.read(here, 12) == b"\0" + b"\7" * 10 + b"\0"
+        driver.free_host(there)
+        assert driver.held()["host_bytes"] == 0
+        with pytest.raises(DriverError, match="free_host"):
+            driver.free_host(there)
+        with pytest.raises(DriverError, match="at least 1 byte"):
+            driver.allocate_host(0)
+        driver.free(here)
+        driver.destroy_stream(stream)
+
     @of_the_rules
     def test_no_bytes_are_refused(self, driver):
         address = driver.allocate(4096)

@@ -199,6 +199,21 @@ class FakeCuda:
                     owners.append(device)
         return self._do("free", address, device=owners[0] if owners else 0)[:1]
 
+    CU_MEMHOSTALLOC_PORTABLE = 1
+
+    def cuMemHostAlloc(self, size, flags):
+        assert flags == self.CU_MEMHOSTALLOC_PORTABLE
+        return self._do("allocate_host", size, device=0)
+
+    def cuMemFreeHost(self, address):
+        return self._do("free_host", address, device=0)[:1]
+
+    def cuMemcpyDtoHAsync(self, destination, source, size, stream):
+        return self._do("copy_to_host", destination, source, size, self._stream(stream))[:1]
+
+    def cuMemcpyHtoDAsync(self, destination, source, size, stream):
+        return self._do("copy_from_host", destination, source, size, self._stream(stream))[:1]
+
     def cuMemGetAllocationGranularity(self, properties, option):
         return OK, self.cpus[0].granularity
 
