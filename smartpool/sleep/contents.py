@@ -101,8 +101,10 @@ def keep_on_host(driver: Driver, host: HostMemory, ranges: Sequence[Range], stre
                 driver.copy_to_host(piece + offset, address, size, stream)
         driver.synchronize(stream)
     except BaseException:
-        driver.synchronize()
-        kept.discard()
+        try:
+            driver.synchronize()
+        finally:
+            kept.discard()
         raise
     return kept
 
@@ -169,8 +171,10 @@ class _FileContents:
                 _write_all(file, view, turn * PIECE)
             os.fsync(file.fileno())
         finally:
-            self._driver.synchronize(self._stream)
-            self._host.give(taken)
+            try:
+                self._driver.synchronize(self._stream)
+            finally:
+                self._host.give(taken)
 
     def _copy(self, piece: int, turn: int) -> None:
         for offset, address, size in self._plan[turn]:
@@ -197,8 +201,10 @@ class _FileContents:
                 for offset, address, size in parts:
                     self._driver.copy_from_host(address, two[turn % 2] + offset, size, self._stream)
         finally:
-            self._driver.synchronize(self._stream)
-            self._host.give(taken)
+            try:
+                self._driver.synchronize(self._stream)
+            finally:
+                self._host.give(taken)
 
     def discard(self) -> None:
         if self._file is not None:

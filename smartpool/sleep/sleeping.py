@@ -139,9 +139,11 @@ class _Section:
                 mapping.kept = True
 
     def lay_down(self) -> None:
-        for book in reversed(self.books):  # aliases first
-            book.lay_down(book.table)
-        self.relink()
+        try:
+            for book in reversed(self.books):  # aliases first
+                book.lay_down(book.table)
+        finally:
+            self.relink()
 
     def get_up(self) -> None:
         self.books[0].get_up(self.books[0].table)

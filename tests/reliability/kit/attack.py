@@ -19,6 +19,7 @@ from smartpool.debug_options import DebugOptions
 from smartpool.driver.cpu import CpuDriver
 from smartpool.driver.model import ModelDriver
 from smartpool.errors import (
+    AsleepError,
     DriverError,
     DriverOutOfMemoryError,
     OutOfMemoryError,
@@ -285,6 +286,9 @@ def _must_be_expected(raised, error):
             link = link.__cause__ or link.__context__
         assert error in chain, raised
         return
+    if isinstance(raised, AsleepError):  # what is to sleep stays awake
+        assert isinstance(raised.__cause__, DriverOutOfMemoryError), raised
+        return
     assert isinstance(raised, DriverError | OutOfMemoryError), raised
     assert not isinstance(raised, DriverOutOfMemoryError), raised
 
@@ -311,6 +315,8 @@ def _must_be_sound(caller, outcome):
     pool, driver = caller.pool, caller.driver
     for memory in caller.memories:
         memory.close()
+    if not pool.closed and pool.sleeping.asleep():
+        pool.sleeping.wake()
     caller.must_own_its_buffers()
     pool.check()
     driver.check()

@@ -236,6 +236,18 @@ def closing_before_the_last_free(caller):
     caller.free(block)
 
 
+def sleeping(caller):
+    """All of it, a window too, goes back to the device and comes again."""
+    if not caller.elastic:
+        return
+    blocks = [caller.malloc(4 * MiB) for _ in range(6)]
+    for block in blocks[::2]:
+        caller.free(block)
+    caller.malloc(10 * MiB)
+    caller.pool.sleeping.sleep()
+    caller.pool.sleeping.wake()
+
+
 SCENARIOS = [
     stitching,
     windows_one_after_the_other,
@@ -254,6 +266,7 @@ SCENARIOS = [
     capturing,
     closed_beside_a_capture,
     questions,
+    sleeping,
     closing,
     closing_before_the_last_free,
 ]
