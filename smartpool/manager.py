@@ -10,6 +10,7 @@ from smartpool.graphs.captures import Graphs
 from smartpool.graphs.found import serve_found
 from smartpool.heap.arena import ALIGNMENT
 from smartpool.maintenance.giving_back import Maintenance
+from smartpool.pool.attachments import RequestFront
 from smartpool.pool.device_pool import DevicePool
 from smartpool.pool.ending import release_if_over
 from smartpool.sleep.sleeping import Sleep
@@ -77,16 +78,15 @@ class AdvancedMemoryPoolManager(DevicePool):
         return self.slow_path.out_of_memory_callbacks
 
     @property
-    def late_frees(self) -> Callable[[], None] | None:
-        """Called before the arenas are searched: gives back what code put aside that cannot call `free`.
+    def front(self) -> RequestFront | None:
+        """What serves requests before they reach the pool: a framework's native code."""
+        return self.slow_path.front
 
-        May be called in the pool's critical section; calls `free` and nothing else.
-        """
-        return self.slow_path.late_frees
-
-    @late_frees.setter
-    def late_frees(self, call: Callable[[], None] | None) -> None:
-        self.slow_path.late_frees = call
+    @front.setter
+    def front(self, front: RequestFront | None) -> None:
+        with self.slow_path.section.lock:
+            self.slow_path.front = front
+            self.slow_path.look_again()
 
     # ------------------------------------------------------------------ planned steps
 

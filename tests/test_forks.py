@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent / "driver" / "kit"))
 from fake_cuda import FakeCuda
 
 from smartpool.interop import _torch_segments
+from smartpool.interop._torch_front import Front
 from smartpool.interop._torch_graphs import Graphs
-from smartpool.interop._torch_ring import FreeRing
 
 PACKAGE = Path(smartpool.__file__).parent
 MAKERS = {
@@ -106,7 +106,8 @@ def scene():
     own = smartpool.GPUMemoryOptimizer({"devices": ["cpu"], "track": True})
     made = [
         on_cuda, own, own.streams(), own.pool, LiveView(own.pool),
-        Traffic(own.pool, on_cuda.recording(), 1.0), Graphs(on_cuda), FreeRing(print), Planning(dict),
+        Traffic(own.pool, on_cuda.recording(), 1.0), Graphs(on_cuda),
+        Front(0, 65536, print, first=0, second=0, throw=0, room=1024), Planning(dict),
         CheckedDriver(ModelDriver(1 << 20)),
     ]  # fmt: skip
     yield made

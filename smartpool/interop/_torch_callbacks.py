@@ -5,8 +5,8 @@ within a KeyboardInterrupt's reach, and after the globals of every module are go
 optimisers in the main module's globals die then, hundreds of blocks of them.
 Method: what the functions touch is bound in their closures, never looked up in a module, and the
 `ctypes` objects behind the addresses get a reference that is never given back. What a request raises
-is handed to `Rescue`, since no exception passes from here. A free is not Python at all: see
-`FreeRing`.
+is handed to `Rescue`, since no exception passes from here. A free is not Python at all, and neither is
+a request that finds a block of its size: see `Front`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.errors import UnknownPointerError
+from smartpool.heap.policy import policy_of
 from smartpool.interop._frameworks import manager_for
-from smartpool.interop._torch_ring import FreeRing
+from smartpool.interop._torch_front import Front
+from smartpool.interop._torch_rescue import ROOM
+from smartpool.manager import AdvancedMemoryPoolManager
 
 if TYPE_CHECKING:
     from smartpool.interop._torch_rescue import Rescue
-    from smartpool.manager import AdvancedMemoryPoolManager
 
 __all__ = [
     "AllocateFunction",
     "FreeFunction",
     "address_of",
-    "allocate_and_free",
+    "front_of",
 ]
 
 AllocateFunction: Final = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
 FreeFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
-
-Allocate = Callable[[int, int, int | None], int | None]
 
 
 def address_of(prototype: Any, function: Callable[..., Any]) -> int:
@@ -47,18 +47,30 @@ def address_of(prototype: Any, function: Callable[..., Any]) -> int:
     return address
 
 
-def allocate_and_free(
+class _ListAlone:
+    """What a pool whose blocks the front does not stack knows of it."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def drain(self, *, everything: bool = False) -> None:  # noqa: ARG002 - as `RequestFront`
+        """Give back what waits."""
+        self._front.drain()
+
+    def switch(self, *, on: bool) -> None:
+        """Nothing: every request reaches the pool."""
+
+
+def front_of(
     managers: dict[int, AdvancedMemoryPoolManager],
     rescue: Rescue,
+    throw: int,
     lasting_streams: Callable[[int], Iterable[int]],
-) -> tuple[Allocate, Allocate, FreeRing]:
-    """Return PyTorch's request function over `managers`, for the whole process, and the ring of its frees.
+) -> Front:
+    """Return the front before `managers`, whose functions PyTorch may call until the process ends.
 
-    The second function is to be called when the first answered with a null pointer: an exception that
-    was on its way (Ctrl-C) struck there; see `Rescue`.
-
-    What waits in the ring is given back before a request is served, and before a manager searches its
-    arenas for anybody or looks at itself.
+    Its stacks are of the first device. A request that they do not serve calls Python; a second one, when
+    that answered with a null pointer: an exception that was on its way (Ctrl-C) struck there; see `Rescue`.
     """
     finalizing = sys.is_finalizing
     seen: set[int] = set()
@@ -66,8 +78,10 @@ def allocate_and_free(
     def admit(stream: int, device: int) -> None:
         seen.add(stream)
         driver = manager_for(managers, device).driver
-        for lasting in lasting_streams(device):
-            seen.add(driver.keep_stream(lasting))  # type: ignore[attr-defined]  # a CUDA driver
+        lasting = list(lasting_streams(device))
+        seen.update(driver.keep_stream(one) for one in lasting)  # type: ignore[attr-defined]  # a CUDA driver
+        if device == ordinal:
+            front.admit(lasting)
 
     failed, unknown = rescue.allocation_failed, rescue.free_failed
     first, *others = managers.items()
@@ -84,15 +98,10 @@ def allocate_and_free(
         except UnknownPointerError as error:
             unknown(error)
 
-    ring = FreeRing(give_back)
-    slots, cursor, drain = ring.slots, ring.cursor, ring.drain
-
     def allocate(size: int, device: int, stream: int | None) -> int | None:
         if not size:
             return None
         try:
-            if slots[cursor[0]]:
-                drain()
             if stream is not None and stream not in seen:
                 admit(stream, device)
             if device == ordinal:
@@ -114,7 +123,19 @@ def allocate_and_free(
                 [*map(raise_in, found[:1], found[1:])]  # as in `Rescue.allocation_failed`
         return pointer
 
-    for each in managers.values():
-        each.late_frees = drain
+    front = Front(
+        ordinal,
+        policy_of(manager.config.policy).slab_limit,
+        give_back,
+        first=address_of(AllocateFunction, allocate),
+        second=address_of(AllocateFunction, allocate_again),
+        throw=throw,
+        room=ROOM,
+    )
+    front.admit([0])
     rescue.watch((allocate, allocate_again))
-    return allocate, allocate_again, ring
+    for _, other in others:
+        other.front = _ListAlone(front)
+    # A pool that debugs has its own idea of each block.
+    manager.front = front if type(manager) is AdvancedMemoryPoolManager else _ListAlone(front)
+    return front

@@ -6,13 +6,13 @@ PyTorch's own allocator throws `c10::OutOfMemoryError`, and all of PyTorch is wr
 carries it to the thread that waits, a convolution tries an algorithm that needs less. But C++ exceptions
 must not unwind through frames of Python's.
 Method: Python makes the exception while it has the word, with the constructor that libc10 exports, and
-answers with the address of the exception plus one: no block has an odd address. The machine code that
-asked (`_torch_ring.ask`) sees that and *jumps* into ``__cxa_throw`` with its own frame taken down, so that
-the first frame to be unwound is PyTorch's. No memory is touched, and no kernel is launched.
+answers with the address of the exception plus one: no block has an odd address. The compiled code that
+asked (`_torch_front`) sees that and calls ``__cxa_throw``: the frames that are unwound
+are its own, for which there are tables, and PyTorch's. No memory is touched, and no kernel is launched.
 What is not the request's own failure, Ctrl-C above all, is no reason to fail it: the memory is served, and
 the exception is raised where Python goes on, as an asynchronous exception of the thread. When it strikes
 in a function of ours before anything could catch it, `ctypes` would drop it, and answer with whatever
-lies on its stack. The machine code makes that a null pointer and asks a second time, and the second
+lies on its stack. The compiled code makes that a null pointer and asks a second time, and the second
 answer raises what was lost.
 Bound: 2 us for an error. PyTorch's class replaces ours; the message has both stories.
 Rejected: addresses behind which one chunk is mapped over and over, and a Python error raised later (31 us

@@ -5,11 +5,10 @@ own caching allocator does is then the pool's work. `mem_pool` leaves PyTorch's 
 and only feeds it its segments, inside ``with torch.cuda.use_mem_pool(...)``.
 
 Both go through `torch._C._cuda_customAllocator`, which takes C addresses as integers, so neither needs a
-compiled extension. Requests are `ctypes` callbacks. So are the frees of segments (`mem_pool`); those of
-`install` are seven x86-64 instructions that this package writes into memory (`_torch_ring`), since
-PyTorch frees tensors where no Python may run. So `install` works on Linux on x86-64, and `mem_pool`
-everywhere. It is private API of PyTorch; what is relied on was read in PyTorch 2.11 and 2.13 and is
-tested on 2.11.
+extension of its own. What `install` hands over is compiled at run time (`_torch_front`): most requests
+and frees are over in 15 ns, and Python is called for the others; `mem_pool` hands over `ctypes` callbacks,
+which PyTorch calls for a segment now and then. It is private API of PyTorch; what is relied on was read in
+PyTorch 2.11 and 2.13 and is tested on 2.11.
 """
 
 from __future__ import annotations
@@ -31,14 +30,10 @@ from smartpool.errors import (
 )
 from smartpool.heap.arena import ALIGNMENT
 from smartpool.interop._frameworks import cuda_managers, framework, manager_for
-from smartpool.interop._torch_callbacks import (
-    AllocateFunction,
-    address_of,
-    allocate_and_free,
-)
+from smartpool.interop._torch_callbacks import address_of, front_of
+from smartpool.interop._torch_front import Front
 from smartpool.interop._torch_graphs import Graphs
-from smartpool.interop._torch_rescue import ROOM, CppErrors, Rescue
-from smartpool.interop._torch_ring import FreeRing, ask
+from smartpool.interop._torch_rescue import CppErrors, Rescue
 from smartpool.interop._torch_segments import Segments, mem_pool_over
 from smartpool.smart_pool import SmartPool
 from smartpool.units import align_up
@@ -79,7 +74,7 @@ class _Installation:
     allocator: Any
     rescue: Rescue
     graphs: Graphs
-    ring: FreeRing
+    front: Front
 
 
 _installation: _Installation | None = None
@@ -94,8 +89,9 @@ def install(pool: SmartPool) -> None:
     Call it before anything touches CUDA through PyTorch. PyTorch frees hundreds of blocks while the
     interpreter ends, so the pool must not be closed before; it goes with the process.
 
-    What PyTorch frees is given back to the pool with the next request, by whichever framework, that
-    finds no block of its size ready; statistics are of the moment.
+    What PyTorch frees is kept for its next request of that size, and goes back to the pool before memory
+    grows, is trimmed or refused, and for requests of others; statistics are of the moment. While somebody
+    watches each request (tracking, recording, hooks, debugging), every one of them reaches the pool.
 
     Out of memory is `torch.OutOfMemoryError`, as from PyTorch's own allocator; the pool and the CUDA
     context stay usable. Any other failure of a request is a `RuntimeError` that begins with its class.
@@ -106,10 +102,9 @@ def install(pool: SmartPool) -> None:
         When a pool is installed already, or PyTorch has initialised CUDA: its own allocator has handed
         out memory then, and cannot be replaced.
     MissingPackageError
-        When PyTorch is not installed.
+        When PyTorch is not installed, or llvmlite, which compiles what PyTorch calls.
     UnsupportedError
-        When PyTorch was built without CUDA, or is too old to take an allocator; and on anything but Linux on
-        x86-64, for which the function that takes frees is written.
+        When PyTorch was built without CUDA, or is too old to take an allocator, and on anything but Linux.
     DeviceNotFoundError
         When the pool is not on CUDA devices.
     """
@@ -132,10 +127,9 @@ def install(pool: SmartPool) -> None:
     errors = CppErrors(_libc10(torch))
     rescue = Rescue(managers, errors)
     try:
-        allocate, again, ring = allocate_and_free(managers, rescue, partial(_lasting_streams, torch))
-        first, second = (address_of(AllocateFunction, function) for function in (allocate, again))
-        allocator = make(ask(first, second, errors.throw, ROOM), ring.address)
-        _set_hooks(allocator, pool, managers, graphs)
+        front = front_of(managers, rescue, errors.throw, partial(_lasting_streams, torch))
+        allocator = make(front.allocate, front.release)
+        _set_hooks(allocator, pool, managers, graphs, front)
         torch._C._cuda_changeCurrentAllocator(allocator)  # noqa: SLF001 - there is no public way
     except UnsupportedError:
         raise
@@ -144,7 +138,7 @@ def install(pool: SmartPool) -> None:
             f"expected PyTorch to take the allocator, but it refused: {error}; call install() before "
             "anything allocates on a CUDA device"
         ) from error
-    _installation = _Installation(pool, managers, allocator, rescue, graphs, ring)
+    _installation = _Installation(pool, managers, allocator, rescue, graphs, front)
 
 
 def installed_pool() -> SmartPool | None:
@@ -186,13 +180,18 @@ def _lasting_streams(torch: Any, device: int) -> list[int]:
 
 
 def _set_hooks(
-    allocator: Any, pool: SmartPool, managers: dict[int, AdvancedMemoryPoolManager], graphs: Graphs
+    allocator: Any,
+    pool: SmartPool,
+    managers: dict[int, AdvancedMemoryPoolManager],
+    graphs: Graphs,
+    front: Front,
 ) -> None:
     """Take PyTorch's other calls too: `record_stream`, `empty_cache`, captures of graphs."""
 
     def record_stream(pointer: int, stream: int | None) -> None:
         for manager in managers.values():
             if manager.owns(pointer):
+                front.mark(pointer)
                 with suppress(UnknownPointerError):  # freed meanwhile, on another thread
                     manager.record_stream(pointer, stream)
                 return
@@ -312,7 +311,7 @@ def memory_snapshot(device: int = 0) -> list[dict[str, Any]]:
     are no segments: memory is mapped under blocks, not cut into them.
     """
     installation = _require_installation()
-    installation.ring.drain()
+    installation.front.drain(everything=True)
     manager = manager_for(installation.managers, device)
     blocks = []
     for pointer, nbytes in sorted(manager.live_blocks().items()):

@@ -13,7 +13,7 @@ from smartpool.pool.bins import Bin
 
 Pool = Any  # a `SlowPath`, which stands on this module
 
-__all__ = ["Attachment", "CaptureRoute", "PlacedApart", "PlannedRequests"]
+__all__ = ["Attachment", "CaptureRoute", "PlacedApart", "PlannedRequests", "RequestFront"]
 
 
 class Attachment(Protocol):
@@ -52,6 +52,19 @@ class Attachment(Protocol):
 
     def close(self) -> None:
         """Serve nothing any more."""
+
+
+class RequestFront(Protocol):
+    """Serves requests before they reach the pool, of blocks that are live to it, where no Python runs."""
+
+    def drain(self, *, everything: bool = False) -> None:
+        """Give back, by `free` alone, what other requests may need; with `everything`, all that it has.
+
+        May be called in the middle of a request, and by any thread.
+        """
+
+    def switch(self, *, on: bool) -> None:
+        """Serve requests, or give all back and let every one of them reach the pool."""
 
 
 class PlannedRequests(Protocol):

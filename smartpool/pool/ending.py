@@ -30,6 +30,8 @@ def refuse_requests(pool: SlowPath) -> None:
             pool.live.on_empty = partial(_release_after_the_last_free, ref(pool))
             pool.live.__class__ = ClosedTable
             pool.plain = False
+            if pool.front is not None:
+                pool.front.switch(on=False)
             pool.touch_every_bin()
             for each in pool.attached:
                 each.close()

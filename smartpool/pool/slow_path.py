@@ -47,7 +47,13 @@ from smartpool.heap.segments import SegmentHeap
 from smartpool.heap.slabs import SMALL_SHARE
 from smartpool.heap.stream_order import StreamClock
 from smartpool.interpreters import require_main_interpreter
-from smartpool.pool.attachments import Attachment, CaptureRoute, PlacedApart, PlannedRequests
+from smartpool.pool.attachments import (
+    Attachment,
+    CaptureRoute,
+    PlacedApart,
+    PlannedRequests,
+    RequestFront,
+)
 from smartpool.pool.bins import Bin, DeferredFrees, LargeBin, LiveTable, enter
 from smartpool.pool.critical_section import CriticalSection, is_whole, reentered
 from smartpool.pool.direct import PendingFrees, allocate_directly
@@ -95,7 +101,7 @@ class SlowPath:
         Makes the error of a request that failed, and tells everybody who asked for it.
     on_growth, on_pressure
         Called when memory was mapped, and when that took it beyond the pressure threshold.
-    out_of_memory_callbacks, late_frees
+    out_of_memory_callbacks, front
         As in `AdvancedMemoryPoolManager`.
     """
 
@@ -127,7 +133,7 @@ class SlowPath:
         self.on_pressure: Callable[[], None] | None = None
         self.on_growth: Callable[[], None] | None = None
         self.out_of_memory_callbacks: list[Callable[[int], bool]] = []
-        self.late_frees: Callable[[], None] | None = None
+        self.front: RequestFront | None = None
 
         # The quick path's structures. They are never replaced, only changed: callers may
         # hold bound methods, and other threads are in the middle of them at any time.
@@ -172,6 +178,8 @@ class SlowPath:
         """Find out anew whether requests are plain ones. Under the lock."""
         free = self.capture is None and self.planned is None and self.apart is None
         self.plain = self.pooling and not self.closed and free
+        if self.front is not None:
+            self.front.switch(on=self.plain and self.live.__class__ is LiveTable)
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the lock and write the state, recovered if need be; see `CriticalSection`."""
@@ -245,8 +253,8 @@ class SlowPath:
             if pointer is not None:
                 return pointer
         if self.planned is not None and alignment <= ALIGNMENT:
-            if self.late_frees is not None:
-                self.late_frees()  # what is due may be among them
+            if self.front is not None:
+                self.front.drain()  # what is due may be among them
             pointer = self.planned.serve(bin_, self)
             if pointer:
                 return pointer
@@ -263,6 +271,8 @@ class SlowPath:
             if self.capture is not None:
                 return self.capture.request(self, bin_.nbytes, bin_.stream, ALIGNMENT)
             return self._search_anyhow(bin_.nbytes, bin_.stream, ALIGNMENT)
+        if self.front is not None:
+            self.front.drain()
         if bin_.nbytes == self._latest_nbytes and self._home_deferred == self._latest:
             # The block placed last came back, alone, and nothing was joined since: first fit would choose
             # the same place again. Whoever pops it owns it, so this needs no lock.
@@ -300,7 +310,6 @@ class SlowPath:
                         bin_.__class__ is not LargeBin
                         or arena is None
                         or len(self.bins_of) > 1
-                        or self.late_frees
                         or not self.plain
                     ):
                         bin_ = bin_.home  # where it stood for another until a moment ago
@@ -329,9 +338,9 @@ class SlowPath:
         """Collect garbage, which may hold memory, and search once more. Holds no lock."""
         here, before = get_ident(), self.live_bytes
         gc.collect()
-        if self.late_frees is not None:
+        if self.front is not None:
             with self.writing():
-                self.late_frees()
+                self.front.drain(everything=True)
         self.collected[here] = max(0, before - self.live_bytes)
         try:
             return self.search(nbytes, handle, alignment)
@@ -340,8 +349,8 @@ class SlowPath:
 
     def find_place(self, bin_: Bin, alignment: int) -> int:
         """Return the address of a block of the heap for a request. In the critical section."""
-        if self.late_frees is not None:
-            self.late_frees()
+        if self.front is not None:
+            self.front.drain()
         self.forget_unused_streams()
         if bin_ and alignment == ALIGNMENT:
             try:
@@ -353,6 +362,8 @@ class SlowPath:
         if not small:
             self.join_deferred()
         pointer = self.heap.allocate(bin_.size, alignment, bin_.stream)
+        if pointer is None and small and self.front is not None:
+            self.front.drain(everything=True)
         if pointer is None and small and self.touched_small:
             # What may spare the heap from growing. One slab more is cheaper still.
             if not self.heap.spare_slab():
@@ -474,8 +485,8 @@ class SlowPath:
 
     def flush(self) -> None:
         """Join all that was freed with its neighbors. In the critical section."""
-        if self.late_frees is not None:
-            self.late_frees()
+        if self.front is not None:
+            self.front.drain(everything=True)
         for each in self.attached:
             each.before_flush(self)
         self.join_deferred()
@@ -492,8 +503,8 @@ class SlowPath:
         ):
             self.flush()
             return
-        if self.late_frees is not None:
-            self.late_frees()
+        if self.front is not None:
+            self.front.drain(everything=True)
         self.join_deferred()
 
     def join_deferred(self) -> None:

@@ -8,12 +8,13 @@ was freed, integers alone and no addresses. `make_plan` colours that with the pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Final, NamedTuple
 
 from smartpool.heap.arena import ALIGNMENT
+from smartpool.pool.attachments import RequestFront
 from smartpool.units import align_up
 
 __all__ = ["OUTLIVED", "LogEntry", "Sequence", "StepPlan", "Watch", "make_plan", "sequences"]
@@ -31,7 +32,7 @@ class Watch:
     ----------
     limit
         Requests and frees after which it has seen enough.
-    late_frees
+    front
         The pool's: gives back what was put aside, so that it is seen before the next request.
 
     Attributes
@@ -40,15 +41,15 @@ class Watch:
         What happened so far.
     """
 
-    def __init__(self, limit: int, late_frees: Callable[[], None] | None = None) -> None:
+    def __init__(self, limit: int, front: RequestFront | None = None) -> None:
         self.log: list[LogEntry] = []
         self._limit = limit
-        self._late_frees = late_frees
+        self._front = front
 
     def allocated(self, pointer: int, nbytes: int, stream: int) -> None:
         """Note a request."""
-        if self._late_frees is not None:
-            self._late_frees()
+        if self._front is not None:
+            self._front.drain()
         if len(self.log) < self._limit:
             self.log.append((pointer, nbytes, stream, get_ident()))
 

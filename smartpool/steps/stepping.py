@@ -128,7 +128,7 @@ class Steps:
         if plans is not None:
             self._serve_plans(name, plans, pool)
         elif ready and name not in self._planning:
-            self._watch = Watch(MOST, pool.late_frees)
+            self._watch = Watch(MOST, pool.front)
             add_observer(self._watch)
         self._name, self._owner = name, threading.get_ident()
         self._attend(pool)

@@ -374,8 +374,8 @@ def _grouped(
 
 def take_snapshot(pool: SlowPath, steps: StepStatistics) -> MemorySnapshot:
     """Return what is known of a pool now, but for the requests themselves. In its critical section."""
-    if pool.late_frees is not None:
-        pool.late_frees()
+    if pool.front is not None:
+        pool.front.drain(everything=True)
     live = Counter(steady(pool.live)).items()  # by bin: one pass over the blocks, in C
     cached = [(bin_, len(bin_)) for bin_ in [*pool.every_bin(), *_deferred_bins(pool)]]
     live_bytes = sum(bin_.nbytes * count for bin_, count in live)

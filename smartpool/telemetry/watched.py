@@ -192,6 +192,7 @@ class Telemetry:
             self._pool.live.__class__ = ObservedTable
         else:
             self._pool.live.__class__ = JournalTable if self._journal.readers else LiveTable
+        self._pool.look_again()
 
     # ------------------------------------------------------------------ by address
 
@@ -201,8 +202,8 @@ class Telemetry:
         The pool's lock is held while dictionaries are copied, no longer.
         """
         with self._pool.writing():
-            if self._pool.late_frees is not None:
-                self._pool.late_frees()
+            if self._pool.front is not None:
+                self._pool.front.drain(everything=True)
             make = self._map_maker()
         return make(labels=self.labels())
 

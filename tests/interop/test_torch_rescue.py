@@ -25,7 +25,7 @@ from smartpool.driver.protocol import MemoryInfo
 from smartpool.errors import OutOfMemoryError, StreamError
 from smartpool.interop._torch_callbacks import AllocateFunction, address_of
 from smartpool.interop._torch_rescue import ROOM, CppErrors, Rescue
-from smartpool.interop._torch_ring import ask
+from smartpool.interop._torch_front import Front
 from smartpool.interop.torch import _libc10
 
 kept = torch.ones(1000)
@@ -55,7 +55,8 @@ def allocate(size, device, stream):
     asked.append(threading.get_ident())
     return rescue.allocation_failed(problem, 2 << 30, 0, None)
 
-code = ask(*(address_of(AllocateFunction, allocate),) * 2, errors.throw, ROOM)
+calls_us = address_of(AllocateFunction, allocate)
+code = Front(0, 65536, print, first=calls_us, second=calls_us, throw=errors.throw, room=ROOM).allocate
 table = (ctypes.c_void_p * 8)(*[code] * 8)
 fake = (ctypes.c_void_p * 1)(ctypes.addressof(table))
 set_allocator = libc10._ZN3c1012SetAllocatorENS_10DeviceTypeEPNS_9AllocatorEh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,7 +145,7 @@ def test_an_interrupt_while_it_collects_comes_out_as_itself():
         manager = pool.managers[0]
         held = pool.malloc(40 * MiB)
 
-        def stop():
+        def stop(**_):
             if (
                 manager.slow_path.section.lock._is_owned()
                 and manager.slow_path.collected is not None
@@ -154,13 +155,13 @@ def test_an_interrupt_while_it_collects_comes_out_as_itself():
 
         collecting = []
         gc.callbacks.append(lambda phase, _: collecting.append(phase) if phase == "stop" else None)
-        manager.late_frees = stop
+        manager.slow_path.front = SimpleNamespace(drain=stop)
         try:
             with pytest.raises(StopError):
                 pool.malloc(30 * MiB)
         finally:
             gc.callbacks.pop()
-            manager.late_frees = None
+            manager.slow_path.front = None
         assert manager.slow_path.collected == {}
         pool.free(held)
         pool.free(pool.malloc(50 * MiB))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -394,14 +395,14 @@ def test_a_step_goes_back_after_it_went_on_too_far(pool):
 
 
 def test_frees_that_are_put_aside_are_seen_in_time(pool):
-    """As PyTorch's are: they wait in a ring until the pool asks for them."""
+    """As PyTorch's are: they wait in a list until the pool asks for them."""
     ring = []
 
-    def drain():
+    def drain(**_):
         while ring:
             pool.free(ring.pop())
 
-    pool.late_frees = drain
+    pool.front = SimpleNamespace(drain=drain, switch=drain)
     steps = program(15, 100)
     for pointer in [pool.malloc(value) for kind, value in steps if kind == "take"]:
         pool.free(pointer)  # the bins serve the recorded step, and nobody asks for the ring

@@ -130,7 +130,7 @@ def _must_go_on(caller):
 
 def _must_hold_what_is_promised(caller):
     pool, driver = caller.pool, caller.driver
-    pool.late_frees = None
+    pool.slow_path.front = None
     if pool.capturing:
         pool.end_capture()
     for memory in caller.memories:

@@ -1,5 +1,7 @@
 """What callers do, so that together every place of the pool that calls the driver is reached."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from smartpool.errors import OutOfMemoryError
@@ -196,14 +198,14 @@ def broken_off(caller):
     windows = [caller.may_fail(5 * MiB), caller.may_fail(4 * MiB)]
     if windows[0]:
         caller.free(windows[0])
-    caller.pool.late_frees = _break_off
+    caller.pool.slow_path.front = SimpleNamespace(drain=_break_off, switch=_break_off)
     with pytest.raises(ZeroDivisionError):
         caller.pool.flush()
-    caller.pool.late_frees = None
+    caller.pool.slow_path.front = None
     caller.malloc(2 * MiB)
 
 
-def _break_off():
+def _break_off(**_):
     raise ZeroDivisionError
 
 
