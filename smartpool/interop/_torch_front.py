@@ -608,7 +608,7 @@ def _yield_address() -> int:
 
 def _compiled(code: str) -> Any:
     """Return the engine that holds the code, compiled; it is never given back."""
-    llvm = framework("llvmlite.binding", install="pip install 'smartpool[torch]'")
+    llvm = framework("llvmlite.binding", install="install llvmlite, this package's extra 'torch'")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     module = llvm.parse_assembly(code)

@@ -236,7 +236,7 @@ def test_a_forked_child_serves_nothing(caller):
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
-    with pytest.raises(MissingPackageError, match=r"llvmlite\.binding .*smartpool\[torch\]"):
+    with pytest.raises(MissingPackageError, match=r"llvmlite\.binding .*extra 'torch'"):
         Front(0, LIMIT, print, first=0, second=0, throw=0, room=1024)
 
 
