@@ -79,17 +79,17 @@ class HostMemory:
     def give(self, taken: list[int]) -> None:
         """Take pieces back, and empty the list; beyond the limit they go to the system."""
         while taken:
+            piece = taken.pop()  # first: an interrupt may lose a piece, and never have it twice
             if (len(self.kept) + 1) * PIECE <= self.kept_bytes_limit:
-                self.kept.append(taken[-1])
+                self.kept.append(piece)
             else:
-                self._driver.free_host(taken[-1])
-            taken.pop()
+                self._driver.free_host(piece)
 
     def close(self) -> None:
         """Give everything back that is kept."""
         while self.kept:
             self._driver.free_host(self.kept[-1])
-            self.kept.pop()
+            self.kept.pop()  # last: a call that fails is made again by the next close
 
 
 def keep_on_host(driver: Driver, host: HostMemory, ranges: Sequence[Range], stream: int) -> Contents:

@@ -176,9 +176,9 @@ class _Section:
         self._links = []
         if not self.kind:
             self._heap().windows.settle()  # aliases of windows that ended meanwhile
-        contents, self.contents = self.contents, None
-        if contents is not None:
-            contents.discard()
+        if self.contents is not None:
+            self.contents.discard()
+            self.contents = None
 
 
 class Sleep:

@@ -135,6 +135,8 @@ def _must_hold_what_is_promised(caller):
         pool.end_capture()
     for memory in caller.memories:
         memory.close()
+    if not pool.closed and pool.sleeping.asleep():
+        pool.sleeping.wake()
     with suppress(StepError):
         pool.end_step()
     caller.must_own_its_buffers()
