@@ -6,7 +6,8 @@ A decoder of 12 layers generates token by token, without graphs or compilation, 
 `torch.cat`, so that a token costs some 500 requests and the host is what limits it. Beside it: a request of
 PyTorch's allocator and its end (`caching_allocator_alloc`, `caching_allocator_delete`), and `torch.empty` and
 its end, of 512 B, 100 kB and 3 MiB. PyTorch's own allocator and SmartPool under `install` take turns, each in
-a process of its own. Prints medians, writes `bench/results/decoding.json`, and a copy under $OUT.
+a process of its own. Prints medians and, since the speed of a host may have two levels, best runs; writes
+`bench/results/decoding.json`, and a copy under $OUT.
 """
 
 from __future__ import annotations
@@ -136,19 +137,24 @@ def main():
         allocator: {name: median(run["figures"][name] for run in done) for name in done[0]["figures"]}
         for allocator, done in runs.items()
     }
-    ratios = {
-        name: value / medians["torch"][name]
-        for name, value in medians["smartpool"].items()
-        if medians["torch"][name]
+    best = {
+        allocator: {name: min(run["figures"][name] for run in done) for name in done[0]["figures"]}
+        for allocator, done in runs.items()
     }
-    for name, ratio in ratios.items():
-        print(f"{name:18} {medians['torch'][name]:10.3f} {medians['smartpool'][name]:10.3f}  x {ratio:.2f}")
+    over = {
+        what: {
+            name: value / of["torch"][name] for name, value in of["smartpool"].items() if of["torch"][name]
+        }
+        for what, of in (("median", medians), ("best", best))
+    }
+    for name, ratio in over["median"].items():
+        ours, theirs = medians["smartpool"][name], medians["torch"][name]
+        print(f"{name:18} {theirs:10.3f} {ours:10.3f}  x {ratio:.2f}, best x {over['best'][name]:.2f}")
     print(f"installed in {medians['smartpool']['install_s']:.2f} s; the same results: {equal}")
     from common import write_results
 
-    path = write_results(
-        "decoding", {"medians": medians, "ratios": ratios, "same_results": equal, "runs": runs}
-    )
+    results = {"medians": medians, "best": best, "ratios": over, "same_results": equal, "runs": runs}
+    path = write_results("decoding", results)
     if os.environ.get("OUT"):
         shutil.copy(path, os.environ["OUT"])
 
