@@ -1,7 +1,7 @@
 """Idle memory and age: a program that works and pauses by turns, and what giving memory back costs it.
 
 A recorded trace is played once a phase, over `BUSY` seconds of a clock that the benchmark turns; then
-everything is freed and nothing happens for a while. The optimiser passes every 30 seconds. Of each
+everything is freed and nothing happens for a while. The optimizer passes every 30 seconds. Of each
 way to give memory back: how much of the device the pool held on the average of the pauses, and what
 the driver took in each phase after the first (by the costs measured on an H200), to get it back.
 

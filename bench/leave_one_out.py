@@ -7,7 +7,7 @@ would do worse on it than `balanced` does.
 
 Nine traces say little about rare events, so `balanced` also plays variants of them that nobody recorded:
 sizes scaled by 0.31 and 2.7, sizes jittered by up to a quarter, the middle third alone, and each two
-neighbours interleaved; with several prices of a MiB, which is the number that they decide.
+neighbors interleaved; with several prices of a MiB, which is the number that they decide.
 
 Prints tables, writes `bench/results/leave_one_out.json`.
 

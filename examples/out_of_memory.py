@@ -17,7 +17,7 @@ with smartpool.SmartPool("model:1GiB", max_bytes="64MiB", track=True) as pool:
     try:
         pool.allocate(16 << 20)
     except smartpool.OutOfMemoryError as error:
-        for holder in error.story.holders:
+        for holder in error.report.holders:
             if holder.kind == "tag":
                 print(f"{smartpool.format_size(holder.nbytes)} by tag {holder.name!r}")
     del cache

@@ -1,4 +1,4 @@
-"""What keeps pools in order between requests: the background optimiser, and giving memory back at once."""
+"""What keeps pools in order between requests: the background optimizer, and giving memory back at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Maintenance:
     Attributes
     ----------
     background
-        The background optimiser; it runs from `start` to `stop`.
+        The background optimizer; it runs from `start` to `stop`.
     optimizations, memory_freed_bytes
         How often memory was given back, and how much.
     """
@@ -54,7 +54,7 @@ class Maintenance:
         self._counting = renewed(self, "_counting", threading.RLock)
 
     def start(self) -> None:
-        """Run the optimiser."""
+        """Run the optimizer."""
         for manager in self._pools.managers:
             manager.slow_path.on_pressure = self.background.wake
         self.background.start()
@@ -120,14 +120,14 @@ class Maintenance:
         Raises
         ------
         BackgroundError
-            When the background optimiser failed since the last call; its error is the cause.
+            When the background optimizer failed since the last call; its error is the cause.
         PoolClosedError
             When the pool was closed.
         """
         self._pools.require_open()
         failed = self.background.take_error()
         if failed is not None:
-            raise BackgroundError("the background optimiser failed; see the cause") from failed
+            raise BackgroundError("the background optimizer failed; see the cause") from failed
         outcome = self._optimize(self._pools.managers)
         self._count(outcome.memory_freed_bytes)
         return outcome
@@ -194,21 +194,21 @@ class Maintenance:
     def add_pressure_callback(self, callback: PressureCallback) -> None:
         """Tell `callback(pressure)` when `memory_pressure_threshold` is exceeded, before memory runs out.
 
-        It is called on the optimiser's thread, soon after the request that exceeded the threshold, once
+        It is called on the optimizer's thread, soon after the request that exceeded the threshold, once
         until the pressure has fallen below it. It may do anything with the pool, and returns True when it
         freed something; what became idle is given back then.
 
         Raises
         ------
         ConfigurationError
-            Without the background optimiser nobody would call it.
+            Without the background optimizer nobody would call it.
         """
         if not callable(callback):
             raise InvalidRequestError(f"callback: expected a function of a Pressure, got {callback!r}")
         if not self._config.enable_auto_defragmentation:
             raise ConfigurationError(
                 "enable_auto_defragmentation",
-                "expected True for pressure callbacks, which the background optimiser calls",
+                "expected True for pressure callbacks, which the background optimizer calls",
             )
         self._pressure_callbacks.add(callback)
 

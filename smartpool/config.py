@@ -38,21 +38,21 @@ class SmartPoolConfig:
     enable_advanced_pooling
         Keep freed memory for reuse in tiers. Off, every request goes to the driver: for debugging.
     fragmentation_threshold
-        Weighted fragmentation, in [0, 1], above which the optimiser acts.
+        Weighted fragmentation, in [0, 1], above which the optimizer acts.
     optimization_interval
-        Seconds between two passes of the background optimiser.
+        Seconds between two passes of the background optimizer.
     idle_age
-        Seconds for which memory idles before the optimiser gives it back; None to wait for pressure or
+        Seconds for which memory idles before the optimizer gives it back; None to wait for pressure or
         fragmentation. By the measured prices, getting all memory of an H200 back takes 0.1 s: 0.2 %
         of the default.
     target_fragmentation_reduction
         Reduction against the caching baseline, in [0, 1], that `statistics.target_achieved` asks for.
     enable_predictive_allocation
         Plan the steps that `SmartPool.step` marks, and serve them from their plans; and, beside the
-        background optimiser, map memory before it is asked for where that can be foreseen
+        background optimizer, map memory before it is asked for where that can be foreseen
         (`expected_bytes`). Off, a step is served like everything else, and nothing is mapped ahead.
     enable_auto_defragmentation
-        Run the background optimiser, which joins free ranges and gives back what idles. It moves no
+        Run the background optimizer, which joins free ranges and gives back what idles. It moves no
         block and copies no byte.
     memory_pressure_threshold
         Share of the device (or of `max_bytes`) in use, in (0, 1], above which idle memory is given

@@ -8,6 +8,7 @@ SmartPool still catches the right thing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -130,14 +131,20 @@ class OutOfMemoryError(SmartPoolError, MemoryError):
 
     Attributes
     ----------
-    story
-        An `OutOfMemoryStory`: what was asked, what is live and idle, who holds it, what would help.
+    report
+        An `OutOfMemoryReport`: what was asked, what is live and idle, who holds it, what would help.
     dump_path
         The file that tells it all, where one was asked for: `docs/out-of-memory.md`.
     """
 
-    story: Any = None
+    report: Any = None
     dump_path: str | None = None
+
+    @property
+    def story(self) -> Any:
+        """Former name of `report`; it goes in the next release."""
+        warnings.warn("OutOfMemoryError.story is now called report", DeprecationWarning, stacklevel=2)
+        return self.report
 
 
 class RequestTooLargeError(OutOfMemoryError):
@@ -210,7 +217,7 @@ class BufferReleasedError(SmartPoolError, ValueError):
 
 
 class BackgroundError(SmartPoolError, RuntimeError):
-    """The background optimiser failed; its own error is the cause. It runs on at the next interval."""
+    """The background optimizer failed; its own error is the cause. It runs on at the next interval."""
 
 
 class InvariantError(SmartPoolError, AssertionError):

@@ -9,7 +9,7 @@ Problem: a lock that another thread held as the process forked stays taken in th
 an event or a condition whose inner lock was. Any of them may be met there: by a destructor, a free, a close.
 Method: who makes a lock makes it by `renewed`, which makes another one in every child. Whatever else a child
 must do goes through `call_in_children`.
-Rejected: reinitialising the lock in place, as the standard library does to its own. The thread that forks may
+Rejected: reinitializing the lock in place, as the standard library does to its own. The thread that forks may
 itself be inside of a ``with``, and would then release in the child what nobody holds.
 """
 

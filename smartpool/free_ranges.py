@@ -34,7 +34,7 @@ def interval_fragmentation(address: Iterable[int], size: Iterable[int]) -> float
 
 
 def free_ranges(address: Iterable[int], size: Iterable[int]) -> list[tuple[int, int]]:
-    """Return address and size of each free range between live blocks, ascending, neighbours merged.
+    """Return address and size of each free range between live blocks, ascending, neighbors merged.
 
     >>> free_ranges([30, 0, 10], [10, 10, 5])
     [(15, 15)]

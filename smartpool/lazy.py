@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 
 from smartpool.interpreters import require_main_interpreter
 
-__all__ = ["lazy_names"]
+__all__ = ["lazy_names", "renamed_names"]
 
 
 def lazy_names(
@@ -46,3 +47,16 @@ def lazy_names(
         return sorted({*getattr(sys.modules[package], "__all__", home_of), *modules})
 
     return __getattr__, __dir__
+
+
+def renamed_names(module: str, new_of: Mapping[str, str]) -> Callable[[str], object]:
+    """Return ``__getattr__`` for a module that knows names by their former ones, for one release."""
+
+    def __getattr__(name: str) -> object:  # noqa: N807 - becomes the module's own
+        new = new_of.get(name)
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now called {new}", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], new)
+
+    return __getattr__

@@ -4,10 +4,10 @@
 level      what
 =========  ==========================================================================================
 DEBUG      memory was mapped or given back: by chunk
-INFO       the background optimiser gave memory back, and why
+INFO       the background optimizer gave memory back, and why
 WARNING    a request failed for lack of memory; blocks were live when a pool in debug mode was closed; a
            graph was captured outside of `SmartPool.capture`, once
-ERROR      the background optimiser or a hook failed; debug mode found memory overwritten
+ERROR      the background optimizer or a hook failed; debug mode found memory overwritten
 =========  ==========================================================================================
 
 Requests and frees are never logged: use a hook or a recording. Nothing is printed unless the program

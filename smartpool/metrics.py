@@ -54,8 +54,8 @@ _FAMILIES: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = {
     "pressure_ratio": (
         "Gauge", "Share in use of the limit or of the device, whichever is nearer to its end.", _DEVICE,
     ),
-    "driver_seconds": ("Counter", "Time in the driver, where it is measured or modelled.", _DEVICE),
-    "background_passes": ("Counter", "Passes of the background optimiser.", ("pool",)),
+    "driver_seconds": ("Counter", "Time in the driver, where it is measured or modeled.", _DEVICE),
+    "background_passes": ("Counter", "Passes of the background optimizer.", ("pool",)),
     "hook_failures": ("Counter", "Hooks that raised.", ("pool",)),
 }  # fmt: skip
 """Of each family its kind, its text, and its labels in the order of their values."""

@@ -1,4 +1,4 @@
-"""What keeps a pool in order: memory given back at once, and by the background optimiser."""
+"""What keeps a pool in order: memory given back at once, and by the background optimizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_an_optimization_does_what_it_says_in_that_order(monkeypatch):
         assert [manager.reserved_bytes for manager in pool.managers] == [0, 0]
 
 
-def test_the_background_optimiser_gives_idle_memory_back():
+def test_the_background_optimizer_gives_idle_memory_back():
     with SmartPool(
         "model:1GiB", SmartPoolConfig(optimization_interval=0.01, fragmentation_threshold=0.0)
     ) as pool:
@@ -70,7 +70,7 @@ def test_its_errors_surface(monkeypatch, caplog):
             pool.optimize_memory()
         assert "unmap" in str(caught.value.__cause__)
         wait_until(lambda: pool.managers[0].reserved_bytes == 0)  # it went on
-        assert any("optimiser failed" in record.message for record in caplog.records)
+        assert any("optimizer failed" in record.message for record in caplog.records)
 
 
 def test_it_does_not_keep_the_pool_alive():

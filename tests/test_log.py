@@ -38,7 +38,7 @@ def test_growth_and_giving_back_are_details(caplog):
         assert told(caplog) == {("DEBUG", "smartpool")}
 
 
-def test_what_the_optimiser_gave_back_is_information(caplog):
+def test_what_the_optimizer_gave_back_is_information(caplog):
     config = SmartPoolConfig(optimization_interval=3600, memory_pressure_threshold=0.01)
     with caplog.at_level(logging.INFO, logger="smartpool"), SmartPool("model:1GiB", config) as pool:
         pool.free(pool.malloc(400 * MiB))

@@ -35,7 +35,7 @@ def main():
     lines = (DATA / "anchors" / "peers_replay_h200.jsonl").read_text().splitlines()
     recorded = {(row["peer"], row["trace"]): row["peak_reserved"] for row in map(json.loads, lines)}
     rows = []
-    print(f"{'baseline':22} {'trace':18} {'modelled MiB':>13} {'recorded MiB':>13} {'residue':>9}")
+    print(f"{'baseline':22} {'trace':18} {'modeled MiB':>13} {'recorded MiB':>13} {'residue':>9}")
     for path in sorted((DATA / "traces").glob("*.npz")):
         trace = Trace.load(path)
         for name in BASELINES:
@@ -46,7 +46,7 @@ def main():
                 {
                     "baseline": name,
                     "trace": trace.name,
-                    "modelled": peak,
+                    "modeled": peak,
                     "recorded": real,
                     "residue": residue,
                     "us_per_operation": run.microseconds_per_operation,
@@ -54,7 +54,7 @@ def main():
             )
             sizes = f"{peak / 2**20:13,.1f} {real / 2**20:13,.1f}"
             print(f"{name:22} {trace.name:18} {sizes} {residue:+9.3%}", flush=True)
-    exact = sum(row["modelled"] == row["recorded"] for row in rows)
+    exact = sum(row["modeled"] == row["recorded"] for row in rows)
     print(f"{exact} of {len(rows)} to the byte; worst {max(abs(row['residue']) for row in rows):.3%}")
     print(write_results("recorded_peaks", rows))
 

@@ -53,7 +53,7 @@ examples:
   smartpool watch http://127.0.0.1:8765   the same in the terminal
   smartpool info                          versions and devices of this machine
 
-Tables go to standard output, progress and errors to standard error. NO_COLOR turns colours off.
+Tables go to standard output, progress and errors to standard error. NO_COLOR turns colors off.
 Exit status: 0 done, 2 unusable arguments, files or output, 3 out of memory, 130 interrupted, 141 the
 reader of the output went away.
 """

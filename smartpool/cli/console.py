@@ -1,6 +1,6 @@
 """What commands print with: tables and progress bars by `rich`, an extra that may be missing.
 
-Results go to standard output and progress to standard error. `rich` leaves colours out where the
+Results go to standard output and progress to standard error. `rich` leaves colors out where the
 output is not a terminal or NO_COLOR is set; there the width is that of the tables, not of a screen,
 so that a file or a pipe gets whole lines.
 """

@@ -1,7 +1,7 @@
 """Frames of a pool (`smartpool.live.view`) drawn in a terminal with `rich`.
 
 The memory map is drawn in half blocks: a character shows two cells, one above the other, each in the
-colour of what fills it. Without colours the letters of `_SHADES` say how full a cell is.
+color of what fills it. Without colors the letters of `_SHADES` say how full a cell is.
 
 Where the screen is narrow, what stands side by side goes below one another, and a table loses a column
 before it loses a digit. What comes from a frame may be anybody's: it is shown as text, never read as markup.
@@ -42,7 +42,7 @@ class TerminalView:
     Parameters
     ----------
     console
-        Where it will be drawn: its width and colours count.
+        Where it will be drawn: its width and colors count.
     """
 
     def __init__(self, console: Console) -> None:
@@ -223,7 +223,7 @@ def _new_table(first: str, *figures: str) -> Table:
 
 
 def _color(parts: Mapping[str, bytes], cell: int) -> str:
-    """Return the colour of a cell: shares of its tier's, paler where cached, and of the gap's."""
+    """Return the color of a cell: shares of its tier's, paler where cached, and of the gap's."""
     colors = palette(dark=True)
     names = (tier_color(parts["tier"][cell]), "s-free", "planned")
     live, cached, planned = (parts[name][cell] / 255 for name in ("live", "cached", "planned"))

@@ -1,4 +1,4 @@
-"""Ordered integers: the index under chunks, and under the free blocks of modelled peers.
+"""Ordered integers: the index under chunks, and under the free blocks of modeled peers.
 
 Problem: keep up to 10^6 distinct integers ordered; add, remove, and find the smallest one at or
 above a bound, each in about half a microsecond of interpreted Python.

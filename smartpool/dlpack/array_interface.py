@@ -37,7 +37,7 @@ def cuda_array_interface(
         Whether consumers may not write.
     stream
         The driver's handle of the stream on which the memory was last used, with which consumers
-        synchronise; None when they need not. 0, the legacy default stream of the driver protocol,
+        synchronize; None when they need not. 0, the legacy default stream of the driver protocol,
         is written as 1, because the interface forbids 0.
 
     Raises

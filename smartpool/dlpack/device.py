@@ -40,7 +40,7 @@ def consumer_stream(device_type: int, stream: object) -> int | None:
         DLPack's number of the producer's device.
     stream
         What the consumer passed. On CUDA: None or 1 the legacy default stream, 2 the per-thread
-        default stream, -1 no synchronisation, larger integers a stream handle. On the host: None,
+        default stream, -1 no synchronization, larger integers a stream handle. On the host: None,
         or -1, which asks for what is the case anyway.
 
     Returns

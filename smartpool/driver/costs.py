@@ -1,4 +1,4 @@
-"""What each driver call costs on the modelled device: one NVIDIA H200, driver 580 (CUDA 13.0).
+"""What each driver call costs on the modeled device: one NVIDIA H200, driver 580 (CUDA 13.0).
 
 Every cost is a line, ``base + per_mib * MiB``, fitted to medians measured from Python on an idle
 device, so the binding's own microsecond is in them: two runs of `bench/gpu/driver_costs.py` (the

@@ -30,7 +30,7 @@ class HostStreams(ABC):
     calls
         How often each call of the protocol was made, failed calls included.
     seconds
-        What the calls cost: modelled (`model`) or measured (`cpu`).
+        What the calls cost: modeled (`model`) or measured (`cpu`).
     faults
         Scripted failures.
     """

@@ -98,7 +98,7 @@ class Driver(Protocol):
     calls
         How often each call of this protocol reached the driver, failed calls included.
     seconds
-        What the calls cost: modelled on `model`, measured elsewhere.
+        What the calls cost: modeled on `model`, measured elsewhere.
     """
 
     name: str
@@ -202,7 +202,7 @@ class Driver(Protocol):
         """Return the handle by which other libraries know a stream that lasts; None where there is none."""
 
     def create_stream(self) -> int:
-        """Return a new stream that does not synchronise with the default stream."""
+        """Return a new stream that does not synchronize with the default stream."""
 
     def destroy_stream(self, stream: int) -> None:
         """Destroy a stream from `create_stream`; its pending work still completes."""

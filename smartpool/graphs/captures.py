@@ -8,7 +8,7 @@ Method: before the capture all that was freed becomes gaps, the device is waited
 seen to be done: then no gap asks for a wait, and what is left to be done, virtual-memory calls, is allowed.
 Until the end no free becomes a gap, so no new use of one comes up. Requests of a captured stream are
 served from *regions*, blocks of the heap that belong to the graph's memory, each stream's with an arena
-of its own; freed, they join with their neighbours there, for later requests of the same capture or of a
+of its own; freed, they join with their neighbors there, for later requests of the same capture or of a
 further one into the same memory. When the memory is closed the device is waited for, and the regions go
 back as nothing in them is live any more.
 

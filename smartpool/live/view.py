@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from smartpool.manager import AdvancedMemoryPoolManager
     from smartpool.telemetry.hooks import Hooks
     from smartpool.telemetry.memory_map import MemoryMap
-    from smartpool.telemetry.out_of_memory import OutOfMemoryStory
+    from smartpool.telemetry.out_of_memory import OutOfMemoryReport
     from smartpool.telemetry.statistics import MemorySnapshot
 
 __all__ = ["LiveView", "ViewedPool"]
@@ -84,11 +84,11 @@ class LiveView:
     def __repr__(self) -> str:
         return f"<LiveView of {self._pool!r}>"
 
-    def note_failure(self, story: OutOfMemoryStory) -> None:
+    def note_failure(self, report: OutOfMemoryReport) -> None:
         """Show on every page that a request failed for lack of memory."""
         # Without our lock: this runs under the pool's, and who makes a frame takes them the other way round.
         clock = time.strftime("%H:%M:%S")
-        self._events.append({"number": next(self._numbers), "clock": clock, "text": story.message()})
+        self._events.append({"number": next(self._numbers), "clock": clock, "text": report.message()})
 
     def frame(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Return a frame, ready for JSON; `docs/live.md` describes it.

@@ -5,7 +5,7 @@ comes back for it pays the driver for every chunk. When to give it back?
 Method: two parts.
 
 *What is idle.* Not "what is free now": between two steps of training nearly everything is. For each
-stretch between two passes of the background optimiser the pool knows the most that was in use
+stretch between two passes of the background optimizer the pool knows the most that was in use
 (`SlowPath.high_water_bytes`), so what lies above was needed by nobody; the least of that over all
 stretches of the last `age` seconds has aged. It is a count of bytes, not a list of chunks: which go
 is decided when they go, the largest gaps first.
@@ -18,7 +18,7 @@ the age doubles, up to `MOST` times the configured one; memory that is not halve
 that pauses regularly therefore pays a few times, not each time.
 Source: low-water marks are how TCMalloc sizes its caches; the doubling is the classical remedy for an
 unknown period (Karlin and others, *Competitive snoopy caching*, 1988, for the ski rental).
-Bound: O(1) for each pass, amortised; a program pays for getting memory back at most once in
+Bound: O(1) for each pass, amortized; a program pays for getting memory back at most once in
 ``max(age, period)``, and after learning once in three ages.
 Rejected: ages of single chunks (a free chunk is a part of a gap, and a gap has no history: keeping one
 costs every free on the searching path); giving back a share at each pass (a long pause then holds memory

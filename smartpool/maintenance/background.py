@@ -1,4 +1,4 @@
-"""The background optimiser: one daemon thread that calls a function every so often, or when woken."""
+"""The background optimizer: one daemon thread that calls a function every so often, or when woken."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Background:
                 work()
             except Exception as error:
                 self.error = error
-                _LOGGER.exception("the background optimiser failed; it goes on at the next interval")
+                _LOGGER.exception("the background optimizer failed; it goes on at the next interval")
             self.passes += 1
             del work
 

@@ -2,7 +2,7 @@
 
 For each trace: one chart in which every allocator's reserved memory is a line above the program's
 live memory, a small panel an allocator in which memory held for nothing is a shaded area, and the
-figures in a table. The lines differ in colour, dash and label, so that nobody needs the colour, and
+figures in a table. The lines differ in color, dash and label, so that nobody needs the color, and
 every value can be read with the pointer or the arrow keys.
 """
 

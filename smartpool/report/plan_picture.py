@@ -1,7 +1,7 @@
 """A plan as one SVG that opens anywhere: time runs across, addresses upward, every interval a rectangle.
 
 A picture has some hundred thousand pixels and a plan may have a million intervals. So the largest
-rectangles are drawn one by one, with a title that tells what they are, and the rest as a grey shape
+rectangles are drawn one by one, with a title that tells what they are, and the rest as a gray shape
 of what they cover, at the resolution of the picture. Size of the file: at most about a megabyte.
 """
 
@@ -47,7 +47,7 @@ PALETTE: Final = (
     "#88aadd",
     "#77bb99",
 )
-"""After Paul Tol's schemes, which readers with any colour vision can tell apart."""
+"""After Paul Tol's schemes, which readers with any color vision can tell apart."""
 
 Int64s = NDArray[np.int64]
 
@@ -186,7 +186,7 @@ def _heading(title: str, intervals: IntervalSet, plan: Plan) -> str:
 
 
 def _colors(size: Int64s) -> Int64s:
-    """Return a colour number for each interval: equal sizes alike, neighbours in size apart."""
+    """Return a color number for each interval: equal sizes alike, neighbors in size apart."""
     _, rank = np.unique(size, return_inverse=True)
     result: Int64s = rank.reshape(-1) * 7 % len(PALETTE)
     return result

@@ -3,7 +3,7 @@
 An export holds the block as a DLPack consumer would. It is over when its `SharedBuffer` is closed or
 gone, and the block is let go of once no process has it open. Nobody tells when that is, so exports that are
 over are looked at again whenever there is an occasion: another export or its end, `trim`, a pass of the
-optimiser, and before a request fails for lack of memory.
+optimizer, and before a request fails for lack of memory.
 
 What is still open elsewhere is held here, apart from its pool: a pool that is dropped stays alive by its
 blocks, and a block that another process reads is never reused.

@@ -3,7 +3,7 @@
 Problem: a training step asks for the same blocks in the same order each time. First fit finds places
 for them again and again; a plan knows them.
 Method: the requests of one repetition, and between which requests each was freed, are intervals,
-which the planner colours on a thread of its own. From then on a step has one *region*, a block of
+which the planner colors on a thread of its own. From then on a step has one *region*, a block of
 the heap as high as the plan, and each planned request a *slot* in it, an address. While a step is
 served, the bins of the planned sizes are replaced by *faces*: bins whose `pop` takes the next slot
 of the plan, if it is of their size. So a planned request goes the pool's ordinary quick path, takes

@@ -3,7 +3,7 @@
 A `Watch` writes down what is requested and freed: an observer of the table of live blocks
 (`smartpool.pool.bins`), which costs 0.5 us a request and free while it is on, and nothing else. `sequences`
 reads what it wrote as a `Sequence` a stream: what was requested, in order, and between which requests each
-was freed, integers alone and no addresses. `make_plan` colours that with the planner.
+was freed, integers alone and no addresses. `make_plan` colors that with the planner.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def sequences(log: Iterable[LogEntry], *, thread: int | None = None) -> dict[int
 def make_plan(
     sequence: Sequence, *, seconds: float = 5.0, room_bytes: int | None = None, piece_bytes: int = 0
 ) -> StepPlan:
-    """Colour the intervals of a repetition. Seconds for large ones: call it off the pool's lock.
+    """Color the intervals of a repetition. Seconds for large ones: call it off the pool's lock.
 
     What outlives the repetition is left to the heap.
 
@@ -174,9 +174,9 @@ def make_plan(
     height = 0
     if lives:
         starts, ends, sizes = zip(*lives.values(), strict=True)
-        coloured = plan(starts, ends, sizes, alignment=ALIGNMENT, time_limit=seconds)
-        height = int(coloured.height)
-        for (number, life), offset in zip(lives.items(), coloured.offsets.tolist(), strict=True):
+        colored = plan(starts, ends, sizes, alignment=ALIGNMENT, time_limit=seconds)
+        height = int(colored.height)
+        for (number, life), offset in zip(lives.items(), colored.offsets.tolist(), strict=True):
             offsets[number] = offset
             due[life.end].append(number)
     return StepPlan(sequence, tuple(offsets), tuple(map(tuple, due)), height)

@@ -24,7 +24,7 @@ from smartpool.telemetry.labels import current_label
 
 if TYPE_CHECKING:
     from smartpool.pool.bins import Bin
-    from smartpool.telemetry.out_of_memory import OutOfMemoryStory
+    from smartpool.telemetry.out_of_memory import OutOfMemoryReport
 
 __all__ = [
     "AllocateEvent",
@@ -159,7 +159,7 @@ class Hooks:
         self.free = HookList[FreeEvent]("on_free", lambda: _call(changed))
         self.map = HookList[MapEvent]("on_map")
         self.unmap = HookList[MapEvent]("on_unmap")
-        self.out_of_memory: HookList[OutOfMemoryStory] = HookList("on_out_of_memory")
+        self.out_of_memory: HookList[OutOfMemoryReport] = HookList("on_out_of_memory")
 
     def __repr__(self) -> str:
         return f"<Hooks: {self.failures} failures>"
@@ -186,7 +186,7 @@ class Hooks:
         """Call `hook` when the pool gave physical memory back to the device."""
         return self.unmap.add(hook)
 
-    def on_out_of_memory(self, hook: Callable[[OutOfMemoryStory], Any]) -> Callable[[], None]:
+    def on_out_of_memory(self, hook: Callable[[OutOfMemoryReport], Any]) -> Callable[[], None]:
         """Call `hook` when a request is about to fail for lack of memory, after all callbacks.
 
         To make room instead, use `SmartPool.add_out_of_memory_callback`.

@@ -5,7 +5,7 @@ has 0.3 us for it. Counters that a request updates itself cost 0.1 us for each o
 a lock around them; and a free that a destructor makes in the middle of that would wait for itself.
 Method: a request appends four references to one list (block, bin, label, clock), which is one atomic
 step. Every `BATCH` events, and when somebody asks, the *readers* are handed what has come together:
-statistics in vectorised passes (`smartpool.telemetry.tracking`), a recording by keeping it.
+statistics in vectorized passes (`smartpool.telemetry.tracking`), a recording by keeping it.
 Bound: the list never holds more than a batch and what threads add meanwhile.
 Locks: who reads holds the journal, and a destructor may run then that waits for the pool. So nobody who holds
 the pool may wait for the journal without end: requests read it when nobody else does, and who asks under the

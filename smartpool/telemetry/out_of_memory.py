@@ -16,6 +16,7 @@ from typing import Any, Final
 from smartpool._version import __version__
 from smartpool.errors import REQUEST_TOO_LARGE
 from smartpool.heap.arena import ALIGNMENT
+from smartpool.lazy import renamed_names
 from smartpool.pool.bins import Bin
 from smartpool.telemetry.labels import NOBODY, Label
 from smartpool.telemetry.memory_map import MemoryMap
@@ -29,11 +30,13 @@ __all__ = [
     "DUMP_VERSION",
     "Advice",
     "Holder",
-    "OutOfMemoryStory",
+    "OutOfMemoryReport",
     "holders",
-    "tell",
+    "make_report",
     "write_dump",
 ]
+
+__getattr__ = renamed_names(__name__, {"OutOfMemoryStory": "OutOfMemoryReport"})
 
 DUMP_FORMAT: Final = "smartpool-out-of-memory"
 DUMP_VERSION: Final = 1
@@ -78,7 +81,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutOfMemoryStory:
+class OutOfMemoryReport:
     """One request that failed. `docs/out-of-memory.md` describes every field.
 
     Attributes
@@ -116,7 +119,7 @@ class OutOfMemoryStory:
     collected_bytes: int | None = None
 
     def message(self) -> str:
-        """Return the story in two sentences, for the error. Programs look for the words of the first."""
+        """Return the report in two sentences, for the error. Programs look for the words of the first."""
         device, asked = self.device, format_size(self.requested_bytes)
         if self.requested_bytes < _READABLE:
             asked += f" ({self.requested_bytes} bytes)"
@@ -140,7 +143,7 @@ class OutOfMemoryStory:
         )
 
     def text(self) -> str:
-        """Return the whole story in lines."""
+        """Return the whole report in lines."""
         size = format_size
         idle = f"{size(self.gap_bytes)} in gaps, the largest {size(self.largest_free_bytes)}; "
         lines = [
@@ -164,43 +167,36 @@ class OutOfMemoryStory:
         return plain
 
 
-def tell(
+_TAKEN_OVER: Final = (
+    "device", "live_bytes", "live_blocks", "reserved_bytes", "cap_bytes", "cached_bytes", "gap_bytes",
+    "largest_free_bytes", "device_free_bytes", "device_total_bytes",
+)  # fmt: skip
+"""What a report has of the snapshot as it is."""
+
+
+def make_report(
     requested: Bin,
     code: str,
     now: MemorySnapshot,
     held: tuple[Holder, ...],
     *,
-    alignment: int,
-    limited: bool,
-    collected: int | None,
     tightest: bool,
     tracked: bool,
-) -> OutOfMemoryStory:
-    """Return the story of a request that failed with the driver's `code`."""
-    advice = _advice(requested, code, now, held, limited=limited, tightest=tightest, tracked=tracked)
-    return OutOfMemoryStory(
-        device=now.device,
+    **facts: Any,
+) -> OutOfMemoryReport:
+    """Return the report of a request that failed with the driver's `code`; `facts` are fields of it."""
+    advice = _advice(requested, code, now, held, limited=facts["limited"], tightest=tightest, tracked=tracked)
+    cached = {stream: group.cached_bytes for stream, group in now.streams.items() if group.cached_bytes}
+    return OutOfMemoryReport(
         stream=requested.stream,
         requested_bytes=requested.nbytes,
-        live_bytes=now.live_bytes,
-        live_blocks=now.live_blocks,
-        reserved_bytes=now.reserved_bytes,
-        cap_bytes=now.cap_bytes,
-        cached_bytes=now.cached_bytes,
-        gap_bytes=now.gap_bytes,
-        largest_free_bytes=now.largest_free_bytes,
-        cached_by_stream={
-            stream: group.cached_bytes for stream, group in now.streams.items() if group.cached_bytes
-        },
-        device_free_bytes=now.device_free_bytes,
-        device_total_bytes=now.device_total_bytes,
+        cached_by_stream=cached,
         fragmentation=now.fragmentation.as_dict(),
         holders=held,
         advice=tuple(advice),
         code=code,
-        alignment=alignment,
-        limited=limited,
-        collected_bytes=collected,
+        **{name: getattr(now, name) for name in _TAKEN_OVER},
+        **facts,
     )
 
 
@@ -291,9 +287,9 @@ def _enter(group: dict[str, list[int]], name: str, nbytes: int) -> None:
 
 
 def write_dump(
-    folder: str, story: OutOfMemoryStory, now: MemorySnapshot, shown: MemoryMap, *, stack: str
+    folder: str, report: OutOfMemoryReport, now: MemorySnapshot, shown: MemoryMap, *, stack: str
 ) -> Path:
-    """Write the story with statistics and memory map into `folder`; return the file. May raise `OSError`.
+    """Write the report with statistics and memory map into `folder`; return the file. May raise `OSError`.
 
     Its name cannot be foreseen, and nothing that is there is written to: not a file that another process left
     (in containers each has the same number), nor what a link names that somebody planted.
@@ -306,7 +302,7 @@ def write_dump(
         "smartpool": __version__,
         "process": {"pid": os.getpid(), "thread": threading.current_thread().name},
         "stack": stack,
-        "story": story.as_dict(),
+        "story": report.as_dict(),
         "snapshot": now.as_dict(),
         "memory_map": shown.as_dict(),
     }

@@ -90,7 +90,7 @@ class MemorySnapshot:
     driver_calls
         Number of driver calls by name.
     driver_seconds
-        What they cost, where that is measured or modelled.
+        What they cost, where that is measured or modeled.
     tiers, streams
         Live and cached blocks by the tier of the request, and by the stream: that of the request for
         live blocks, that of the last use for cached ones.
@@ -206,7 +206,7 @@ class Reduction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizationOutcome:
-    """What one optimisation did.
+    """What one optimization did.
 
     Attributes
     ----------
@@ -245,7 +245,7 @@ class PoolStatistics:
     target_reduction
         What `target_achieved` asks for, as a share.
     optimizations, memory_freed_bytes
-        Calls of `SmartPool.optimize_memory`, and times that the background optimiser gave memory of a device
+        Calls of `SmartPool.optimize_memory`, and times that the background optimizer gave memory of a device
         back; and how much both gave back.
     """
 
@@ -326,7 +326,7 @@ def _basis(reduction: Reduction | None) -> str:
     return (
         f"{reduction.percentage:.1f} % measured on {reduction.events} recorded events: "
         f"{reduction.fragmentation:.2%} fragmentation here, "
-        f"{reduction.baseline_fragmentation:.2%} with PyTorch's caching allocator (modelled)"
+        f"{reduction.baseline_fragmentation:.2%} with PyTorch's caching allocator (modeled)"
     )
 
 

@@ -5,7 +5,7 @@ that one can leave switched on.
 Method: a reader of the journal (`pool.telemetry.journal`). A batch of events becomes columns; a stable
 sort by group and running sums give each group's current, peak and totals; scopes are slices of the
 device's own running sum, because entering and leaving one are events like any other. The label of a
-free is that of its request, which a dictionary of labelled live blocks remembers.
+free is that of its request, which a dictionary of labeled live blocks remembers.
 Bound: O(n log n) for a batch of n, 0.2 us an event; nothing is lost between batches, so peaks are exact.
 
 What was live before tracking began counts as current, without a tag. Threads that are in the middle of

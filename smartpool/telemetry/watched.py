@@ -28,7 +28,7 @@ from smartpool.telemetry.hooks import Hooks, RequestHooks, tell_of_map
 from smartpool.telemetry.journal import FOR_EVER, Journal, JournalTable, ObservedTable, Reader
 from smartpool.telemetry.labels import Label, StackLabels, current_label
 from smartpool.telemetry.memory_map import MemoryMap, make_map
-from smartpool.telemetry.out_of_memory import DUMP_VARIABLE, holders, tell, write_dump
+from smartpool.telemetry.out_of_memory import DUMP_VARIABLE, holders, make_report, write_dump
 from smartpool.telemetry.statistics import MemorySnapshot, take_snapshot
 from smartpool.telemetry.tracked import Tracked
 from smartpool.telemetry.tracking import ENTERED, LEFT, Scope, Tracker
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Telemetry"]
 
 _NO_LABELS: Final[dict[int, Label]] = {}
-_STORY_FRAMES: Final = 64
+_REPORT_FRAMES: Final = 64
 _PATIENCE_S: Final = 0.5  # of who holds the pool's lock, which another thread may be waiting for meanwhile
 
 
@@ -241,30 +241,30 @@ class Telemetry:
         """Return the error of a request that failed, and tell hooks, log and dump file of it."""
         now = self._snapshot(self._tracked())
         live, labels = self._pool.live.copy(), self.labels()
-        story = tell(
+        report = make_report(
             bin_,
             code,
             now,
             holders(live, labels),
             alignment=alignment,
             limited=self._pool.memory.limited,
-            collected=self._pool.collected.get(threading.get_ident()),
+            collected_bytes=self._pool.collected.get(threading.get_ident()),
             tightest=self._pool.config.policy in ("tight", POLICIES["tight"]),
             tracked=self.tracker is not None,
         )
-        failed = (RequestTooLargeError if code == REQUEST_TOO_LARGE else OutOfMemoryError)(story.message())
-        failed.story = story
+        failed = (RequestTooLargeError if code == REQUEST_TOO_LARGE else OutOfMemoryError)(report.message())
+        failed.report = report
         self._failures += 1
         folder = self._pool.config.out_of_memory_dump or os.environ.get(DUMP_VARIABLE)
         if folder:
             try:
                 shown = self._map_maker()(labels=labels)
-                stack = StackLabels(_STORY_FRAMES).here().site
-                failed.dump_path = path = str(write_dump(folder, story, now, shown, stack=stack))
+                stack = StackLabels(_REPORT_FRAMES).here().site
+                failed.dump_path = path = str(write_dump(folder, report, now, shown, stack=stack))
                 failed.add_note(f"all of it is in {path}; to read it: smartpool report {shlex.quote(path)}")
             except (OSError, ValueError) as reason:  # text or a number that cannot be written
                 failed.add_note(f"the dump that was asked for could not be written: {explain(reason)}")
         LOGGER.warning("%s", "\n".join((str(failed), *getattr(failed, "__notes__", ()))))
         for hooks in self._hooks:
-            hooks.out_of_memory(story)
+            hooks.out_of_memory(report)
         return failed

@@ -38,7 +38,7 @@ _MAX_SITE_CHARACTERS: Final = 500_000
 
 
 class TraceBuilder:
-    """Collects events and makes a trace of them. Amortised O(1) an event.
+    """Collects events and makes a trace of them. Amortized O(1) an event.
 
     Parameters
     ----------

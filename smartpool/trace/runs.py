@@ -62,7 +62,7 @@ class Run:
     seconds
         Wall time of the replay, the loop's own included. Time that a model device charges does not pass.
     driver_seconds, driver_calls
-        Time in the driver, modelled or measured, and calls by name, from the allocator's construction.
+        Time in the driver, modeled or measured, and calls by name, from the allocator's construction.
     microseconds_per_operation
         ``seconds / events``, in microseconds.
     failed_requests

@@ -144,11 +144,11 @@ def test_no_digit_is_cut_whatever_the_width(width):
         assert figure in text, figure
 
 
-def test_without_colours_the_map_tells_live_from_free():
-    """NO_COLOR in a terminal as well: there half blocks without colours would all be alike."""
+def test_without_colors_the_map_tells_live_from_free():
+    """NO_COLOR in a terminal as well: there half blocks without colors would all be alike."""
     plain = drawn(GOOD)
-    grey = drawn(GOOD, force_terminal=True, no_color=True, color_system="standard")
-    for shown in (plain, grey):
+    gray = drawn(GOOD, force_terminal=True, no_color=True, color_system="standard")
+    for shown in (plain, gray):
         assert "▀" not in shown
         assert "@" in shown
     assert "▀" in drawn(GOOD, force_terminal=True, color_system="truecolor")

@@ -23,7 +23,7 @@ def test_watch_shows_a_served_pool(capsys):
     assert "model:8GiB" in shown
     assert "48 MiB" in shown
     assert "large" in shown
-    assert "@@@@" in shown  # the map, without colours
+    assert "@@@@" in shown  # the map, without colors
 
 
 def test_watch_plays_a_trace_and_prints_json(capsys):

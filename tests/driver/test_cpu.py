@@ -89,7 +89,7 @@ def test_the_system_sees_what_the_books_say(driver):
 
 
 def test_reservations_stay_whole_beside_one_another(driver):
-    """Each is cut out of a larger range: the cut must not touch its neighbours."""
+    """Each is cut out of a larger range: the cut must not touch its neighbors."""
     bases = [driver.reserve((1 + index % 3) * UNIT) for index in range(30)]
     for index, base in enumerate(bases):
         assert sum(length for length, *_ in shown(base, (1 + index % 3) * UNIT)) == 1 + index % 3

@@ -141,16 +141,16 @@ def test_the_table_is_what_was_measured():
     }
     for size, row in measured["virtual"].items():
         for call, name in rows.items():
-            modelled = getattr(H200, call).seconds(int(size) * MiB) * 1e6
+            modeled = getattr(H200, call).seconds(int(size) * MiB) * 1e6
             mean = (row[f"{name} first"] + row[f"{name} again"]) / 2
-            assert modelled == pytest.approx(mean, rel=0.25, abs=6), (call, size)
+            assert modeled == pytest.approx(mean, rel=0.25, abs=6), (call, size)
     for name, row in measured["raw"].items():
         size, _, which = name.partition(" ")
         if which == "again" and int(size) > MiB:
             for call in ("allocate", "free"):
-                modelled = getattr(H200, call).seconds(int(row["taken_each"])) * 1e6
+                modeled = getattr(H200, call).seconds(int(row["taken_each"])) * 1e6
                 mean = (row[call] + measured["raw"][f"{size} first"][call]) / 2
-                assert modelled == pytest.approx(mean, rel=0.25, abs=6), (call, size)
+                assert modeled == pytest.approx(mean, rel=0.25, abs=6), (call, size)
 
 
 @pytest.mark.parametrize(

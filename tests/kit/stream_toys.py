@@ -99,7 +99,7 @@ class StreamToy:
         return found
 
     def join(self) -> None:
-        """Join neighbours; who takes them waits for the events of both."""
+        """Join neighbors; who takes them waits for the events of both."""
         joined: list[_Gap] = []
         for gap in sorted(self.gaps, key=lambda gap: gap.start):
             if joined and joined[-1].start + joined[-1].size == gap.start:
@@ -110,7 +110,7 @@ class StreamToy:
         self.gaps = joined
 
     def merged(self, left: list[tuple[int, int]], right: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return the events of two neighbours."""
+        """Return the events of two neighbors."""
         return left + right
 
 

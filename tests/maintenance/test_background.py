@@ -94,7 +94,7 @@ def test_errors_are_kept_told_once_and_do_not_end_it(caplog):
     background.stop()
     assert isinstance(background.take_error(), ValueError)
     assert background.take_error() is None
-    assert sum("optimiser failed" in record.message for record in caplog.records) == 1
+    assert sum("optimizer failed" in record.message for record in caplog.records) == 1
 
 
 def test_it_ends_with_its_target():
@@ -121,7 +121,7 @@ def test_the_pass_itself_may_stop_it():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals by a timer are POSIX")
 def test_wakes_in_the_middle_of_wakes():
-    """As by a destructor or a signal handler that requests memory while this thread wakes the optimiser."""
+    """As by a destructor or a signal handler that requests memory while this thread wakes the optimizer."""
     script = """
 import faulthandler, signal
 from smartpool.maintenance.background import NEVER, Background

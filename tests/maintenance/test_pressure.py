@@ -65,7 +65,7 @@ def test_nobody_is_asked_all_the_time():
     assert len(told) == 2
 
 
-def test_wrong_callbacks_and_pools_without_an_optimiser_are_refused():
+def test_wrong_callbacks_and_pools_without_an_optimizer_are_refused():
     with SmartPool("model:1GiB", quiet(enable_auto_defragmentation=False)) as pool:
         with pytest.raises(ConfigurationError, match="enable_auto_defragmentation"):
             pool.add_pressure_callback(print)

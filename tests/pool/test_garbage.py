@@ -48,9 +48,9 @@ def test_the_error_says_how_much_was_garbage():
         Garbage(pool.allocate(3 * MiB))
         with pytest.raises(OutOfMemoryError, match="collecting garbage freed 3 MiB before") as caught:
             pool.malloc(30 * MiB)
-        story = caught.value.story
-        assert (story.collected_bytes, story.live_bytes) == (3 * MiB, 40 * MiB)
-        assert "3 MiB, collected before" in story.text()
+        report = caught.value.report
+        assert (report.collected_bytes, report.live_bytes) == (3 * MiB, 40 * MiB)
+        assert "3 MiB, collected before" in report.text()
         with pytest.raises(OutOfMemoryError, match="collecting garbage freed 0 B before"):
             pool.malloc(30 * MiB)
         assert pool.statistics.devices[0].out_of_memory_errors == 2
@@ -83,7 +83,7 @@ def test_what_can_never_be_had_collects_nothing():
         Garbage(pool.allocate(3 * MiB))
         with pytest.raises(RequestTooLargeError) as caught:
             pool.malloc(65 * MiB)
-        assert caught.value.story.collected_bytes is None
+        assert caught.value.report.collected_bytes is None
         assert pool.managers[0].live_bytes == 3 * MiB
         gc.collect()
 
@@ -130,7 +130,7 @@ def test_beside_a_capture_nothing_is_collected():
         Garbage(pool.allocate(40 * MiB))
         with pool.capture(stream) as memory, pytest.raises(OutOfMemoryError) as caught:
             pool.malloc(30 * MiB)
-        assert caught.value.story.collected_bytes is None
+        assert caught.value.report.collected_bytes is None
         memory.close()
         with uncollected(), pytest.raises(OutOfMemoryError):
             pool.malloc(30 * MiB)
@@ -177,5 +177,5 @@ def test_callbacks_are_asked_once_and_behind_the_collector():
         with pytest.raises(OutOfMemoryError) as caught:
             pool.allocate(30 * MiB)
         assert asked == [(30 * MiB, 40 * MiB)]
-        assert caught.value.story.collected_bytes == 4 * MiB
+        assert caught.value.report.collected_bytes == 4 * MiB
         kept.free()

@@ -173,7 +173,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "os._exit(0)", "pool.close()", "del pool"])
 def test_the_end_with_everything_held(end):
-    """Live blocks, buffers, arrays, a cycle, a plan and the optimiser at work: no message, no crash."""
+    """Live blocks, buffers, arrays, a cycle, a plan and the optimizer at work: no message, no crash."""
     run(
         BEGIN
         + f"""

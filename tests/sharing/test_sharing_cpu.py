@@ -134,7 +134,7 @@ def test_several_exports_of_one_buffer_count_apart(pool):
 @pytest.mark.parametrize(
     "ask", [lambda pool: pool.optimize_memory(), lambda pool: pool._maintenance.background_pass()]
 )
-def test_a_pass_of_the_optimiser_takes_back_what_nobody_has_open(pool, ask):
+def test_a_pass_of_the_optimizer_takes_back_what_nobody_has_open(pool, ask):
     opened = (shared := pool.export(filled(pool, bytes(1000)))).open()
     shared.close()
     opened.free()

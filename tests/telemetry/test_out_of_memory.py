@@ -20,6 +20,7 @@ from waiting import PATIENCE_S
 from smartpool import KiB, MiB, OutOfMemoryError, RequestTooLargeError, SmartPool, SmartPoolConfig
 from smartpool.driver import open_driver
 from smartpool.errors import REQUEST_TOO_LARGE, DriverError, DriverOutOfMemoryError
+from smartpool.telemetry import out_of_memory
 from smartpool.telemetry.out_of_memory import DUMP_FORMAT, DUMP_VARIABLE, DUMP_VERSION
 
 
@@ -36,16 +37,16 @@ def test_the_figures_are_those_of_the_pool_at_that_moment():
         held = [pool.malloc(4 * MiB) for _ in range(14)]
         for pointer in held[::4]:
             pool.free(pointer)
-        story = failed(pool, 30 * MiB).story
+        report = failed(pool, 30 * MiB).report
         now = pool.statistics.devices[0]
-        assert (story.requested_bytes, story.stream, story.device) == (30 * MiB, 0, "model:1GiB")
+        assert (report.requested_bytes, report.stream, report.device) == (30 * MiB, 0, "model:1GiB")
         for name in (
             "live_bytes", "live_blocks", "cap_bytes", "reserved_bytes", "gap_bytes", "largest_free_bytes",
             "device_total_bytes", "device_free_bytes",
         ):  # fmt: skip
-            assert getattr(story, name) == getattr(now, name), name
-        assert dict(story.fragmentation) == now.fragmentation.as_dict()
-        assert story.code == "CAP_REACHED"
+            assert getattr(report, name) == getattr(now, name), name
+        assert dict(report.fragmentation) == now.fragmentation.as_dict()
+        assert report.code == "CAP_REACHED"
 
 
 WORDS = re.compile(r"out of memory\. Tried to allocate ([0-9.e+]+ ([KMGTPE]i)?B|2\*\*[0-9]+ B or more)\b")
@@ -104,7 +105,7 @@ def test_the_message_tells_whose_limit_it_is(limit, code, whose):
     with SmartPool("model:96MiB", SmartPoolConfig(max_bytes=limit)) as pool:
         held = pool.malloc(60 * MiB)
         error = failed(pool, 40 * MiB)
-        assert (error.story.code, error.story.limited) == (code, limit is not None)
+        assert (error.report.code, error.report.limited) == (code, limit is not None)
         assert whose in str(error)
         assert ("limit" in str(error)) == ("max_bytes" in str(error)) == (limit is not None)
         error = failed(pool, 97 * MiB)
@@ -119,23 +120,23 @@ def test_holders_are_named_by_tag_place_and_size():
             many = [pool.malloc(3 * MiB) for _ in range(10)]
         with pool.tag("weights"):
             one = pool.malloc(9 * MiB)
-        story = failed(pool, 40 * MiB).story
-        tags = [(h.name, h.blocks, h.nbytes) for h in story.holders if h.kind == "tag"]
+        report = failed(pool, 40 * MiB).report
+        tags = [(h.name, h.blocks, h.nbytes) for h in report.holders if h.kind == "tag"]
         assert tags == [("activations", 10, 30 * MiB), ("weights", 1, 9 * MiB)]
-        stacks = [holder for holder in story.holders if holder.kind == "stack"]
+        stacks = [holder for holder in report.holders if holder.kind == "stack"]
         assert [holder.nbytes for holder in stacks] == [30 * MiB, 9 * MiB]
         assert __file__ in stacks[0].name
-        sizes = [(h.name, h.blocks) for h in story.holders if h.kind == "size"]
+        sizes = [(h.name, h.blocks) for h in report.holders if h.kind == "size"]
         assert sizes == [("3 MiB", 10), ("9 MiB", 1)]
-        assert "30 MiB in 10 blocks by tag 'activations'" in story.text()
-        assert any("activations" in advice.text for advice in story.advice)
+        assert "30 MiB in 10 blocks by tag 'activations'" in report.text()
+        assert any("activations" in advice.text for advice in report.advice)
         assert len(many) + bool(one) == 11
 
 
 def test_advice_tells_what_is_missing_and_what_the_limit_costs():
     with SmartPool("model:1GiB", SmartPoolConfig(max_bytes="64MiB")) as pool:
         pool.malloc(60 * MiB)
-        advice = {a.text.split(":")[0]: a for a in failed(pool, 30 * MiB).story.advice}
+        advice = {a.text.split(":")[0]: a for a in failed(pool, 30 * MiB).report.advice}
         assert advice["free what is not needed"].nbytes == 26 * MiB
         assert advice["raise max_bytes"].nbytes == 1024 * MiB - 60 * MiB
         assert any("start_tracking" in text for text in advice)
@@ -144,9 +145,9 @@ def test_advice_tells_what_is_missing_and_what_the_limit_costs():
 def test_advice_tells_of_others_on_the_device():
     with SmartPool("model:64MiB") as pool:
         taken = pool.managers[0].driver.allocate(50 * MiB)
-        story = failed(pool, 30 * MiB).story
-        assert story.advice[0].nbytes == 50 * MiB
-        assert "held by others" in story.advice[0].text
+        report = failed(pool, 30 * MiB).report
+        assert report.advice[0].nbytes == 50 * MiB
+        assert "held by others" in report.advice[0].text
         pool.managers[0].driver.free(taken)
 
 
@@ -155,9 +156,9 @@ def test_advice_tells_of_pieces_that_no_mapping_reaches():
         blocks = [pool.malloc(512 * KiB) for _ in range(128)]
         for block in blocks[1::2]:
             pool.free(block)
-        story = failed(pool, 20 * MiB).story
-        assert story.gap_bytes == 32 * MiB
-        assert any("policy='tight'" in advice.text for advice in story.advice)
+        report = failed(pool, 20 * MiB).report
+        assert report.gap_bytes == 32 * MiB
+        assert any("policy='tight'" in advice.text for advice in report.advice)
 
 
 def test_the_dump_holds_everything_and_the_error_names_it(tmp_path, monkeypatch):
@@ -170,7 +171,7 @@ def test_the_dump_holds_everything_and_the_error_names_it(tmp_path, monkeypatch)
         assert sorted(map(str, folder.iterdir())) == sorted([first.dump_path, second.dump_path])
         document = json.loads(Path(first.dump_path).read_text())
         assert (document["format"], document["version"]) == (DUMP_FORMAT, DUMP_VERSION)
-        assert document["story"] == json.loads(json.dumps(first.story.as_dict()))
+        assert document["story"] == json.loads(json.dumps(first.report.as_dict()))
         blocks = document["memory_map"]["blocks"]
         assert (blocks["address"], blocks["tag"]) == ([held], ["cache"])
         assert "test_the_dump_holds" in document["memory_map"]["stacks"][blocks["stack"][0]]
@@ -235,7 +236,7 @@ def test_a_dump_that_cannot_be_written_hides_nothing(tmp_path, folder):
         error = failed(pool, 30 * MiB)
         assert error.dump_path is None
         assert "could not be written" in error.__notes__[0]
-        assert error.story.live_bytes == 40 * MiB
+        assert error.report.live_bytes == 40 * MiB
 
 
 def test_hooks_and_log_are_told(caplog):
@@ -244,7 +245,7 @@ def test_hooks_and_log_are_told(caplog):
         pool.hooks.on_out_of_memory(told.append)
         pool.malloc(40 * MiB)
         error = failed(pool, 30 * MiB)
-        assert told == [error.story]
+        assert told == [error.report]
         (record,) = caplog.records
         assert (record.levelno, record.name) == (logging.WARNING, "smartpool")
         assert "30 MiB" in record.message
@@ -277,16 +278,16 @@ def test_a_request_that_can_never_succeed_tells_its_story(tmp_path, caplog, pool
         held = pool.malloc(10 * MiB)
         error = failed(pool, 65 * MiB)
         assert type(error) is RequestTooLargeError
-        story = error.story
-        assert (story.requested_bytes, story.live_bytes, story.code) == (
+        report = error.report
+        assert (report.requested_bytes, report.live_bytes, report.code) == (
             65 * MiB,
             10 * MiB,
             REQUEST_TOO_LARGE,
         )
-        assert "at most 64 MiB" in story.advice[0].text
-        assert [advice.nbytes for advice in story.advice[1:]] == ([32 * MiB] if limit else [])
+        assert "at most 64 MiB" in report.advice[0].text
+        assert [advice.nbytes for advice in report.advice[1:]] == ([32 * MiB] if limit else [])
         assert json.loads(Path(error.dump_path).read_text())["story"]["code"] == REQUEST_TOO_LARGE
-        assert told == [story]
+        assert told == [report]
         assert not asked
         assert len(caplog.records) == 1
         assert pool.statistics.devices[0].out_of_memory_errors == 1
@@ -308,7 +309,7 @@ def test_what_a_callback_raises_has_the_story_as_its_cause():
         with pytest.raises(KeyError) as caught:
             pool.malloc(30 * MiB)
         assert caught.value.args == (30 * MiB,)
-        assert caught.value.__cause__.story.live_bytes == 40 * MiB
+        assert caught.value.__cause__.report.live_bytes == 40 * MiB
         pool.remove_out_of_memory_callback(broken)
         pool.add_out_of_memory_callback(broken_with_a_cause)
         with pytest.raises(KeyError) as caught:
@@ -337,7 +338,7 @@ def test_a_callback_that_closes_the_pool_and_raises_raises_its_own():
 def test_without_pooling_the_story_is_told_as_well():
     with SmartPool("model:64MiB", SmartPoolConfig(enable_advanced_pooling=False)) as pool:
         held = pool.malloc(40 * MiB)
-        assert failed(pool, 30 * MiB).story.live_bytes == 40 * MiB
+        assert failed(pool, 30 * MiB).report.live_bytes == 40 * MiB
         pool.free(held)
 
 
@@ -346,5 +347,17 @@ def test_the_error_can_be_pickled_with_its_story():
         pool.malloc(40 * MiB)
         error = failed(pool, 30 * MiB)
         again = pickle.loads(pickle.dumps(error))
-        assert again.story == error.story
+        assert again.report == error.report
         assert str(again) == str(error)
+
+
+def test_the_former_names_warn_and_give_the_new_ones():
+    with pytest.warns(DeprecationWarning, match="OutOfMemoryReport"):
+        former = out_of_memory.OutOfMemoryStory
+    assert former is out_of_memory.OutOfMemoryReport
+    with SmartPool("model:64MiB") as pool:
+        error = failed(pool, 65 * MiB)
+    with pytest.warns(DeprecationWarning, match="report"):
+        assert error.story is error.report
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        out_of_memory.Nothing  # noqa: B018

@@ -22,7 +22,7 @@ __all__ = ["Bindings", "load"]
 
 
 class Bindings:
-    """The driver's functions, initialised.
+    """The driver's functions, initialized.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Bindings:
         self.success = api.CUresult.CUDA_SUCCESS
         self.not_ready = api.CUresult.CUDA_ERROR_NOT_READY
         self.driver_version = self._find_driver()
-        self._initialise()
+        self._initialize()
 
     def device_count(self) -> int:
         """Return how many devices this process may see."""
@@ -107,7 +107,7 @@ class Bindings:
             )
         return supported
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         code = self.api.cuInit(0)[0]
         if code is self.success:
             return

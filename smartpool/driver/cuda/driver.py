@@ -156,7 +156,7 @@ class CudaDriver(VirtualMemory):
     # --- streams ---
 
     def create_stream(self) -> int:
-        """Return a new stream that does not synchronise with the default stream."""
+        """Return a new stream that does not synchronize with the default stream."""
         self._refuse_when_closed("create_stream")
         flags = self._api.CUstream_flags.CU_STREAM_NON_BLOCKING
         return self._streams.add(self._call_here("create_stream", self._api.cuStreamCreate, (flags,))[1])

@@ -139,12 +139,12 @@ class CachingBaseline(Baseline):
         return pointer
 
     def free(self, pointer: int, stream: int) -> None:
-        """Take back what `malloc` returned and coalesce it with its free neighbours. O(log n)."""
+        """Take back what `malloc` returned and coalesce it with its free neighbors. O(log n)."""
         block = self._taken(pointer)
         self._add_free(block, self._freed_to(block, stream))
 
     def _add_free(self, block: Block, home: FreeBlocks) -> Block:
-        """Put a block that is in no list into `home`, as one with the neighbours that are there."""
+        """Put a block that is in no list into `home`, as one with the neighbors that are there."""
         block.home = home
         following = block.following
         if following is not None and following.free and following.home is home:

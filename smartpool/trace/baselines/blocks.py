@@ -1,6 +1,6 @@
-"""Blocks in segments, and the free ones by best fit: what the modelled peers have in common.
+"""Blocks in segments, and the free ones by best fit: what the modeled peers have in common.
 
-A segment is what one driver call gave. Its blocks tile it and know their neighbours (boundary tags,
+A segment is what one driver call gave. Its blocks tile it and know their neighbors (boundary tags,
 Knuth, *The Art of Computer Programming* 1, 2.5), so that a freed block finds in O(1) what to coalesce
 with. Free blocks are ordered by size, and equals by address (PyTorch, RMM) or by arrival (the driver's
 own pool): the first at or above a size is then the best fit as these allocators mean it.

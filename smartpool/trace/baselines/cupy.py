@@ -5,7 +5,7 @@ Source: CuPy 14, ``cupy/cuda/memory.pyx`` (`SingleDeviceMemoryPool`). The rules:
 * sizes are rounded up to 512 bytes;
 * free chunks stand in bins of one size each, an arena a stream; the smallest bin that is large enough
   and not empty serves, its chunk is split, and the rest goes to a bin;
-* a freed chunk is merged with its free neighbours from the same ``cudaMalloc``;
+* a freed chunk is merged with its free neighbors from the same ``cudaMalloc``;
 * otherwise ``cudaMalloc`` gives exactly the rounded size;
 * when that fails, every chunk that is not split is given back and it is tried again (a third time
   after Python's garbage collection, which frees nothing in a replay).

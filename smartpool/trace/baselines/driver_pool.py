@@ -20,7 +20,7 @@ nine traces to the byte; a test keeps four of the replays. The rules:
   address downwards, and fresh ones where these do not suffice.
 
 Left out: work on the device, which a trace does not tell (other streams' blocks are taken as if done
-with), and synchronisation, which was seen to empty lists too. Where the device has too little for the
+with), and synchronization, which was seen to empty lists too. Where the device has too little for the
 best fit, the model looks for another block before it gives up: an assumption. Driver calls are counted
 as if the pool made them through the virtual-memory interface; what it does inside cannot be seen.
 """

@@ -10,7 +10,7 @@ documentation. The rules:
 * the best fit among the cached blocks of the stream serves; among equals the lowest address;
 * what is left of a block becomes a block of its own from 512 bytes on in the pool of small requests,
   and above 1 MiB in that of large ones;
-* a freed block is coalesced with its free neighbours, and its segment is kept;
+* a freed block is coalesced with its free neighbors, and its segment is kept;
 * with `max_split_bytes`, blocks of that size or more are not split, serve no smaller request, and serve
   a large one only if they exceed it by less than 20 MiB;
 * when the driver has no memory left, such large cached blocks of the stream are given back first, the

@@ -230,7 +230,7 @@ class _Pool(FreeBlocks):
         return map(self._by_address.__getitem__, self._order)
 
     def add_unmapped(self, block: Block) -> Block:
-        """Put a block in that has no memory now; return it as one with its neighbours that have none."""
+        """Put a block in that has no memory now; return it as one with its neighbors that have none."""
         following, previous = block.following, block.previous
         if following is not None and not following.mapped:
             self.remove_unmapped(following)
@@ -245,7 +245,7 @@ class _Pool(FreeBlocks):
         return block
 
     def remove_unmapped(self, block: Block) -> None:
-        """Take a block out that gets memory, or another neighbour."""
+        """Take a block out that gets memory, or another neighbor."""
         self._order.remove(block.address)
         del self._by_address[block.address]
         block.mapped = True

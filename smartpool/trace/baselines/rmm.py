@@ -7,7 +7,7 @@ Source: RMM 26.10, ``pool_memory_resource``, ``stream_ordered_memory_resource`` 
 * the best fit among the free blocks of the stream serves, the lowest address among equals; the block is
   always split, and the rest stays with the stream;
 * a block is freed to the stream on which it is freed, after an event was recorded there, and coalesced
-  with the neighbours that are free on the same stream and from the same call to the upstream;
+  with the neighbors that are free on the same stream and from the same call to the upstream;
 * when the stream has none, another stream's best fit serves: the stream waits for that one's event and
   takes all of its blocks over if that is what it takes;
 * otherwise the pool grows by the larger of the request and its present size, so it doubles. When the
