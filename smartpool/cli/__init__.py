@@ -91,18 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every subcommand."""
-    from smartpool.cli import (  # noqa: PLC0415  what `main` tells in one line may happen meanwhile
-        advise,
-        completion,
-        convert,
-        demo,
-        info,
-        plan,
-        replay,
-        report,
-        serve,
-        watch,
-    )
+    from smartpool.cli import advise, completion, convert, demo, info, plan, replay, report, serve, watch  # noqa: PLC0415  what `main` tells in one line may happen meanwhile
 
     parser = _Parser(
         prog="smartpool",

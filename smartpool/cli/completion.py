@@ -31,11 +31,7 @@ examples:
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
-        subparsers,
-        __name__,
-        run,
-        help="print a script for the completion of a shell",
-        examples=_EXAMPLES,
+        subparsers, __name__, run, help="print a script for the completion of a shell", examples=_EXAMPLES
     )
     parser.add_argument("shell", choices=_SHELLS, help="which shell")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -42,42 +41,13 @@ _ARRAYS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
-    """One buffer, as the pool gave it out and as NumPy saw it.
-
-    `shared` says whether NumPy looked at the buffer's own bytes or, for memory that it cannot
-    reach, at a copy.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-    address: int
-    shared: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Buffers:
-    """What was allocated, what the pool held for it, and whether freed memory was handed out again."""
-
-    device: str
-    sights: list[Sight]
-    live_bytes: int
-    reserved_bytes: int
-    reused: bool
-
-
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = add_command(
         subparsers, __name__, run, help="see it work: buffers, a replay of real traces, a picture"
     )
     parser.add_argument(
-        "--device",
-        default="cpu",
-        help="where to allocate the buffers: cpu or cuda:N (default: %(default)s)",
+        "--device", default="cpu", help="where to allocate the buffers: cpu or cuda:N (default: %(default)s)"
     )
     parser.add_argument(
         "--trace",
@@ -115,12 +85,15 @@ def run(args: argparse.Namespace) -> int:
         console.print("\n[bold]Memory over time[/], a picture to open in a browser:")
         console.print(str(path), markup=False, soft_wrap=True)
     else:
-        print(json.dumps({**runs_as_json(runs), "buffers": asdict(buffers), "picture": str(path)}, indent=1))
+        print(json.dumps({**runs_as_json(runs), "buffers": buffers, "picture": str(path)}, indent=1))
     return 0
 
 
-def show_buffers(device: str) -> Buffers:
+def show_buffers(device: str) -> dict[str, Any]:
     """Allocate on `device`, let it fill the buffers, and read them with NumPy through DLPack.
+
+    What is returned is ready for JSON. Of each buffer, ``shared`` says whether NumPy looked at its own bytes
+    or, for memory that it cannot reach, at a copy; ``reused`` says whether freed memory was handed out again.
 
     Raises
     ------
@@ -139,28 +112,26 @@ def show_buffers(device: str) -> Buffers:
             if not (seen == byte).all():
                 raise DLPackError(f"expected NumPy to see bytes of {byte} in {name!r}, got {seen}")
             held.append(buffer)
-            sights.append(
-                Sight(
-                    name=name,
-                    shape=buffer.shape,
-                    dtype=str(array.dtype),
-                    nbytes=buffer.nbytes,
-                    address=buffer.pointer,
-                    shared=array.ctypes.data == buffer.pointer,
-                )
-            )
+            sights.append({
+                "name": name,
+                "shape": buffer.shape,
+                "dtype": str(array.dtype),
+                "nbytes": buffer.nbytes,
+                "address": buffer.pointer,
+                "shared": array.ctypes.data == buffer.pointer,
+            })  # fmt: skip
         figures = pool.get_statistics()["smartpool_stats"]
         del buffer, array, seen  # the last ones to hold the last block
         freed = held.pop()
         address, nbytes = freed.pointer, freed.nbytes
         del freed
-        return Buffers(
-            device=driver.name,
-            sights=sights,
-            live_bytes=figures["live_bytes"],
-            reserved_bytes=figures["reserved_bytes"],
-            reused=pool.allocate(nbytes).pointer == address,
-        )
+        return {
+            "device": driver.name,
+            "sights": sights,
+            "live_bytes": figures["live_bytes"],
+            "reserved_bytes": figures["reserved_bytes"],
+            "reused": pool.allocate(nbytes).pointer == address,
+        }
 
 
 def _as_array(buffer: smartpool.Buffer) -> Any:
@@ -170,20 +141,22 @@ def _as_array(buffer: smartpool.Buffer) -> Any:
     return np.from_dlpack(buffer, device="cpu", copy=True)
 
 
-def _print_buffers(buffers: Buffers, console: Console) -> None:
-    console.print(f"[bold]Buffers on {buffers.device}[/], filled by the device, read by NumPy through DLPack")
+def _print_buffers(buffers: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"[bold]Buffers on {buffers['device']}[/], filled by the device, read by NumPy through DLPack"
+    )
     table = new_table("buffer", "shape", "dtype", "size", "address", "NumPy reads")
-    for sight in buffers.sights:
+    for sight in buffers["sights"]:
         table.add_row(
-            sight.name,
-            " x ".join(map(str, sight.shape)),
-            sight.dtype,
-            format_bytes(sight.nbytes),
-            hex(sight.address),
-            "the same bytes" if sight.shared else "a copy",
+            sight["name"],
+            " x ".join(map(str, sight["shape"])),
+            sight["dtype"],
+            format_bytes(sight["nbytes"]),
+            hex(sight["address"]),
+            "the same bytes" if sight["shared"] else "a copy",
         )
     print_table(table, console, spare=("address", "shape", "dtype", "NumPy reads"))
     console.print(
-        f"{format_bytes(buffers.live_bytes)} live, {format_bytes(buffers.reserved_bytes)} reserved; "
-        f"the memory of a freed buffer was {'' if buffers.reused else 'not '}handed out again"
+        f"{format_bytes(buffers['live_bytes'])} live, {format_bytes(buffers['reserved_bytes'])} reserved; "
+        f"the memory of a freed buffer was {'' if buffers['reused'] else 'not '}handed out again"
     )

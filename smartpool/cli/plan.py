@@ -49,11 +49,7 @@ the best plan so far.
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``plan`` to the command line."""
     parser = add_command(
-        subparsers,
-        __name__,
-        run,
-        help="give intervals with known lifetimes their offsets",
-        examples=_EPILOG,
+        subparsers, __name__, run, help="give intervals with known lifetimes their offsets", examples=_EPILOG
     )
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="intervals as CSV, or a trace (a file, or a bundled one)"

@@ -39,10 +39,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
     password = os.environ.get("SMARTPOOL_PASSWORD") or None
-    with (
-        played(args.trace, args) as pool,
-        pool.serve(args.port, host=args.host, password=password) as server,
-    ):
+    with played(args.trace, args) as pool, pool.serve(args.port, host=args.host, password=password) as server:
         print(f"{args.trace} on {args.device}: {server.url}   (Ctrl-C ends it)", file=sys.stderr, flush=True)
         server.join()
     return 0

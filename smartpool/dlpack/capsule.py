@@ -51,13 +51,7 @@ import numpy as np
 
 from smartpool.dlpack.device import DeviceType, asked_copy, asked_device, asked_major, not_exportable
 from smartpool.dlpack.dtype import DType, TypeCode
-from smartpool.dlpack.structs import (
-    LEGACY_NAME,
-    VERSIONED_NAME,
-    Flags,
-    ManagedTensor,
-    ManagedTensorVersioned,
-)
+from smartpool.dlpack.structs import LEGACY_NAME, VERSIONED_NAME, Flags, ManagedTensor, ManagedTensorVersioned
 from smartpool.errors import DLPackError, InvalidRequestError
 
 __all__ = ["CopiedMemory", "export", "host_array", "outstanding"]

@@ -47,6 +47,7 @@ _FRESH_S: Final = 0.1  # data that young serves whoever asks
 _HOLDERS: Final = 12
 _EVENTS: Final = 50
 _STATES: Final = ("free", "live", "cached", "planned")
+_OF_TIER: Final = ("live_blocks", "live_bytes", "cached_bytes")
 
 
 class ViewedPool(Protocol):
@@ -123,7 +124,7 @@ class LiveView:
                     "name": tier.value,
                     "title": tier.title,
                     "color": tier_color(number),
-                    **_tier_figures(now, tier.value),
+                    **{name: getattr(now.tiers[tier.value], name) for name in _OF_TIER},
                 }
                 for number, tier in enumerate(Tier)
             ],
@@ -273,15 +274,6 @@ def _figures(now: MemorySnapshot) -> dict[str, Any]:
             "driver_calls": sum(now.driver_calls.values()),
             "step_hits": now.steps.hits,
         },
-    }
-
-
-def _tier_figures(now: MemorySnapshot, name: str) -> dict[str, int]:
-    tier = now.tiers[name]
-    return {
-        "live_blocks": tier.live_blocks,
-        "live_bytes": tier.live_bytes,
-        "cached_bytes": tier.cached_bytes,
     }
 
 

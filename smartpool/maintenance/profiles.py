@@ -18,10 +18,7 @@ __all__ = ["read_profiles", "write_profiles"]
 
 _FORMAT: Final = "smartpool-profile-1"
 _MOST_BYTES: Final = 256 << 20
-_SHAPE: Final = {
-    "format": TEXT,
-    "pools": [{"granularity": COUNT, "chunks": [COUNT], "windows": [[[COUNT]]]}],
-}
+_SHAPE: Final = {"format": TEXT, "pools": [{"granularity": COUNT, "chunks": [COUNT], "windows": [[[COUNT]]]}]}
 
 
 def write_profiles(path: str | PathLike[str], profiles: Sequence[HeapProfile]) -> None:

@@ -25,13 +25,7 @@ NO_SCRIPT: Final = (
 )
 
 
-def html_page(
-    title: str,
-    body: str,
-    *,
-    styles: Sequence[str],
-    scripts: Sequence[str],
-) -> str:
+def html_page(title: str, body: str, *, styles: Sequence[str], scripts: Sequence[str]) -> str:
     """Return a page with styles and scripts of ours.
 
     Parameters

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
@@ -30,15 +30,7 @@ from smartpool.pool.bins import Bin
 from smartpool.telemetry.labels import Label
 from smartpool.tiers import LARGEST, Tier
 
-__all__ = [
-    "STATES",
-    "VERSION",
-    "BlockColumns",
-    "ChunkColumns",
-    "MemoryMap",
-    "RangeColumns",
-    "make_map",
-]
+__all__ = ["STATES", "VERSION", "BlockColumns", "ChunkColumns", "MemoryMap", "RangeColumns", "make_map"]
 
 VERSION: Final = 1
 STATES: Final = ("cached", "live", "planned", "free")
@@ -142,17 +134,9 @@ class MemoryMap:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything in plain dictionaries and lists, ready for JSON. Nothing is copied twice."""
-        plain: dict[str, Any] = {
-            "version": self.version,
-            "device": self.device,
-            "time": self.time,
-            "granularity_bytes": self.granularity_bytes,
-            "reserved_bytes": self.reserved_bytes,
-            "cap_bytes": self.cap_bytes,
-        }
-        plain["stacks"] = self.stacks
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
         for name in ("ranges", "blocks", "chunks"):
-            columns = getattr(self, name)
+            columns = plain[name]
             plain[name] = {field: getattr(columns, field) for field in columns.__slots__}
         return plain
 

@@ -8,7 +8,7 @@ was recorded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import nan
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -158,10 +158,7 @@ class MemorySnapshot:
     def as_dict(self) -> dict[str, Any]:
         """Return everything in plain dictionaries, ready for JSON."""
         return asdict(self) | {
-            "driver_calls": dict(self.driver_calls),
-            "tiers": {name: asdict(tier) for name, tier in self.tiers.items()},
             "streams": {str(stream): asdict(group) for stream, group in self.streams.items()},
-            "steps": asdict(self.steps),
             "fragmentation": self.fragmentation.as_dict(),
             "pressure": self.pressure,
             "tracked": None if self.tracked is None else self.tracked.as_dict(),
@@ -336,40 +333,27 @@ Counted = Iterable[tuple[Bin, int]]
 
 def by_tier(live: Counted, cached: Counted) -> dict[str, GroupSnapshot]:
     """Return blocks and bytes by tier, from the number of blocks of each bin."""
-    figures: dict[str, list[int]] = {tier.value: [0, 0, 0, 0] for tier in Tier}
-    return _grouped(
-        figures,
-        ((bin_.tier.value, bin_, count) for bin_, count in live),
-        ((bin_.tier.value, bin_, count) for bin_, count in cached),
-    )
+    empty: dict[str, list[int]] = {tier.value: [0, 0, 0, 0] for tier in Tier}
+    return _grouped(empty, lambda bin_: bin_.tier.value, live, cached)
 
 
 def by_stream(live: Counted, cached: Counted) -> dict[int, GroupSnapshot]:
     """Return blocks and bytes by stream, from the number of blocks of each bin."""
-    return _grouped(
-        {},
-        ((bin_.stream, bin_, count) for bin_, count in live),
-        ((bin_.stream, bin_, count) for bin_, count in cached if count),
-    )
+    return _grouped({}, lambda bin_: bin_.stream, live, [(bin_, count) for bin_, count in cached if count])
 
 
 def _grouped(
-    figures: dict[Key, list[int]],
-    live: Iterable[tuple[Key, Bin, int]],
-    cached: Iterable[tuple[Key, Bin, int]],
+    figures: dict[Key, list[int]], key_of: Callable[[Bin], Key], live: Counted, cached: Counted
 ) -> dict[Key, GroupSnapshot]:
-    for key, bin_, count in live:
-        figure = figures.setdefault(key, [0, 0, 0, 0])
+    for bin_, count in live:
+        figure = figures.setdefault(key_of(bin_), [0, 0, 0, 0])
         figure[0] += count
         figure[1] += bin_.nbytes * count
-    for key, bin_, count in cached:
-        figure = figures.setdefault(key, [0, 0, 0, 0])
+    for bin_, count in cached:
+        figure = figures.setdefault(key_of(bin_), [0, 0, 0, 0])
         figure[2] += count
         figure[3] += bin_.size * count
-    return {
-        key: GroupSnapshot(live_blocks=a, live_bytes=b, cached_blocks=c, cached_bytes=d)
-        for key, (a, b, c, d) in figures.items()
-    }
+    return {key: GroupSnapshot(*figure) for key, figure in figures.items()}
 
 
 def take_snapshot(pool: SlowPath, steps: StepStatistics) -> MemorySnapshot:

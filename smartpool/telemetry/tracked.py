@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 __all__ = ["Counts", "ProfileRecord", "Tracked"]
@@ -70,16 +70,9 @@ class ProfileRecord:
 
     def joined(self, other: ProfileRecord) -> ProfileRecord:
         """Return the record of both: peaks are the larger ones, all else adds up."""
-        return ProfileRecord(
-            num_calls=self.num_calls + other.num_calls,
-            memory_peak=max(self.memory_peak, other.memory_peak),
-            memory_total=self.memory_total + other.memory_total,
-            peak_live_bytes=max(self.peak_live_bytes, other.peak_live_bytes),
-            net_bytes=self.net_bytes + other.net_bytes,
-            allocations=self.allocations + other.allocations,
-            frees=self.frees + other.frees,
-            seconds=self.seconds + other.seconds,
-        )
+        pairs = {one.name: (getattr(self, one.name), getattr(other, one.name)) for one in fields(self)}
+        peaks = {"memory_peak", "peak_live_bytes"}
+        return ProfileRecord(**{name: (max if name in peaks else sum)(pair) for name, pair in pairs.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,18 +104,4 @@ class Tracked:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything in plain dictionaries, ready for JSON."""
-        groups: dict[str, Mapping[Any, Any]] = {
-            "tiers": self.tiers,
-            "streams": self.streams,
-            "tags": self.tags,
-            "profiles": self.profiles,
-        }
-        return {
-            "since": self.since,
-            "total": asdict(self.total),
-            **{
-                name: {str(key): asdict(counts) for key, counts in group.items()}
-                for name, group in groups.items()
-            },
-            "tags_at_peak": dict(self.tags_at_peak),
-        }
+        return asdict(self) | {"streams": {str(key): asdict(counts) for key, counts in self.streams.items()}}

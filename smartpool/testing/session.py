@@ -15,17 +15,7 @@ from smartpool.errors import DriverError
 from smartpool.testing.checks import Checks
 from smartpool.testing.contract import Hook
 from smartpool.testing.invariants import Invariant
-from smartpool.testing.steps import (
-    BadFree,
-    BadSize,
-    Block,
-    Call,
-    Fault,
-    Free,
-    Malloc,
-    Record,
-    Upkeep,
-)
+from smartpool.testing.steps import BadFree, BadSize, Block, Call, Fault, Free, Malloc, Record, Upkeep
 
 __all__ = ["Session"]
 

@@ -48,11 +48,7 @@ def sizes(limits: Contract | int, *, zero: bool | None = None) -> st.SearchStrat
     near_powers = st.builds(
         lambda shift, off: min(largest, max(least, (1 << shift) + off)), shifts, st.integers(-1, 1)
     )
-    choices = [
-        st.integers(least, min(4096, largest)),
-        st.integers(least, largest),
-        near_powers,
-    ]
+    choices = [st.integers(least, min(4096, largest)), st.integers(least, largest), near_powers]
     if capacity is not None:
         shares = {capacity // part for part in (1, 2, 3, 4, 8)} | {capacity - 1, capacity + 1}
         choices.append(st.sampled_from(sorted(share for share in shares if share >= least)))
@@ -84,11 +80,7 @@ def requests(largest: int = 1 << 30, *, devices: int = 1) -> st.SearchStrategy[A
 
 @st.composite
 def interval_sets(
-    draw: Any,
-    *,
-    max_intervals: int = 40,
-    largest: int = 1 << 20,
-    alignments: bool = True,
+    draw: Any, *, max_intervals: int = 40, largest: int = 1 << 20, alignments: bool = True
 ) -> IntervalSet:
     """Return sets of lifetimes with sizes: empty ones, equal ones, nested ones, and any alignment.
 

@@ -37,11 +37,11 @@ def test_the_demo_for_programs(tmp_path, capsys):
 
 def test_numpy_reads_the_very_bytes_of_the_cpu_device():
     shown = show_buffers("cpu")
-    assert [np.dtype(sight.dtype).itemsize * np.prod(sight.shape) for sight in shown.sights] == [
-        sight.nbytes for sight in shown.sights
+    assert [np.dtype(sight["dtype"]).itemsize * np.prod(sight["shape"]) for sight in shown["sights"]] == [
+        sight["nbytes"] for sight in shown["sights"]
     ]
-    assert all(sight.shared for sight in shown.sights)
-    assert shown.live_bytes <= shown.reserved_bytes
+    assert all(sight["shared"] for sight in shown["sights"])
+    assert shown["live_bytes"] <= shown["reserved_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,7 @@ class PyTorchAllocator(CachingBaseline):
     name = "pytorch"
 
     def __init__(
-        self,
-        driver: Driver,
-        *,
-        max_split_bytes: int | None = None,
-        roundup_power2_divisions: int = 0,
+        self, driver: Driver, *, max_split_bytes: int | None = None, roundup_power2_divisions: int = 0
     ) -> None:
         super().__init__(driver)
         self._max_split = _NEVER if max_split_bytes is None else max_split_bytes

@@ -220,13 +220,7 @@ def _segment(begin: int, size: int, blocks: list[Entry]) -> Entry:
 
 
 def _block(address: int, size: int, requested: int, state: str, frames: list[Entry]) -> Entry:
-    return {
-        "address": address,
-        "size": size,
-        "requested_size": requested,
-        "state": state,
-        "frames": frames,
-    }
+    return {"address": address, "size": size, "requested_size": requested, "state": state, "frames": frames}
 
 
 def _stacks(trace: Trace, frames: list[list[Entry]]) -> list[list[Entry]]:

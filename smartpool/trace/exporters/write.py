@@ -17,12 +17,7 @@ from smartpool.trace.trace import Trace
 __all__ = ["FORMATS", "format_of", "write_any"]
 
 FORMATS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "npz": (".npz",),
-        "torch": (".pickle", ".pkl"),
-        "chrome": (".json",),
-        "csv": (".csv",),
-    }
+    {"npz": (".npz",), "torch": (".pickle", ".pkl"), "chrome": (".json",), "csv": (".csv",)}
 )
 """The formats by name, and the endings of file names that ask for them."""
 
