@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["packed"]
 
 _WIDTHS: Final = (1, 2, 3, 4, 5, 6, 7, 8)
 _LEVEL: Final = 6  # 9 takes four times as long for 2 %
@@ -44,8 +44,6 @@ def packed(columns: Mapping[str, NDArray[np.integer[Any]]]) -> tuple[list[dict[s
     >>> directory, text = packed({"size": np.array([512, 1024, 512])})
     >>> directory
     [{'name': 'size', 'at': 0, 'count': 3, 'width': 1, 'delta': True, 'unit': 512}]
-    >>> unpacked(directory, text)["size"].tolist()
-    [512, 1024, 512]
     """
     directory, parts, at = [], [], 0
     for name, column in columns.items():
@@ -64,20 +62,6 @@ def packed(columns: Mapping[str, NDArray[np.integer[Any]]]) -> tuple[list[dict[s
         parts.append(np.ascontiguousarray(planes.T).tobytes())
         at += len(values) * width
     return directory, base64.b64encode(zlib.compress(b"".join(parts), _LEVEL)).decode()
-
-
-def unpacked(directory: list[dict[str, Any]], text: str) -> dict[str, NDArray[np.int64]]:
-    """Return the columns again: what the page's script does, for those who read a page in Python."""
-    data = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-    columns = {}
-    for entry in directory:
-        count, width = entry["count"], entry["width"]
-        planes = data[entry["at"] : entry["at"] + count * width].reshape(width, count)
-        weights = np.uint64(1) << np.arange(0, 8 * width, 8, dtype=np.uint64)
-        numbers = (planes.astype(np.uint64) * weights[:, None]).sum(axis=0, dtype=np.uint64)
-        values = (numbers >> np.uint64(1)).astype(np.int64) ^ -(numbers & np.uint64(1)).astype(np.int64)
-        columns[entry["name"]] = (np.cumsum(values) if entry["delta"] else values) * entry["unit"]
-    return columns
 
 
 def _zigzag(values: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -8,7 +8,6 @@ import pytest
 from fake_cuda import CUresult, FakeCuda
 
 from smartpool.driver.cuda import Bindings, CudaDriver, bindings
-from smartpool.driver.cuda.peers import allow_peer, can_access_peer
 from smartpool.errors import (
     DeviceNotFoundError,
     DriverError,
@@ -505,22 +504,7 @@ def test_only_our_streams_are_destroyed(driver):
             driver.destroy_stream(wrong)
 
 
-# --- peers and capture ---
-
-
-def test_peers(fake, driver):
-    peer = CudaDriver(1, driver.context.bindings)
-    assert can_access_peer(driver, peer)
-    assert not can_access_peer(driver, driver)
-    allow_peer(driver, peer)
-    fake.plant("cuCtxEnablePeerAccess", CUresult.CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED)
-    allow_peer(driver, peer)
-    assert [access.location.id for access in driver._access] == [0, 1]
-    with pytest.raises(UnsupportedError, match="cannot access"):
-        allow_peer(driver, driver)
-    fake.plant("cuCtxEnablePeerAccess", CUresult.CUDA_ERROR_INVALID_CONTEXT)
-    with pytest.raises(DriverError, match="allow_peer"):
-        allow_peer(driver, peer)
+# --- capture ---
 
 
 def test_capture(fake, driver):

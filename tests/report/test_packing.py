@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unpacking import unpacked
 
-from smartpool.report.packing import packed, unpacked
+from smartpool.report.packing import packed
 
 numbers = st.one_of(
     st.lists(st.integers(-(1 << 61), 1 << 61)),

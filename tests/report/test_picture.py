@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_runs import HOSTILE, make_run, runs
+from unpacking import unpacked
 
-from smartpool.report.packing import unpacked
 from smartpool.report.page import write_page
 from smartpool.report.picture import picture
 

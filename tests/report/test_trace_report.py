@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_tags import Tags
 from report_runs import HOSTILE
+from unpacking import unpacked
 
 from smartpool.report.analysis import analysis, title_of
-from smartpool.report.packing import unpacked
 from smartpool.report.page import write_page
 from smartpool.report.trace_report import trace_report
 from smartpool.trace import Trace, bundled

@@ -47,7 +47,7 @@ class VirtualMemory:
         self._api = context.api
         self._call, self._call_here = context.call, context.call_here
         self._chunk_properties = self._describe_chunks()
-        self._access = [self._access_by(self.ordinal)]
+        self._access = self._own_access()
         self.granularity = self._find_granularity()
         self._lock = renewed(self, "_lock", threading.Lock)
         self._chunks: dict[int, int] = {}  # handle -> bytes
@@ -94,10 +94,9 @@ class VirtualMemory:
         self._call("map_chunk", self._api.cuMemMap, arguments, address=address, chunk=chunk)
 
     def enable_access(self, address: int, size: int) -> None:
-        """Let this device (and peers that were let in) read and write the range."""
+        """Let this device read and write the range."""
         self._require_virtual("enable_access")
-        access = self._access
-        arguments = (address, size, access, len(access))
+        arguments = (address, size, [self._access], 1)
         self._call("enable_access", self._api.cuMemSetAccess, arguments, address=address, size=size)
 
     def unmap(self, address: int, size: int) -> None:
@@ -142,14 +141,6 @@ class VirtualMemory:
             self._call("release_chunk", self._api.cuMemRelease, (handle,), chunk=handle)
             raise refusal("import_chunk", "the chunk is this driver's own: open another driver", chunk=handle)
         return handle
-
-    # --- for the modules beside this one ---
-
-    def add_accessor(self, ordinal: int) -> None:
-        """Let the device `ordinal` touch what `enable_access` enables from now on."""
-        with self._lock:
-            if all(access.location.id != ordinal for access in self._access):
-                self._access = [*self._access, self._access_by(ordinal)]
 
     # --- inside ---
 
@@ -210,9 +201,9 @@ class VirtualMemory:
         properties.location.id = self.ordinal
         return properties
 
-    def _access_by(self, ordinal: int) -> Any:
+    def _own_access(self) -> Any:
         access = self._api.CUmemAccessDesc()
         access.location.type = self._api.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-        access.location.id = ordinal
+        access.location.id = self.ordinal
         access.flags = self._api.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
         return access

@@ -149,12 +149,6 @@ class FakeCuda:
     def cuCtxPopCurrent(self):
         return OK, _Handle(self._stack().pop())
 
-    def cuDeviceCanAccessPeer(self, device, peer):
-        return OK, int(device != peer)
-
-    def cuCtxEnablePeerAccess(self, peer, flags):
-        return (OK,)
-
     def cuThreadExchangeStreamCaptureMode(self, mode):
         before, self.mode = self.mode, mode
         return OK, before

@@ -3,7 +3,6 @@
 import pytest
 
 from smartpool.driver import open_driver
-from smartpool.driver.cuda.peers import allow_peer, can_access_peer
 from smartpool.errors import DeviceNotFoundError, DriverError, DriverNotInstalledError, StreamError
 
 try:
@@ -62,27 +61,3 @@ def test_calls_to_both_leave_the_current_device(pair):
             driver.free(address)
     finally:
         torch.cuda.set_device(0)
-
-
-def test_a_peer_reads_and_writes_directly(pair):
-    cupy = pytest.importorskip("cupy")
-    first, second = pair
-    if not can_access_peer(second, first):
-        pytest.skip("these devices cannot reach each other")
-    allow_peer(first, second)
-    allow_peer(first, second)
-    unit = first.granularity
-    base, chunk, raw = first.reserve(unit), first.create_chunk(unit), first.allocate(4096)
-    first.map_chunk(base, chunk)
-    first.enable_access(base, unit)
-    kernel = cupy.RawKernel('extern "C" __global__ void put(int* p, int v) { p[threadIdx.x] = v; }', "put")
-    with cupy.cuda.Device(1):
-        for address, value in ((base, 7), (raw, 9)):
-            kernel((1,), (32,), (cupy.uint64(address), cupy.int32(value)))
-        cupy.cuda.runtime.deviceSynchronize()
-    assert first.read(base, 4) == (7).to_bytes(4, "little")
-    assert first.read(raw, 4) == (9).to_bytes(4, "little")
-    first.unmap(base, unit)
-    first.release_chunk(chunk)
-    first.unreserve(base, unit)
-    first.free(raw)
