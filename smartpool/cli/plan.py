@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         capacity=args.capacity,
         time_limit=args.time_limit,
         seed=args.seed,
-        progress=_Teller() if args.progress else None,
+        progress=_ProgressPrinter() if args.progress else None,
     )
     if args.output is not None:
         with written_to(args.output) as target:
@@ -155,7 +155,7 @@ def _text(name: str, intervals: IntervalSet, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-class _Teller:
+class _ProgressPrinter:
     """Tell better plans on standard error, but not more often than a reader follows."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ The book has no lock: its driver holds one around every method but `check_size` 
 
 Interrupts. Ctrl-C may end a method at any line. What is held is written down in four dictionaries
 (raw memory, reservations, chunks, mappings), each entry in one step; everything else can be had
-from them. So a method marks the book as torn while it writes, and the next one that finds the
-mark mends the rest. A call that was interrupted has happened or has not; the book is sound.
+from them. So a method marks the book as inconsistent while it writes, and the next one that finds the
+mark recovers the rest. A call that was interrupted has happened or has not; the book is sound.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class AddressBook:
         Counts the physical memory, where nobody else does.
     """
 
-    __slots__ = ("_footprint", "_mappings", "_raw", "_reservations", "_torn", "chunks", "granularity")
+    __slots__ = ("_footprint", "_inconsistent", "_mappings", "_raw", "_reservations", "chunks", "granularity")
 
     def __init__(self, granularity: int, footprint: Footprint | None = None) -> None:
         self.granularity = granularity
         self._footprint = footprint
-        self._torn = False
+        self._inconsistent = False
         self.chunks: dict[int, Chunk] = {}
         self._raw: RangeMap[Range] = RangeMap()
         self._reservations: RangeMap[Range] = RangeMap()
@@ -77,8 +77,8 @@ class AddressBook:
     @property
     def footprint(self) -> Footprint:
         """The physical memory that is held. Only for books that were given one."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         assert self._footprint is not None
         return self._footprint
 
@@ -86,27 +86,27 @@ class AddressBook:
 
     def add_raw(self, address: int, size: int) -> None:
         """Record what `allocate` returned. Undone by `remove_raw`."""
-        if self._torn:
-            self._mend()
-        self._torn = True
+        if self._inconsistent:
+            self._recover()
+        self._inconsistent = True
         self._raw.add(Range(address, size))
         if self._footprint is not None:
             self._footprint.add_raw(size)
-        self._torn = False
+        self._inconsistent = False
 
     def remove_raw(self, address: int) -> int:
         """Forget raw memory and return its size. Undone by `add_raw`."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         raw = self._raw.get(address)
         if raw is None:
             raise refusal("free", "pass an address that allocate returned, once", address=address)
         size = raw.size
-        self._torn = True
+        self._inconsistent = True
         self._raw.remove(address)
         if self._footprint is not None:
             self._footprint.remove_raw(size)
-        self._torn = False
+        self._inconsistent = False
         return size
 
     # --- reservations and chunks ---
@@ -127,16 +127,16 @@ class AddressBook:
 
     def add_reservation(self, address: int, size: int) -> None:
         """Record what `reserve` returned. Undone by `remove_reservation`."""
-        if self._torn:
-            self._mend()
-        self._torn = True
+        if self._inconsistent:
+            self._recover()
+        self._inconsistent = True
         self._reservations.add(Range(address, size))
-        self._torn = False
+        self._inconsistent = False
 
     def remove_reservation(self, address: int, size: int) -> None:
         """Forget a whole, empty reservation. Undone by `add_reservation`."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         if self._reservations.get(address) != (address, size):
             advice = "pass the address and size of one whole reservation, once"
             raise refusal("unreserve", advice, address=address, size=size)
@@ -144,41 +144,41 @@ class AddressBook:
             raise refusal(
                 "unreserve", "unmap everything in the reservation first", address=address, size=size
             )
-        self._torn = True
+        self._inconsistent = True
         self._reservations.remove(address)
-        self._torn = False
+        self._inconsistent = False
 
     def add_chunk(self, handle: int, size: int) -> None:
         """Record a chunk. Undone by `remove_chunk`."""
-        if self._torn:
-            self._mend()
-        self._torn = True
+        if self._inconsistent:
+            self._recover()
+        self._inconsistent = True
         self.chunks[handle] = Chunk(size)
         if self._footprint is not None:
             self._footprint.chunk_bytes += size
-        self._torn = False
+        self._inconsistent = False
 
     def remove_chunk(self, handle: int) -> int:
         """Forget a chunk that is mapped nowhere and return its size. Undone by `add_chunk`."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         chunk = self._chunk("release_chunk", handle)
         if chunk.maps:
             advice = f"it is still mapped at {chunk.maps} address(es): unmap it first"
             raise refusal("release_chunk", advice, chunk=handle)
-        self._torn = True
+        self._inconsistent = True
         del self.chunks[handle]
         if self._footprint is not None:
             self._footprint.chunk_bytes -= chunk.size
-        self._torn = False
+        self._inconsistent = False
         return chunk.size
 
     # --- mappings ---
 
     def map(self, address: int, handle: int) -> Mapping:
         """Record a mapping of the whole chunk at `address`. Undone by `unmap` or `drop`."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         chunk = self._chunk("map_chunk", handle, address=address)
         end = address + chunk.size
         if address % self.granularity:
@@ -193,10 +193,10 @@ class AddressBook:
                 "map_chunk", "something is mapped there: unmap it first", address=address, chunk=handle
             )
         mapping = Mapping(address, chunk.size, handle)
-        self._torn = True
+        self._inconsistent = True
         self._mappings.add(mapping)
         chunk.maps += 1
-        self._torn = False
+        self._inconsistent = False
         return mapping
 
     def unmap(self, address: int, size: int) -> list[Mapping]:
@@ -206,29 +206,29 @@ class AddressBook:
             for mapping in mappings:
                 self.drop(mapping)
         except BaseException:  # interrupted half-way: all or nothing
-            self._mend()
+            self._recover()
             self.restore([mapping for mapping in mappings if self._mappings.get(mapping.start) is None])
             raise
         return mappings
 
     def drop(self, mapping: Mapping) -> None:
         """Forget one mapping."""
-        if self._torn:
-            self._mend()
-        self._torn = True
+        if self._inconsistent:
+            self._recover()
+        self._inconsistent = True
         self._mappings.remove(mapping.start)
         self.chunks[mapping.handle].maps -= 1
-        self._torn = False
+        self._inconsistent = False
 
     def restore(self, mappings: list[Mapping]) -> None:
         """Undo `unmap`: put back what it returned, access included."""
-        if self._torn:
-            self._mend()
-        self._torn = True
+        if self._inconsistent:
+            self._recover()
+        self._inconsistent = True
         for mapping in mappings:
             self._mappings.add(mapping)
             self.chunks[mapping.handle].maps += 1
-        self._torn = False
+        self._inconsistent = False
 
     def enable_access(self, address: int, size: int) -> list[Mapping]:
         """Return the mappings in the range, which fill it; the driver marks them once that worked."""
@@ -255,14 +255,14 @@ class AddressBook:
 
     def is_reserved(self, address: int) -> bool:
         """Return whether `address` lies in a reservation."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         return self._reservations.at(address) is not None
 
     def touchable(self, address: int, size: int) -> bool:
         """Return whether the device may read and write all of [address, address + size)."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         end = address + size
         raw = self._raw.at(address)
         if raw is not None:
@@ -283,8 +283,8 @@ class AddressBook:
 
     def describe(self) -> dict[str, int]:
         """Return how many of each are held, and the bytes of chunks and raw memory."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         return {
             "raw": len(self._raw),
             "raw_bytes": sum(raw.size for raw in self._raw),
@@ -300,8 +300,8 @@ class AddressBook:
 
     def mapped(self, address: int, size: int) -> list[MappedRange]:
         """Return the mappings that share an address with [address, address + size), in order."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         found = self._mappings.touching(address, address + size)
         return [MappedRange(mapping.start, mapping.size, mapping.handle) for mapping in found]
 
@@ -311,8 +311,8 @@ class AddressBook:
 
     def check(self) -> None:
         """Raise `InvariantError` unless every invariant of this module's docstring holds."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         for ranges in (self._raw, self._reservations, self._mappings):
             ranges.check()
         maps = dict.fromkeys(self.chunks, 0)
@@ -334,7 +334,7 @@ class AddressBook:
             if self._footprint.free < 0:
                 raise InvariantError(f"more is held than there is: {self._footprint}")
 
-    def _mend(self) -> None:
+    def _recover(self) -> None:
         """Make everything that follows from the four dictionaries follow again. O(n log n)."""
         for ranges in (self._raw, self._reservations, self._mappings):
             ranges.rebuild()
@@ -345,7 +345,7 @@ class AddressBook:
         if self._footprint is not None:
             counts = self._recount()
             self._footprint.chunk_bytes, self._footprint.large_bytes, self._footprint.small_bytes = counts
-        self._torn = False
+        self._inconsistent = False
 
     def _recount(self) -> tuple[int, int, int]:
         """Return what the footprint should count: bytes of chunks, of large and of small raw memory."""
@@ -368,8 +368,8 @@ class AddressBook:
 
     def _window(self, call: str, address: int, size: int) -> list[Mapping]:
         """Return the mappings in a range that is granular, in one reservation, and cuts no mapping."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         end = address + size
         exact = self._mappings.get(address)
         if exact is not None and exact.size == size:

@@ -58,7 +58,7 @@ _DONE = Marker(done=True)
 class Queues:
     """The streams and events of one host driver, which says by `use_lock` what guards them; 0 exists."""
 
-    __slots__ = ("_changed", "_destroyed", "_events", "_next_handle", "_streams", "_torn", "captured")
+    __slots__ = ("_changed", "_destroyed", "_events", "_inconsistent", "_next_handle", "_streams", "captured")
 
     _changed: threading.Condition
 
@@ -68,7 +68,7 @@ class Queues:
         self._events: dict[int, Marker] = {}
         self._next_handle = FIRST_HANDLE
         self.captured: int | None = None  # a stream whose pending work is a graph's, and waited for by nobody
-        self._torn = False  # an interrupt ended `_run`: streams that could go on may not have
+        self._inconsistent = False  # an interrupt ended `_run`: streams that could go on may not have
 
     def use_lock(self, lock: threading.Lock) -> None:
         """Let waits give up this lock, which the driver holds around every call."""
@@ -103,7 +103,7 @@ class Queues:
     def submit(self, handle: int, work: Callable[[], None]) -> None:
         """Queue `work` on a stream, and do it if nothing holds it."""
         stream = self._stream(handle)
-        self._torn = True
+        self._inconsistent = True
         stream.pending.append(work)
         self._run(stream)
 
@@ -114,7 +114,7 @@ class Queues:
     def resume(self, handle: int) -> None:
         """Do what is pending on the stream, destroyed or not, and hold it no longer."""
         stream = self._destroyed.get(handle) or self._stream(handle)
-        self._torn = True
+        self._inconsistent = True
         stream.paused = False
         self._run(stream)
 
@@ -173,7 +173,7 @@ class Queues:
         stream = self._stream(handle)
         if marker.done:
             return
-        self._torn = True
+        self._inconsistent = True
         stream.pending.append(_Wait(marker))
         self._run(stream)
 
@@ -186,8 +186,8 @@ class Queues:
 
     def check(self) -> None:
         """Raise `InvariantError` unless every stream that could go on has gone on."""
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         for stream in (*self._streams.values(), *self._destroyed.values()):
             if stream.paused or not stream.pending:
                 continue
@@ -203,7 +203,7 @@ class Queues:
 
         A piece leaves its queue after it was done, so an interrupt may do it again but never lose it.
         """
-        self._torn = True
+        self._inconsistent = True
         ready = [first]
         while ready:
             stream = ready.pop()
@@ -222,10 +222,10 @@ class Queues:
                 stream.pending.popleft()
             if not stream.pending:
                 self._destroyed.pop(stream.handle, None)
-        self._torn = False
+        self._inconsistent = False
         self._changed.notify_all()
 
-    def _mend(self) -> None:
+    def _recover(self) -> None:
         """Let every stream go on, after an interrupt in `_run`."""
         for stream in (*self._streams.values(), *self._destroyed.values()):
             self._run(stream)
@@ -235,8 +235,8 @@ class Queues:
         return handle
 
     def _stream(self, handle: int) -> _Stream:
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         stream = self._streams.get(handle)
         if stream is None:
             raise StreamError(
@@ -246,8 +246,8 @@ class Queues:
         return stream
 
     def _marker(self, call: str, event: int) -> Marker:
-        if self._torn:
-            self._mend()
+        if self._inconsistent:
+            self._recover()
         marker = self._events.get(event)
         if marker is None:
             raise refusal(call, "no such event: pass one from create_event, not destroyed", event=event)

@@ -31,7 +31,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["MOST", "IdleAge"]
+__all__ = ["MOST", "IdleDecay"]
 
 MOST: Final = 16
 """Times the configured age: a quarter of an hour by default, when getting memory back is for nothing."""
@@ -52,7 +52,7 @@ class _Given:
     left: int
 
 
-class IdleAge:
+class IdleDecay:
     """The history of one pool's idle memory.
 
     Parameters
@@ -62,7 +62,7 @@ class IdleAge:
 
     Examples
     --------
-    >>> age = IdleAge(60.0)
+    >>> age = IdleDecay(60.0)
     >>> [age.observe(now, idle_bytes=100, reserved_bytes=500) for now in (0.0, 30.0, 60.0)]
     [0, 0, 100]
     """
@@ -75,7 +75,7 @@ class IdleAge:
         self._given: _Given | None = None
 
     def __repr__(self) -> str:
-        return f"<IdleAge of {self.seconds:g} s, {self._configured:g} s at first>"
+        return f"<IdleDecay of {self.seconds:g} s, {self._configured:g} s at first>"
 
     def observe(self, now: float, *, idle_bytes: int, reserved_bytes: int, hurry: float = 1.0) -> int:
         """Return how many bytes have aged.

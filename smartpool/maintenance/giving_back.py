@@ -10,7 +10,7 @@ from typing import Final
 from smartpool.errors import DriverOutOfMemoryError
 from smartpool.heap.elastic import ElasticHeap
 from smartpool.heap.profile import HeapProfile, Restoring
-from smartpool.maintenance.aging import IdleAge
+from smartpool.maintenance.aging import IdleDecay
 from smartpool.maintenance.ahead import Forecast
 from smartpool.pool.slow_path import SlowPath
 from smartpool.steps.stepping import Steps, StepStatistics
@@ -43,7 +43,7 @@ class Maintenance:
         self._pool = pool
         self._steps = steps
         interval, age = pool.config.optimization_interval, pool.config.idle_age
-        self._idle_age = IdleAge(interval if age is None else age)
+        self._idle_age = IdleDecay(interval if age is None else age)
         self._hurry = 1.0 if age is None else min(1.0, interval / age)
         self._steps_then: StepStatistics | None = None
         self._steps_changed = 0.0

@@ -5,9 +5,9 @@ for them again and again; a plan knows them.
 Method: the requests of one repetition, and between which requests each was freed, are intervals,
 which the planner colors on a thread of its own. From then on a step has one *region*, a block of
 the heap as high as the plan, and each planned request a *slot* in it, an address. While a step is
-served, the bins of the planned sizes are replaced by *faces*: bins whose `pop` takes the next slot
+served, the bins of the planned sizes are replaced by *proxies*: bins whose `pop` takes the next slot
 of the plan, if it is of their size. So a planned request goes the pool's ordinary quick path, takes
-no lock, and costs one Python call more than a bin; a free is exactly that of a bin, because a face
+no lock, and costs one Python call more than a bin; a free is exactly that of a bin, because a proxy
 throws away what is put into it: that a slot is live, or free, is written in one place, the table
 of live blocks.
 
@@ -52,7 +52,7 @@ from smartpool.heap.arena import ALIGNMENT
 from smartpool.pool.bins import enter
 from smartpool.steps.plans import StepPlan
 from smartpool.steps.region import Region
-from smartpool.steps.stand_ins import NOBODY, TAKING, Seat, StepBin
+from smartpool.steps.stand_ins import NOBODY, TAKING, PlannedBin, Seat
 from smartpool.units import align_up
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ REPLAN_SHARE: Final = 0.02
 class PlannedStep:
     """A plan with its region: serves one repetition after the other.
 
-    Only `StepBin.pop` and `use_elsewhere` run without the pool's lock.
+    Only `PlannedBin.pop` and `use_elsewhere` run without the pool's lock.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class PlannedStep:
         Where its slots are.
     left
         Whether it is served no more, and its memory goes back.
-    faces
+    proxies
         What stands in the table of bins while the step is served, by request size.
     position
         The request of the plan that comes next.
@@ -124,16 +124,18 @@ class PlannedStep:
         self.left = False
         self.stream = stream
         self.live = live
-        self.faces = {nbytes: StepBin(bin_of(nbytes, stream), self) for nbytes in set(plan.sequence.nbytes)}
+        self.proxies = {
+            nbytes: PlannedBin(bin_of(nbytes, stream), self) for nbytes in set(plan.sequence.nbytes)
+        }
         self._slots = [
             range(base + offset, base + offset + align_up(max(nbytes, 1), ALIGNMENT)) if offset >= 0 else None
             for nbytes, offset in zip(plan.sequence.nbytes, plan.offsets, strict=True)
         ]
         self._addresses = {slot.start for slot in self._slots if slot is not None}
-        # One look-up a request: the face that it comes through, its slot, and the slots due before it.
-        self.entries: list[tuple[StepBin | None, int, tuple[int, ...]]] = [
+        # One look-up a request: the proxy that it comes through, its slot, and the slots due before it.
+        self.entries: list[tuple[PlannedBin | None, int, tuple[int, ...]]] = [
             (
-                self.faces[nbytes] if slot is not None else None,
+                self.proxies[nbytes] if slot is not None else None,
                 slot.start if slot is not None else -1,
                 tuple(other.start for index in due if (other := self._slots[index]) is not None),
             )
@@ -216,7 +218,7 @@ class PlannedStep:
 
     def _live_slots(self) -> dict[int, int]:
         """Return address and bytes of the slots that are live, or about to be, of a step that is closed."""
-        taking, live = self._owner.busy, self.live  # in this order: see `StepBin.pop`
+        taking, live = self._owner.busy, self.live  # in this order: see `PlannedBin.pop`
         starts = self._addresses if self.region.is_whole else [address for address, _ in self.region.blocks()]
         found = {start: bin_.size for start in starts if (bin_ := live.get(start)) is not None}
         if taking > TAKING and taking not in found:  # which size of that place is not known
@@ -269,9 +271,9 @@ class PlannedStep:
             self._order(wait)  # behind the look at what is live: a free enters itself here before it is one
             if position is None:
                 return None
-            face, address, _ = self.entries[position]
-            assert face is not None
-            enter(self.live, address, face)
+            proxy, address, _ = self.entries[position]
+            assert proxy is not None
+            enter(self.live, address, proxy)
             return address
         finally:
             self._open_seat()
@@ -342,8 +344,8 @@ class PlannedStep:
         self._late.add(slot)
         overlaps = (self._starts < slot.stop) & (slot.start < self._stops)
         for position in np.flatnonzero(overlaps).tolist():
-            face, address, due = self.entries[position]
-            self.entries[position] = (face, address, (*due, slot.start))
+            proxy, address, due = self.entries[position]
+            self.entries[position] = (proxy, address, (*due, slot.start))
 
     def _is_in(self, slot: range, address: int) -> bool:
         """Whether what is live at an address, if anything is, overlaps a slot."""
@@ -393,7 +395,7 @@ class PlannedStep:
             raise InvariantError(f"slots at {unknown} should be free in {self!r}, and are not known as late")
 
     def _is_mine(self, bin_: Bin) -> bool:
-        return isinstance(bin_, StepBin) and bin_.step is self
+        return isinstance(bin_, PlannedBin) and bin_.step is self
 
     def _find_back(self, nbytes: int) -> int | None:
         """Return where the plan goes on, once the context is clear: the nearest place ahead, cyclically."""

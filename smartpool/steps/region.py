@@ -5,7 +5,7 @@ would grow beside memory that idles.
 Method: a region is made of what is free and of nothing new (`Heap.place_idle`); and before the heap grows,
 every plan is left (`Steps.leave`). A region that is left is split into the slots that are live and what lies
 between them. The latter is free at once, each of the former as soon as it is seen to be live no more.
-A slot knows nothing of that: it is in the table of live blocks under its face, which throws a freed address
+A slot knows nothing of that: it is in the table of live blocks under its proxy, which throws a freed address
 away. So a free on another thread comes before the look at that table or after it, and either is right.
 Bound: O(slots) to leave, O(live slots) for each look afterwards.
 Rejected: giving live slots to the bins of the heap (a block's bin would have to be exchanged if the block is

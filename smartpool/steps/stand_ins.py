@@ -1,7 +1,7 @@
-"""Faces: what stands in a table of bins while a step is served, and the seat of who may take slots.
+"""Proxies: what stands in a table of bins while a step is served, and the seat of who may take slots.
 
 A request looks its size up in a table of bins and pops (`smartpool.pool.bins`). Putting another object
-under that size is one atomic store, and reaches callers that hold the table; so a face has the
+under that size is one atomic store, and reaches callers that hold the table; so a proxy has the
 methods of a bin, and finds its block elsewhere. What the methods do, and why it is safe, is said in
 `smartpool.steps.planned`.
 """
@@ -17,14 +17,14 @@ from smartpool.pool.bins import Bin
 if TYPE_CHECKING:
     from smartpool.steps.planned import PlannedStep
 
-__all__ = ["NOBODY", "TAKING", "ExtraBin", "FaceBin", "Seat", "StepBin"]
+__all__ = ["NOBODY", "TAKING", "CountingBin", "PlannedBin", "ProxyBin", "Seat"]
 
 TAKING: Final = 1
 _claim = dict.__setitem__  # not a request: observers are told once, by the one who asked
 _throw_away = deque[int](maxlen=0).append  # takes one argument and does nothing, in C
 
 
-class FaceBin(Bin):
+class ProxyBin(Bin):
     """Stands in a table of bins for another while a step is served. Holds no block, and is never emptied.
 
     Attributes
@@ -46,7 +46,7 @@ class FaceBin(Bin):
         return self.home.own()
 
 
-class StepBin(FaceBin):
+class PlannedBin(ProxyBin):
     """All planned requests of one size: its `pop` is the next slot of the plan."""
 
     __slots__ = ("step",)
@@ -61,7 +61,7 @@ class StepBin(FaceBin):
 
     def own(self) -> Bin:
         """Return another of the kind: slots go nowhere, and the step itself learns of further streams."""
-        return StepBin(self.home, self.step)
+        return PlannedBin(self.home, self.step)
 
     def used_elsewhere(self, pointer: int, stream: int) -> bool:
         """Let the step know."""
@@ -77,9 +77,9 @@ class StepBin(FaceBin):
         seat.busy = TAKING
         try:
             position = step.position
-            face, address, due = step.entries[position]  # an IndexError at the end of the repetition
+            proxy, address, due = step.entries[position]  # an IndexError at the end of the repetition
             live = step.live
-            if face is self and address not in live:
+            if proxy is self and address not in live:
                 for other in due:
                     if other in live:
                         break
@@ -94,7 +94,7 @@ class StepBin(FaceBin):
         raise IndexError
 
 
-class ExtraBin(FaceBin):
+class CountingBin(ProxyBin):
     """A size that the plan of a step does not know: counts, and passes on to the bin."""
 
     __slots__ = ("step",)

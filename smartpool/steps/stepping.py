@@ -25,7 +25,7 @@ from smartpool.pool.slow_path import SlowPath
 from smartpool.steps.planned import PlannedStep
 from smartpool.steps.planning import Planning
 from smartpool.steps.plans import Sequence, StepPlan, Watch, make_plan, sequences
-from smartpool.steps.stand_ins import ExtraBin, FaceBin
+from smartpool.steps.stand_ins import CountingBin, ProxyBin
 
 __all__ = ["StepStatistics", "Steps"]
 
@@ -101,7 +101,7 @@ class Steps:
         self._owner = 0
         self._watch: Watch | None = None
         self._serving: dict[int, PlannedStep] = {}
-        self._faces: list[tuple[dict[int, Bin], FaceBin]] = []
+        self._proxies: list[tuple[dict[int, Bin], ProxyBin]] = []
         self._lowered: dict[str, int] = {}  # how often the regions of a plan were made lower
         self._refused = False  # whether there was no memory for a region of the step under way
         self._recorded = self._left = 0
@@ -241,15 +241,15 @@ class Steps:
             self._refused = not steps and name in self._plans  # else a lower one is on its way
         for step in steps:
             bins = pool.bins_of.setdefault(step.stream, {})
-            for nbytes, face in step.faces.items():
-                face.home = pool.bin_of(nbytes, step.stream)
-                self._put(bins, face)
+            for nbytes, proxy in step.proxies.items():
+                proxy.home = pool.bin_of(nbytes, step.stream)
+                self._put(bins, proxy)
             step.begin()
             self._serving[step.stream] = step
             if len(bins) <= MOST_BINS:
                 for bin_ in list(bins.values()):
                     if bin_.home is bin_:
-                        self._put(bins, ExtraBin(bin_, step))
+                        self._put(bins, CountingBin(bin_, step))
 
     def _take_up(self, name: str, plans: dict[int, StepPlan], pool: SlowPath) -> list[PlannedStep]:
         """Make the regions of a plan, as far as there is memory; or nearly: then, plan lower ones."""
@@ -298,15 +298,15 @@ class Steps:
         pool.planned = self if attentive else None
         pool.look_again()
 
-    def _put(self, bins: dict[int, Bin], face: FaceBin) -> None:
-        bins[face.nbytes] = face
-        self._faces.append((bins, face))
+    def _put(self, bins: dict[int, Bin], proxy: ProxyBin) -> None:
+        bins[proxy.nbytes] = proxy
+        self._proxies.append((bins, proxy))
 
     def _stop_serving(self) -> list[PlannedStep]:
-        for bins, face in self._faces:
-            if bins.get(face.nbytes) is face:  # a closed pool has none any more
-                bins[face.nbytes] = face.home
-        self._faces.clear()
+        for bins, proxy in self._proxies:
+            if bins.get(proxy.nbytes) is proxy:  # a closed pool has none any more
+                bins[proxy.nbytes] = proxy.home
+        self._proxies.clear()
         served = list(self._serving.values())
         self._serving.clear()
         for step in served:
@@ -326,9 +326,9 @@ class Steps:
         if self._serving.get(step.stream) is step:
             self._left += 1
         step.leave()
-        for bins, face in self._faces:
-            if face.stream == step.stream and bins.get(face.nbytes) is face:
-                bins[face.nbytes] = face.home
+        for bins, proxy in self._proxies:
+            if proxy.stream == step.stream and bins.get(proxy.nbytes) is proxy:
+                bins[proxy.nbytes] = proxy.home
         self._attend(pool)
 
     def sweep(self, pool: SlowPath) -> None:
@@ -366,7 +366,7 @@ class Steps:
         for step in self._serving.values():
             step.close()
         self._serving.clear()
-        self._faces.clear()
+        self._proxies.clear()
 
     # ------------------------------------------------------------------ questions
 

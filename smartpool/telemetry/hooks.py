@@ -34,7 +34,7 @@ __all__ = [
     "Hooks",
     "MapEvent",
     "RequestHooks",
-    "tell_of_map",
+    "notify_map",
 ]
 
 
@@ -256,7 +256,7 @@ def _call(method: WeakMethod[Callable[[], None]]) -> None:
         bound()
 
 
-def tell_of_map(device: str, hooks: list[Hooks], what: str, *change: int) -> None:
+def notify_map(device: str, hooks: list[Hooks], what: str, *change: int) -> None:
     """Log that memory was mapped (``"map"``) or given back, and tell the hooks. Raises no `Exception`.
 
     `change` is the address, the bytes, and what the pool then holds.

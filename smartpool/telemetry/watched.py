@@ -24,7 +24,7 @@ from smartpool.log import LOGGER
 from smartpool.pool.bins import Bin, LiveTable, RequestObserver
 from smartpool.pool.direct import DirectBin
 from smartpool.pool.slow_path import SlowPath
-from smartpool.telemetry.hooks import Hooks, RequestHooks, tell_of_map
+from smartpool.telemetry.hooks import Hooks, RequestHooks, notify_map
 from smartpool.telemetry.journal import FOR_EVER, Journal, JournalTable, ObservedTable, Reader
 from smartpool.telemetry.labels import Label, StackLabels, current_label
 from smartpool.telemetry.memory_map import MemoryMap, make_map
@@ -67,7 +67,7 @@ class Telemetry:
         self._failures = 0  # requests that failed for lack of memory
         self.tracker: Tracker | None = None
         pool.explain = WeakMethod(self._out_of_memory)
-        pool.memory.on_change = partial(tell_of_map, pool.driver.name, self._hooks)
+        pool.memory.on_change = partial(notify_map, pool.driver.name, self._hooks)
         if pool.config.track or pool.config.stack_depth:
             self.start_tracking(stack_depth=pool.config.stack_depth)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpool.maintenance.aging import MOST, IdleAge
+from smartpool.maintenance.aging import MOST, IdleDecay
 
 STRETCHES = st.lists(
     st.tuples(st.floats(0.001, 100), st.integers(0, 1000)), min_size=1, max_size=60
@@ -14,7 +14,7 @@ STRETCHES = st.lists(
 
 @given(STRETCHES, st.floats(1, 200), st.sampled_from([1.0, 0.5, 0.01]))
 def test_what_aged_was_idle_all_the_time(stretches, seconds, hurry):
-    age = IdleAge(seconds)
+    age = IdleDecay(seconds)
     age.observe(0.0, idle_bytes=10**6, reserved_bytes=10**6)  # what was before is not known
     now, history = 0.0, []
     for length, idle in stretches:
@@ -30,7 +30,7 @@ def test_what_aged_was_idle_all_the_time(stretches, seconds, hurry):
 
 @given(st.integers(1, 1000), st.floats(0.1, 20))
 def test_memory_that_idles_on_is_told_at_the_latest_after_its_age_and_a_pass(idle, interval):
-    age = IdleAge(60.0)
+    age = IdleDecay(60.0)
     now = 0.0
     while not age.observe(now, idle_bytes=idle, reserved_bytes=1000):
         now += interval
@@ -38,7 +38,7 @@ def test_memory_that_idles_on_is_told_at_the_latest_after_its_age_and_a_pass(idl
 
 
 def test_nothing_is_told_twice():
-    age = IdleAge(10.0)
+    age = IdleDecay(10.0)
     age.observe(0.0, idle_bytes=100, reserved_bytes=100)
     assert age.observe(10.0, idle_bytes=100, reserved_bytes=100) == 100
     age.gave_back(10.0, 60, 40)
@@ -47,7 +47,7 @@ def test_nothing_is_told_twice():
 
 def times_paid(busy, quiet, phases, interval=5.0, seconds=60.0):
     """Return in which phases a program that pauses regularly had to get its memory back."""
-    age, now, held, paid = IdleAge(seconds), 0.0, 1000, []
+    age, now, held, paid = IdleDecay(seconds), 0.0, 1000, []
     for phase in range(phases):
         if held < 1000:
             paid.append(phase)
@@ -79,7 +79,7 @@ def test_a_program_that_pauses_for_long_pays_each_time_and_its_memory_is_free_me
 
 
 def test_the_age_has_an_end_and_comes_back():
-    age = IdleAge(10.0)
+    age = IdleDecay(10.0)
     now = 0.0
     for _ in range(20):
         age.gave_back(now, 100, 0)

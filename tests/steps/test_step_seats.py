@@ -20,12 +20,12 @@ from smartpool.errors import PoolClosedError, ReentrantCallError
 from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.steps.planned import PlannedStep
 from smartpool.steps.plans import Sequence, make_plan
-from smartpool.steps.stand_ins import StepBin
+from smartpool.steps.stand_ins import PlannedBin
 from smartpool.units import KiB, MiB
 
 SIZES = (1 * MiB, 1 * MiB + 512, 300 * KiB, 1 * MiB)
 PLAN = make_plan(Sequence(SIZES, (1, 2, 3, 4)))
-QUICK = [StepBin.pop, AdvancedMemoryPoolManager.malloc]
+QUICK = [PlannedBin.pop, AdvancedMemoryPoolManager.malloc]
 SLOW = [
     PlannedStep.serve,
     PlannedStep._find,
@@ -53,7 +53,7 @@ ANYWHERE = {
     "quick": points(QUICK, (*POLLS, "GET_ITER"), lines=True),  # the collector may run at GET_ITER
     "slow": points(SLOW, (*POLLS, "GET_ITER"), lines=True),
 }
-INTERRUPTS = points([StepBin.pop], POLLS, lines=False)
+INTERRUPTS = points([PlannedBin.pop], POLLS, lines=False)
 
 
 class Planned:

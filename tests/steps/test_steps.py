@@ -17,7 +17,7 @@ from smartpool.errors import PoolClosedError, StepError
 from smartpool.manager import AdvancedMemoryPoolManager
 from smartpool.pool.bins import Bin, LiveTable
 from smartpool.steps.plans import OUTLIVED, Sequence, Watch, make_plan, sequences
-from smartpool.steps.stand_ins import FaceBin
+from smartpool.steps.stand_ins import ProxyBin
 from smartpool.steps.stepping import MOST_NAMES, StepStatistics
 from smartpool.units import GiB, KiB, MiB
 
@@ -539,7 +539,7 @@ def test_a_log_becomes_sequences():
 
 def test_a_face_holds_nothing_and_stands_for_its_home():
     home = Bin(100, 512, 0, None, set())
-    face = FaceBin(home)
+    face = ProxyBin(home)
     assert face.home is home
     assert home.home is home
     assert not face
