@@ -353,13 +353,14 @@ class HostDriver(HostStreams):
 
     def _begin_virtual(self, call: str, **arguments: int) -> None:
         """Count the call and let it fail: for want of virtual memory, or as a fault says."""
+        self.calls[call] += 1
         if not self.granularity:
-            self.calls[call] += 1
             raise UnsupportedError(
                 f"{call}: {self.name} has no virtual memory on this platform; use raw allocations, "
                 "or the model device"
             )
-        self._count(call, **arguments)
+        if self.faults.alert:  # written out: each mapped chunk comes by here three times
+            self.faults.check(call, **arguments)
 
     def _out_of_memory(self, call: str, size: int) -> DriverOutOfMemoryError:
         advice = f"{self._footprint.free} of {self._footprint.capacity} bytes are free"
