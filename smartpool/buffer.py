@@ -318,9 +318,7 @@ class Buffer:
 
     def _shared(self) -> Owner:
         """Return the owner that consumers keep; the first call hands the block over to it."""
-        apart = self._pool().slow_path.apart
-        if apart is not None:
-            apart.require_awake(self.pointer)
+        self._pool().require_awake(self.pointer)
         owner = self._common_owner()
         if owner is not None:
             return owner

@@ -104,7 +104,7 @@ H200 = CostTable(
     synchronize_event=Cost(0.9),
     fill=Cost(5.3),
     copy=Cost(6.3),
-    allocate_host=Cost(50.0, 250.0),  # of the order that was seen, pages touched for the first time
+    allocate_host=Cost(50.0, 250.0),  # a guess: pages are touched for the first time
     free_host=Cost(50.0, 60.0),
 )
 """One NVIDIA H200."""

@@ -203,6 +203,11 @@ class DevicePool:
         """Return the stream that the live block at `pointer` was requested for."""
         return self.slow_path.live_bin(pointer).stream
 
+    def require_awake(self, pointer: int) -> None:
+        """Raise `AsleepError` when the memory at `pointer` sleeps."""
+        if self.slow_path.apart is not None:
+            self.slow_path.apart.require_awake(pointer)
+
     def order_after(self, pointer: int, stream: int) -> None:
         """Let `stream` use the live block behind all work queued so far on the block's own stream."""
         own, stream = self.stream_of(pointer), self.driver.stream(stream)

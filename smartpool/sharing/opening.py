@@ -135,6 +135,9 @@ class ImportedMemory:
     def order_after(self, pointer: int, stream: int) -> None:
         """Nothing: what the exporter had queued is done."""
 
+    def require_awake(self, pointer: int) -> None:
+        """Nothing: a handle of this process keeps the memory, whatever the exporter does."""
+
     def working(self) -> AbstractContextManager[None]:
         """Nothing: nobody else calls this driver."""
         return nullcontext()
