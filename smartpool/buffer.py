@@ -318,11 +318,13 @@ class Buffer:
 
     def _shared(self) -> Owner:
         """Return the owner that consumers keep; the first call hands the block over to it."""
-        self._pool().require_awake(self.pointer)
         owner = self._common_owner()
         if owner is not None:
+            owner.manager.require_awake(owner.pointer)
             return owner
-        made = Owner(self._pool(), self.pointer)
+        manager, pointer = self._pool(), self.pointer
+        manager.require_awake(pointer)
+        made = Owner(manager, pointer)
         try:
             del self._pointer; self._manager = None; self._owner = made; made.holds = True  # fmt: skip # noqa: E702
         except AttributeError:  # freed or exported meanwhile

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 import smartpool
+from smartpool.driver import open_driver
+from smartpool.errors import DeviceNotFoundError, DriverNotInstalledError
 from smartpool.units import MiB
+
+try:
+    open_driver("cuda:0").close()
+except (DriverNotInstalledError, DeviceNotFoundError) as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 
 @pytest.mark.parametrize("keep", ["host", "disk", "nothing"])
