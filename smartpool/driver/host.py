@@ -82,9 +82,7 @@ class HostDriver(HostStreams):
     def allocate_host(self, size: int) -> int:
         """Return the address of `size` bytes of the host."""
         with self._lock:
-            self.calls["allocate_host"] += 1
-            if self.faults.alert:
-                self.faults.check("allocate_host", size=size)
+            self._count("allocate_host", size=size)
             self._book.check_size("allocate_host", size)
             self._refuse_when_closed("allocate_host", size=size)
             address = self._allocate_host(size)
@@ -94,9 +92,7 @@ class HostDriver(HostStreams):
     def free_host(self, address: int) -> None:
         """Give back what `allocate_host` returned."""
         with self._lock:
-            self.calls["free_host"] += 1
-            if self.faults.alert:
-                self.faults.check("free_host", address=address)
+            self._count("free_host", address=address)
             size = self._host.pop(address, None)
             if size is None:
                 raise refusal("free_host", "pass what allocate_host returned, once", address=address)

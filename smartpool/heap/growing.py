@@ -316,7 +316,8 @@ class Growing:
             size = profile.chunks[len(made)]
             if size <= self._memory.room_bytes:
                 chunk = self._chunks.table.get(self._map_chunk(size).start)
-                made += [] if chunk is None else [chunk]
+                assert chunk is not None
+                made.append(chunk)
                 return size
             restoring.profile = profile = replace(profile, chunks=profile.chunks[: len(made)])
         while restoring.windows < len(profile.windows):

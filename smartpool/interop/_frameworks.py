@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from smartpool.smart_pool import SmartPool
 if TYPE_CHECKING:
     from smartpool.manager import AdvancedMemoryPoolManager
 
-__all__ = ["cuda_managers", "framework", "manager_for", "one_manager"]
+__all__ = ["cuda_managers", "framework", "keep_for_good", "manager_for", "one_manager"]
 
 
 def framework(name: str, *, install: str) -> Any:
@@ -32,6 +33,11 @@ def framework(name: str, *, install: str) -> Any:
         raise MissingPackageError(
             f"expected the package {name} to be installed, got: {error}; {install}"
         ) from error
+
+
+def keep_for_good(thing: object) -> None:
+    """Never let go of an object: C code has its address, until the process ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def cuda_managers(pool: SmartPool) -> dict[int, AdvancedMemoryPoolManager]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.errors import UnknownPointerError
 from smartpool.heap.policy import policy_of
-from smartpool.interop._frameworks import manager_for
+from smartpool.interop._frameworks import keep_for_good, manager_for
 from smartpool.interop._torch_front import Front
 from smartpool.interop._torch_rescue import ROOM
 from smartpool.manager import AdvancedMemoryPoolManager
@@ -41,7 +41,7 @@ FreeFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, 
 def address_of(prototype: Any, function: Callable[..., Any]) -> int:
     """Return the address of `function` as C code of the type `prototype`, valid until the process ends."""
     callback = prototype(function)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(callback))
+    keep_for_good(callback)
     address = ctypes.cast(callback, ctypes.c_void_p).value
     assert address is not None
     return address

@@ -30,10 +30,11 @@ import mmap
 import re
 import threading
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any, Final
 
 from smartpool.forks import call_in_children, renewed
-from smartpool.interop._frameworks import framework
+from smartpool.interop._frameworks import framework, keep_for_good
 
 __all__ = ["Front"]
 
@@ -52,7 +53,8 @@ _LOCK, _ON, _LARGE, _SMALL, _LIST, _MARKED, _USED, _LARGE_USED, _ALLOWED, _BUFFE
     8 * line
     for line in range(10)  # each on a cache line of its own
 )
-_PLACES: Final = {
+_COUNTS: Final = 8 * 16
+_PLACES: Final = {  # words of each table, behind the counts
     "buckets": 2 * _KINDS,  # hash table: 0, or the number of a kind plus one
     "sizes": _KINDS,
     "streams": _KINDS,
@@ -209,6 +211,28 @@ define internal void @clear() noinline {
   ret void
 }
 
+; Where the address is among the marked ones, or -1.
+define internal i64 @find_mark(i64 %address, i64 %marks) {
+begin:
+  br label %search
+search:
+  %i = phi i64 [0, %begin], [%i1, %next]
+  %over = icmp uge i64 %i, %marks
+  br i1 %over, label %absent, label %compare
+compare:
+  %at = getelementptr i64, ptr MARKS, i64 %i
+  %one = load i64, ptr %at
+  %is = icmp eq i64 %one, %address
+  br i1 %is, label %found, label %next
+next:
+  %i1 = add i64 %i, 1
+  br label %search
+found:
+  ret i64 %i
+absent:
+  ret i64 -1
+}
+
 define i64 @allocate(i64 %size, i32 %device, i64 %stream) uwtable {
 begin:
   %on = load atomic i64, ptr ON monotonic, align 8
@@ -266,20 +290,11 @@ define void @release(i64 %address, i64 %size, i32 %device, i64 %stream) {
 begin:
   call void @enter()
   %marks = load i64, ptr MARKED
-  br label %search
-search:
-  %i = phi i64 [0, %begin], [%i1, %next]
-  %over = icmp uge i64 %i, %marks
-  br i1 %over, label %unmarked, label %compare
-compare:
-  %at = getelementptr i64, ptr MARKS, i64 %i
-  %one = load i64, ptr %at
-  %is = icmp eq i64 %one, %address
-  br i1 %is, label %forget, label %next
-next:
-  %i1 = add i64 %i, 1
-  br label %search
+  %mark = call i64 @find_mark(i64 %address, i64 %marks)
+  %marked = icmp sge i64 %mark, 0
+  br i1 %marked, label %forget, label %unmarked
 forget:
+  %at = getelementptr i64, ptr MARKS, i64 %mark
   %last = sub i64 %marks, 1
   %last_at = getelementptr i64, ptr MARKS, i64 %last
   %moved = load i64, ptr %last_at
@@ -400,19 +415,9 @@ define void @mark(i64 %address) {
 begin:
   call void @enter()
   %marks = load i64, ptr MARKED
-  br label %search
-search:
-  %i = phi i64 [0, %begin], [%i1, %next]
-  %over = icmp uge i64 %i, %marks
-  br i1 %over, label %absent, label %compare
-compare:
-  %one_at = getelementptr i64, ptr MARKS, i64 %i
-  %one = load i64, ptr %one_at
-  %is = icmp eq i64 %one, %address
-  br i1 %is, label %done, label %next
-next:
-  %i1 = add i64 %i, 1
-  br label %search
+  %mark = call i64 @find_mark(i64 %address, i64 %marks)
+  %marked = icmp sge i64 %mark, 0
+  br i1 %marked, label %done, label %absent
 absent:
   %full = icmp uge i64 %marks, NOTED
   br i1 %full, label %off, label %note
@@ -470,8 +475,6 @@ class Front:
     ----------
     allocate, release
         Addresses of the functions. Valid until the process ends.
-    waits
-        A list of one word, in memory: what must be given back before anything else.
 
     Raises
     ------
@@ -490,11 +493,12 @@ class Front:
         throw: int,
         room: int,
     ) -> None:
-        words = 8 * 16 + sum(_PLACES.values())
+        places = _places()
         # Private, so that a forked child has one of its own.
-        memory = mmap.mmap(-1, 8 * words, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, 8 * places["end"], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         base = _address_for_good(memory)
         self._words = memoryview(memory).cast("q")
+        self._allowed = places["allowed"]
         self._give = give
         self._lock = renewed(self, "_lock", threading.Lock)
         engine = _compiled(_written(base, device, limit, first, second, throw, room))
@@ -513,7 +517,7 @@ class Front:
 
     def admit(self, streams: Iterable[int]) -> None:
         """Let blocks of these streams be stacked: they are never destroyed."""
-        words, place = self._words, _place("allowed")
+        words, place = self._words, self._allowed
         for stream in streams:
             count = words[_ALLOWED]
             signed = ctypes.c_int64(stream).value
@@ -562,14 +566,9 @@ class Front:
         self._words[_LOCK] = 0
 
 
-def _place(name: str) -> int:
-    """Return the index of the first word of a table."""
-    index = 8 * 16
-    for other, size in _PLACES.items():
-        if other == name:
-            break
-        index += size
-    return index
+def _places() -> dict[str, int]:
+    """Return the first word of each table, and the end."""
+    return dict(zip([*_PLACES, "end"], accumulate(_PLACES.values(), initial=_COUNTS), strict=True))
 
 
 def _written(  # noqa: PLR0917 - what the code is of, in the order of `Front`
@@ -580,14 +579,15 @@ def _written(  # noqa: PLR0917 - what the code is of, in the order of `Front`
     def word(index: int) -> str:
         return f"inttoptr (i64 {base + 8 * index} to ptr)"
 
+    places = _places()
     values = {
         "LOCK": word(_LOCK), "ON": word(_ON), "LARGE": word(_LARGE), "SMALL": word(_SMALL),
         "LIST": word(_LIST), "MARKED": word(_MARKED), "USED": word(_USED), "BUFFERED": word(_BUFFERED),
         "LARGE_USED": word(_LARGE_USED),
-        "ALLOWED": word(_ALLOWED), "BUCKETS": word(_place("buckets")), "SIZES": word(_place("sizes")),
-        "STREAMS": word(_place("streams")), "COUNTS": word(_place("counts")),
-        "LARGE_KINDS": word(_place("large_kinds")), "ALLOWED_STREAMS": word(_place("allowed")),
-        "MARKS": word(_place("marked")), "LIST_AT": word(_place("list")), "STACKS": word(_place("stacks")),
+        "ALLOWED": word(_ALLOWED), "BUCKETS": word(places["buckets"]), "SIZES": word(places["sizes"]),
+        "STREAMS": word(places["streams"]), "COUNTS": word(places["counts"]),
+        "LARGE_KINDS": word(places["large_kinds"]), "ALLOWED_STREAMS": word(places["allowed"]),
+        "MARKS": word(places["marked"]), "LIST_AT": word(places["list"]), "STACKS": word(places["stacks"]),
         "YIELD": _yield_address(), "FIRST": first, "SECOND": second, "THROW": throw, "DEVICE": device,
         "LIMIT": limit, "DEPTH": _DEPTH, "LISTED": _LISTED, "NOTED": _NOTED, "CLEARED": _CLEARED,
         "BUFFER": _BUFFER, "MASK": 2 * _KINDS - 1, "SHIFT": 64 - (2 * _KINDS).bit_length() + 1,
@@ -619,12 +619,12 @@ def _compiled(code: str) -> Any:
     passes.getModulePassManager().run(module, passes)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+    keep_for_good(engine)
     return engine
 
 
 def _address_for_good(memory: mmap.mmap) -> int:
     """Return the address of `memory`, which is never given back."""
     view = (ctypes.c_char * len(memory)).from_buffer(memory)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(view))
+    keep_for_good(view)
     return ctypes.addressof(view)

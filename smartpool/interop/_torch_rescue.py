@@ -30,6 +30,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.errors import SmartPoolError, UnsupportedError
+from smartpool.interop._frameworks import keep_for_good
 from smartpool.units import GiB, KiB, MiB
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class CppErrors:
                 "expected a PyTorch that exports the constructor of its own errors (2.7 or later, for "
                 f"Linux): {error}; use smartpool.interop.torch.mem_pool instead"
             ) from error
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kind))  # exceptions may outlive the interpreter
+        keep_for_good(kind)  # exceptions may outlive the interpreter
         self._kinds = {True: ctypes.addressof(kind), False: below}
         self._place = _Place(b"malloc", b"smartpool", 0)
 

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from smartpool.forks import ModuleLock, held_if_free
+from smartpool.interop._frameworks import keep_for_good
 from smartpool.interop._torch_callbacks import AllocateFunction, FreeFunction, address_of
 from smartpool.interop._torch_rescue import raise_later
 from smartpool.pool.garbage import uncollected
@@ -117,7 +118,7 @@ class Segments:
         if old is None or not self._segments_of[self._generation] or old.use_count() != 1:
             return
         self._current = None
-        _keep_for_good(old)
+        keep_for_good(old)
         self._torch._C._cuda_releasePool(self._device, old.id)  # noqa: SLF001 - no public way
 
     def _replace(self) -> bool:
@@ -135,12 +136,12 @@ class Segments:
         finally:
             self._swapping = False
         new = cuda.MemPool(self._allocator, **self._options)
-        _keep_for_good(new)  # until it is in use: PyTorch ends a pool only where nobody is inside of any
+        keep_for_good(new)  # until it is in use: PyTorch ends a pool only where nobody is inside of any
         end(device, old.id)
         begin(device, new.id)
         self._current = new
         self._generation += 1
-        _keep_for_good(old)
+        keep_for_good(old)
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(new))
         release(device, old.id)  # the use of whoever is inside, who leaves the new one
         release(device, old.id)  # ours
@@ -266,7 +267,3 @@ def _retiring(before: Callable[[], None]) -> Callable[[], None]:
 
     empty_cache.smartpool_before = before  # type: ignore[attr-defined]
     return empty_cache
-
-
-def _keep_for_good(pool: Any) -> None:
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pool))

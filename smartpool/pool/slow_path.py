@@ -271,8 +271,6 @@ class SlowPath:
             if self.capture is not None:
                 return self.capture.request(self, bin_.nbytes, bin_.stream, ALIGNMENT)
             return self._search_anyhow(bin_.nbytes, bin_.stream, ALIGNMENT)
-        if self.front is not None:
-            self.front.drain()
         if bin_.nbytes == self._latest_nbytes and self._home_deferred == self._latest:
             # The block placed last came back, alone, and nothing was joined since: first fit would choose
             # the same place again. Whoever pops it owns it, so this needs no lock.
@@ -315,6 +313,8 @@ class SlowPath:
                         bin_ = bin_.home  # where it stood for another until a moment ago
                         pointer = self.find_place(bin_, ALIGNMENT)
                     else:  # `find_place` written out, for one stream
+                        if self.front is not None:
+                            self.front.drain()
                         self.searches += 1
                         deferred = self._home_deferred
                         if arena.live_bytes > self.high_water_bytes:  # noqa: PLR1730 - `max` takes thrice the time

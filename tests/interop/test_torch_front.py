@@ -140,14 +140,14 @@ def test_a_hit_calls_no_python(caller):
 
 
 def test_streams_that_share_a_bucket_have_stacks_of_their_own(monkeypatch):
-    monkeypatch.setattr(_torch_front, "_KINDS", 4)
-    monkeypatch.setattr(_torch_front, "_CROWDED", 4)
-    for size in range(1, 40):
-        caller = Caller()
-        addresses = [caller.allocate(size, 0, stream) for stream in STREAMS]
-        for address, stream in zip(addresses, STREAMS, strict=True):
-            caller.free(address, size, 0, stream)
-        assert [caller.allocate(size, 0, stream) for stream in STREAMS] == addresses
+    monkeypatch.setattr(_torch_front, "_KINDS", 128)
+    monkeypatch.setattr(_torch_front, "_CROWDED", 128)
+    caller, streams = Caller(), range(1, 120)
+    caller.front.admit(streams)
+    addresses = [caller.allocate(512, 0, stream) for stream in streams]
+    for address, stream in zip(addresses, streams, strict=True):
+        caller.free(address, 512, 0, stream)
+    assert [caller.allocate(512, 0, stream) for stream in streams] == addresses
 
 
 def test_nothing_is_asked_once_and_is_a_null_pointer(caller):

@@ -131,27 +131,11 @@ class CudaDriver(VirtualMemory):
 
     def copy_to_host(self, destination: int, source: int, size: int, stream: int) -> None:
         """Queue on `stream`: copy `size` bytes of the device into pinned memory."""
-        self._on_stream(
-            "copy_to_host",
-            self._api.cuMemcpyDtoHAsync,
-            (destination, source, size, self.stream_handle(stream)),
-            destination=destination,
-            source=source,
-            size=size,
-            stream=stream,
-        )
+        self._copy("copy_to_host", self._api.cuMemcpyDtoHAsync, destination, source, size, stream)
 
     def copy_from_host(self, destination: int, source: int, size: int, stream: int) -> None:
         """Queue on `stream`: copy `size` bytes of pinned memory to the device."""
-        self._on_stream(
-            "copy_from_host",
-            self._api.cuMemcpyHtoDAsync,
-            (destination, source, size, self.stream_handle(stream)),
-            destination=destination,
-            source=source,
-            size=size,
-            stream=stream,
-        )
+        self._copy("copy_from_host", self._api.cuMemcpyHtoDAsync, destination, source, size, stream)
 
     # --- streams ---
 
@@ -214,16 +198,7 @@ class CudaDriver(VirtualMemory):
         """Queue on `stream`: copy `size` bytes that do not overlap, within this device."""
         if abs(destination - source) < size:
             raise refusal("copy", "the ranges overlap", destination=destination, source=source, size=size)
-        arguments = (destination, source, size, self.stream_handle(stream))
-        self._on_stream(
-            "copy",
-            self._api.cuMemcpyDtoDAsync,
-            arguments,
-            destination=destination,
-            source=source,
-            size=size,
-            stream=stream,
-        )
+        self._copy("copy", self._api.cuMemcpyDtoDAsync, destination, source, size, stream)
 
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes after all queued work is done."""
@@ -277,6 +252,14 @@ class CudaDriver(VirtualMemory):
         self._finish_closing()
 
     # --- inside ---
+
+    def _copy(  # noqa: PLR0917 - the call, and what it copies
+        self, call: str, function: Callable[..., Any], destination: int, source: int, size: int, stream: int
+    ) -> None:
+        values = (destination, source, size, self.stream_handle(stream))
+        self._on_stream(
+            call, function, values, destination=destination, source=source, size=size, stream=stream
+        )
 
     def _on_stream(
         self,
