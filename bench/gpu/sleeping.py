@@ -1,21 +1,27 @@
 """Sleep and wake on the device: 24 GiB dropped; 8 GiB to the host, first and later; 4 GiB to disk.
 
-python bench/gpu/sleeping.py --out sleeping.json [--directory FOLDER]
+Run: python bench/gpu/sleeping.py [--directory FOLDER]. Writes `bench/results/sleeping.json`, and a copy under
+$OUT where that is set.
 """
 
 import argparse
 import json
-import time
+import os
+import shutil
+import sys
 from pathlib import Path
 
-import smartpool
-from smartpool.units import GiB, MiB
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+MiB, GiB = 1 << 20, 1 << 30
 BLOCK = 256 * MiB
 
 
 def rounds(total, keep, count, directory=None):
     """Return seconds of each sleep and wake of `total` bytes."""
+    import smartpool
+
     rows = []
     with smartpool.SmartPool("cuda:0", sleep_tags=["weights"], enable_auto_defragmentation=False) as pool:
         driver = pool.managers[0].driver
@@ -35,19 +41,19 @@ def rounds(total, keep, count, directory=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--directory", default=".")
     options = parser.parse_args()
     result = {
-        "when": time.strftime("%Y-%m-%d"),
         "dropped_24GiB": rounds(24 * GiB, "nothing", 5),
         "host_8GiB": rounds(8 * GiB, "host", 4),
         "disk_4GiB": rounds(4 * GiB, "disk", 2, options.directory),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    print(json.dumps(result, indent=1))
+    from common import write_results
+
+    path = write_results("sleeping", result)
+    if os.environ.get("OUT"):
+        shutil.copy(path, os.environ["OUT"])
 
 
 if __name__ == "__main__":

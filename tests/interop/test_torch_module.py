@@ -183,7 +183,7 @@ def test_a_pool_that_is_not_on_cuda(open_pool):
 
 
 def test_garbage_is_collected_before_a_request_fails(allocator, no_collector):
-    """PyTorch frees into the ring, which is to be looked at once more after the collection."""
+    """PyTorch frees into the front, which is to be looked at once more after the collection."""
 
     class Garbage:
         def __init__(self):

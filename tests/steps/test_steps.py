@@ -405,7 +405,7 @@ def test_frees_that_are_put_aside_are_seen_in_time(pool):
     pool.front = SimpleNamespace(drain=drain, switch=drain)
     steps = program(15, 100)
     for pointer in [pool.malloc(value) for kind, value in steps if kind == "take"]:
-        pool.free(pointer)  # the bins serve the recorded step, and nobody asks for the ring
+        pool.free(pointer)  # the bins serve the recorded step, and nobody asks for the list
 
     def once():
         pointers, count = {}, 0
